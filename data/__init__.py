@@ -1,0 +1,1 @@
+"""Class tables, image folders, label-map stores and the toy city."""

@@ -1,0 +1,1 @@
+"""The engine: fingerprints, artifacts, planning and running; nothing about segmentation."""

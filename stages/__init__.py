@@ -1,0 +1,1 @@
+"""The pipeline: one module per node of the graph."""

@@ -1,0 +1,1 @@
+"""How teachers and students are loaded and built."""
