@@ -1,0 +1,29 @@
+"""Checks that several functions make of their arguments."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.stages.functional import IGNORE_INDEX
+
+_DIMS = {2: "(H, W)", 3: "(T, H, W)"}
+
+
+def check_n_classes(n_classes: int, most: int = 254) -> None:
+    """Raise ValueError unless 1 <= n_classes <= most."""
+    if not 1 <= n_classes <= most:
+        raise ValueError(f"the number of classes must be 1 to {most}, got {n_classes}")
+
+
+def check_labels(name: str, labels: NDArray[np.uint8], n_classes: int, *, ndim: int) -> None:
+    """Raise unless `labels` is a non-empty uint8 array of class ids and 255."""
+    if labels.dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8, got {labels.dtype}")
+    if labels.ndim != ndim or 0 in labels.shape:
+        raise ValueError(f"{name} must be {_DIMS[ndim]} and not empty, got shape {labels.shape}")
+    # 255 + 1 wraps to 0, so one maximum finds every value between the last class and 255.
+    highest = int((labels + np.uint8(1)).max()) - 1
+    if highest >= n_classes:
+        raise ValueError(
+            f"{name} holds the value {highest}; expected class ids 0..{n_classes - 1} "
+            f"or {IGNORE_INDEX}"
+        )

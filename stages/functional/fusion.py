@@ -1,0 +1,242 @@
+"""One label map out of several teachers' label maps.
+
+`channel_wise` is the channel-wise ensemble of Chao, Cheng, Lee, "Rethinking Ensemble-Distillation
+for Semantic Segmentation Based Unsupervised Domain Adaption", CVPR Workshops 2021: a policy gives
+each class to one teacher, whose pixels of that class are then taken over. `majority` is the
+pixel-wise baseline of the same paper.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.stages.functional._checks import check_labels, check_n_classes
+
+__all__ = ["MAX_CLASSES", "FusionCounts", "channel_wise", "majority"]
+
+MAX_CLASSES: Final = 64
+"""The most classes that `channel_wise` can tell apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class FusionCounts:
+    """What happened in a fusion, in pixels; the counts of several images add up exactly.
+
+    Attributes
+    ----------
+    claimed
+        (C,) int64, the pixels that the class claims.
+    conflict
+        (C,) int64, those of them that another class claims too.
+    won
+        (C,) int64, the pixels with several claims that became the class. Under the rule `window`
+        a class may win where it claims nothing.
+    filled
+        (C,) int64, the pixels without a claim that became the class.
+    label
+        (C,) int64, the pixels of the class in the fused map.
+    pixels, conflicts, holes, ignored
+        All pixels, those with several claims, those without a claim, and those that are 255 in the
+        fused map.
+    """
+
+    claimed: NDArray[np.int64]
+    conflict: NDArray[np.int64]
+    won: NDArray[np.int64]
+    filled: NDArray[np.int64]
+    label: NDArray[np.int64]
+    pixels: int
+    conflicts: int
+    holes: int
+    ignored: int
+
+    def __add__(self, other: "FusionCounts") -> "FusionCounts":
+        if self.label.shape != other.label.shape:
+            raise ValueError(
+                f"cannot add counts of {len(self.label)} and {len(other.label)} classes"
+            )
+        return FusionCounts(
+            claimed=self.claimed + other.claimed,
+            conflict=self.conflict + other.conflict,
+            won=self.won + other.won,
+            filled=self.filled + other.filled,
+            label=self.label + other.label,
+            pixels=self.pixels + other.pixels,
+            conflicts=self.conflicts + other.conflicts,
+            holes=self.holes + other.holes,
+            ignored=self.ignored + other.ignored,
+        )
+
+
+def channel_wise(
+    label_maps: NDArray[np.uint8],
+    owner: NDArray[np.intp],
+    *,
+    window: int,
+    conflict: Literal["window", "certainty", "ignore"],
+    holes: Literal["window", "ignore"],
+    certainty: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.uint8], FusionCounts]:
+    """Fuse the teachers' label maps class by class, each class from the teacher that owns it.
+
+    Class c claims pixel p if `label_maps[owner[c], p] == c`. A pixel with one claim becomes that
+    class. 255 never claims, and an unassigned class claims nothing.
+
+    Parameters
+    ----------
+    label_maps
+        (T, H, W) uint8 of class ids 0..C-1 or 255, one map for each teacher.
+    owner
+        (C,) intp with C <= 64, the index of the teacher that decides class c, or -1 for none.
+    window
+        K, the odd edge length in pixels of the window of the rules `window`.
+    conflict
+        What a pixel with several claims becomes. `window`: the class with the most claims in the
+        K x K window around it, among all classes; beyond the image border there are no claims, and
+        at a pixel with several claims each of them counts; ties go to the lowest id. `certainty`:
+        the class among the claimants with the largest certainty, ties to the lowest id. `ignore`:
+        255.
+    holes
+        What a pixel without a claim becomes. `window`: as above, or 255 if nothing is claimed in
+        the whole window. `ignore`: 255.
+    certainty
+        (C,) float64, the certainty that the probe of c's owner has of class c; NaN ranks below
+        every number. Needed for `conflict="certainty"`, not read otherwise.
+
+    Returns
+    -------
+    fused
+        (H, W) uint8 of class ids or 255.
+    counts
+        How many pixels were claimed, contested, filled and ignored.
+
+    Raises
+    ------
+    TypeError
+        If `label_maps` is not uint8, or `owner` does not hold integers.
+    ValueError
+        If an array has the wrong shape, a label is neither a class id nor 255, an owner is not a
+        teacher, `window` is not an odd positive number, a rule is unknown, or the rule `certainty`
+        comes without a certainty.
+
+    Examples
+    --------
+    >>> label_maps = np.array([[[0, 0, 1, 1]], [[0, 1, 1, 0]]], np.uint8)
+    >>> owner = np.array([0, 1])
+    >>> fused, counts = channel_wise(
+    ...     label_maps, owner, window=3, conflict="ignore", holes="ignore"
+    ... )
+    >>> fused
+    array([[  0, 255,   1, 255]], dtype=uint8)
+    >>> counts.conflicts, counts.holes
+    (1, 1)
+    """
+    owner = np.asarray(owner)
+    if owner.ndim != 1:
+        raise ValueError(f"owner must be (C,), got shape {owner.shape}")
+    if not np.issubdtype(owner.dtype, np.integer):
+        raise TypeError(f"owner must hold integers, got {owner.dtype}")
+    n_classes = len(owner)
+    check_n_classes(n_classes, most=MAX_CLASSES)
+    check_labels("label_maps", label_maps, n_classes, ndim=3)
+    teachers, height, width = label_maps.shape
+    if owner.min() < -1 or owner.max() >= teachers:
+        raise ValueError(
+            f"owner must hold indices of the {teachers} teachers or -1, got {owner.tolist()}"
+        )
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be an odd positive number of pixels, got {window}")
+    if conflict not in ("window", "certainty", "ignore"):
+        raise ValueError(f"conflict must be 'window', 'certainty' or 'ignore', got {conflict!r}")
+    if holes not in ("window", "ignore"):
+        raise ValueError(f"holes must be 'window' or 'ignore', got {holes!r}")
+    rank = np.arange(n_classes)
+    if conflict == "certainty":
+        if certainty is None or certainty.shape != (n_classes,):
+            given = "none" if certainty is None else f"shape {certainty.shape}"
+            raise ValueError(f"conflict='certainty' needs a ({n_classes},) certainty, got {given}")
+        # A stable sort keeps the lowest id first among equals, and leaves NaN to the end.
+        rank[np.argsort(-certainty, kind="stable")] = np.arange(n_classes)
+
+    from ensdistill.stages.functional import _kernels as kernels
+
+    label_maps = _frozen(label_maps)
+    owned = np.zeros(teachers, np.uint64)
+    for c in np.flatnonzero(owner >= 0):
+        owned[owner[c]] |= np.uint64(1 << int(c))
+    claims = np.empty((height, width), np.uint8)
+    fused = np.empty((height, width), np.uint8)
+    single = np.zeros(n_classes, np.int64)
+    counts = np.zeros((3, n_classes), np.int64)
+    rules = {"ignore": kernels.IGNORE, "window": kernels.WINDOW, "certainty": kernels.RANK}
+    kernels.find_claims(label_maps.reshape(teachers, -1), owned, claims.reshape(-1))
+    conflicts = kernels.resolve(
+        label_maps,
+        owned,
+        claims,
+        rank,
+        min(window // 2, max(height, width)),
+        rules[conflict],
+        rules[holes],
+        fused,
+        single,
+        counts,
+    )
+    contested, won, filled = counts
+    label = single + won + filled
+    return fused, FusionCounts(
+        claimed=single + contested,
+        conflict=contested,
+        won=won,
+        filled=filled,
+        label=label,
+        pixels=fused.size,
+        conflicts=conflicts,
+        holes=fused.size - conflicts - int(single.sum()),
+        ignored=fused.size - int(label.sum()),
+    )
+
+
+def majority(label_maps: NDArray[np.uint8], n_classes: int) -> NDArray[np.uint8]:
+    """Fuse the teachers' label maps pixel by pixel, by a plurality of the votes.
+
+    Parameters
+    ----------
+    label_maps
+        (T, H, W) uint8 of class ids 0..C-1 or 255, one map for each teacher, in the order of their
+        names; T is at most 255. 255 never votes.
+    n_classes
+        C, 1 to 254.
+
+    Returns
+    -------
+    fused
+        (H, W) uint8. Among labels with equally many votes the one that the first teacher voting
+        for any of them gives; 255 where nobody votes.
+
+    Raises
+    ------
+    TypeError
+        If `label_maps` is not uint8.
+    ValueError
+        If `label_maps` is not (T, H, W) with a permitted T, or a label is neither a class id nor
+        255.
+    """
+    check_n_classes(n_classes)
+    check_labels("label_maps", label_maps, n_classes, ndim=3)
+    if len(label_maps) > 255:
+        raise ValueError(f"at most 255 teachers can vote, got {len(label_maps)}")
+
+    from ensdistill.stages.functional import _kernels as kernels
+
+    fused = np.empty(label_maps.shape[1:], np.uint8)
+    kernels.vote(_frozen(label_maps).reshape(len(label_maps), -1), fused.reshape(-1))
+    return fused
+
+
+def _frozen(label_maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    view = np.ascontiguousarray(label_maps).view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,155 @@
+"""Confusion matrices and the scores read off them.
+
+A confusion matrix here is `confmat[target, prediction]`, int64, of shape (C, C + 1): the last
+column counts the labelled pixels that were predicted as `IGNORE_INDEX`. Matrices of several images
+add up exactly, in any order.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.stages.functional import IGNORE_INDEX
+from ensdistill.stages.functional._checks import check_labels, check_n_classes
+
+__all__ = ["confusion", "coverage", "iou", "mean_iou", "pixel_accuracy"]
+
+
+def confusion(
+    target: NDArray[np.uint8], prediction: NDArray[np.uint8], n_classes: int
+) -> NDArray[np.int64]:
+    """Count how often each target class was predicted as each class, or not at all.
+
+    Parameters
+    ----------
+    target, prediction
+        Label maps, (H, W) uint8 of class ids 0..C-1 or 255. Pixels with target 255 are left out.
+    n_classes
+        C, 1 to 254.
+
+    Returns
+    -------
+    confmat
+        (C, C + 1) int64, `confmat[target, prediction]`; the last column counts prediction 255.
+
+    Raises
+    ------
+    TypeError
+        If a label map is not uint8.
+    ValueError
+        If the shapes differ, or a map holds a value that is neither a class id nor 255.
+
+    Examples
+    --------
+    >>> target = np.array([[0, 0, 1, 255]], np.uint8)
+    >>> prediction = np.array([[0, 1, 255, 1]], np.uint8)
+    >>> confusion(target, prediction, 2)
+    array([[1, 1, 0],
+           [0, 0, 1]])
+    """
+    check_n_classes(n_classes)
+    for name, labels in (("target", target), ("prediction", prediction)):
+        check_labels(name, labels, n_classes, ndim=2)
+    if target.shape != prediction.shape:
+        raise ValueError(
+            f"target and prediction must have one shape, got {target.shape} and {prediction.shape}"
+        )
+    pairs = target.ravel().astype(np.intp) * 256 + prediction.ravel()
+    every_value = np.bincount(pairs, minlength=256 * 256).reshape(256, 256).astype(np.int64)
+    return every_value[:n_classes, [*range(n_classes), IGNORE_INDEX]]
+
+
+def iou(
+    confmat: NDArray[np.int64], *, ignored: Literal["wrong", "left_out"] = "wrong"
+) -> NDArray[np.float64]:
+    """Intersection over union of each class, TP / (TP + FP + FN).
+
+    Parameters
+    ----------
+    confmat
+        (C, C + 1) integers, from `confusion`.
+    ignored
+        Whether a labelled pixel that was predicted as 255 counts as a miss (`wrong`) or not at all
+        (`left_out`: the score of the covered pixels alone).
+
+    Returns
+    -------
+    iou
+        (C,) float64, a fraction in [0, 1]; NaN for a class absent from target and prediction.
+
+    Raises
+    ------
+    ValueError
+        If `confmat` is not (C, C + 1), or `ignored` is neither of the two.
+    TypeError
+        If `confmat` does not hold integers.
+    """
+    n_classes = _check_confmat(confmat)
+    if ignored not in ("wrong", "left_out"):
+        raise ValueError(f"ignored must be 'wrong' or 'left_out', got {ignored!r}")
+    predicted = confmat[:, :n_classes]
+    hits = np.diagonal(predicted)
+    in_target = (confmat if ignored == "wrong" else predicted).sum(axis=1)
+    union = in_target + predicted.sum(axis=0) - hits
+    result = np.full(n_classes, np.nan)
+    np.divide(hits, union, out=result, where=union > 0)
+    return result
+
+
+def mean_iou(iou_values: NDArray[np.float64], classes: Sequence[int] | None = None) -> float:
+    """Mean IoU over all classes, or over a subset such as the 13 of mIoU*.
+
+    Parameters
+    ----------
+    iou_values
+        (C,) float64 fractions; NaN entries are left out of the mean.
+    classes
+        Ids of the subset; all classes by default.
+
+    Returns
+    -------
+    miou
+        A fraction in [0, 1]; NaN if no class of the subset has a score.
+
+    Raises
+    ------
+    ValueError
+        If `iou_values` has not one dimension, or `classes` names an id outside 0..C-1 or one twice.
+    """
+    if iou_values.ndim != 1:
+        raise ValueError(f"iou_values must be (C,), got shape {iou_values.shape}")
+    if classes is not None:
+        outside = [c for c in classes if not 0 <= c < len(iou_values)]
+        if outside or len(set(classes)) != len(classes):
+            raise ValueError(
+                f"classes must be different ids in 0..{len(iou_values) - 1}, got {list(classes)}"
+            )
+        iou_values = iou_values[list(classes)]
+    scored = iou_values[~np.isnan(iou_values)]
+    return float(scored.mean()) if scored.size else float("nan")
+
+
+def coverage(confmat: NDArray[np.int64]) -> float:
+    """Fraction in [0, 1] of the labelled pixels that have a prediction; NaN without such pixels."""
+    n_classes = _check_confmat(confmat)
+    return _fraction(confmat[:, :n_classes].sum(), confmat.sum())
+
+
+def pixel_accuracy(confmat: NDArray[np.int64]) -> float:
+    """Fraction in [0, 1] of the labelled pixels predicted right; 255 is wrong; NaN without any."""
+    n_classes = _check_confmat(confmat)
+    return _fraction(np.trace(confmat[:, :n_classes]), confmat.sum())
+
+
+def _fraction(part: np.int64, whole: np.int64) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _check_confmat(confmat: NDArray[np.int64]) -> int:
+    if confmat.ndim != 2 or confmat.shape[1] != confmat.shape[0] + 1:
+        raise ValueError(f"confmat must be (C, C + 1), got shape {confmat.shape}")
+    if not np.issubdtype(confmat.dtype, np.integer):
+        raise TypeError(f"confmat must hold integers, got {confmat.dtype}")
+    return int(confmat.shape[0])

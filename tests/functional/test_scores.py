@@ -1,0 +1,115 @@
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ensdistill.stages.functional.scores import (
+    confusion,
+    coverage,
+    iou,
+    mean_iou,
+    pixel_accuracy,
+)
+
+quick = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@st.composite
+def map_pairs(draw):
+    classes = draw(st.integers(1, 5))
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6))
+    values = st.sampled_from([*range(classes), 255])
+    target, prediction = (draw(hnp.arrays(np.uint8, shape, elements=values)) for _ in range(2))
+    return target, prediction, classes
+
+
+@quick
+@given(pair=map_pairs())
+def test_confusion_agrees_with_the_loops(pair):
+    confmat = confusion(*pair)
+    assert confmat.dtype == np.int64
+    assert confmat.tolist() == oracles.confusion(*pair)
+
+
+@pytest.mark.parametrize("ignored", ["wrong", "left_out"])
+@quick
+@given(pair=map_pairs())
+def test_iou_agrees_with_sets_of_pixels(ignored, pair):
+    expected = oracles.iou(*pair, ignored=ignored)
+    np.testing.assert_allclose(iou(confusion(*pair), ignored=ignored), expected, rtol=1e-15)
+
+
+@quick
+@given(pair=map_pairs())
+def test_fractions_of_pixels(pair):
+    target, prediction, _ = pair
+    confmat = confusion(*pair)
+    labelled = target != 255
+    if labelled.any():
+        assert coverage(confmat) == (prediction[labelled] != 255).mean()
+        assert pixel_accuracy(confmat) == (prediction == target)[labelled].mean()
+    else:
+        assert np.isnan(coverage(confmat))
+        assert np.isnan(pixel_accuracy(confmat))
+
+
+def test_confusion_of_254_classes():
+    values = np.array([[0, 253, 255, 253]], np.uint8)
+    confmat = confusion(values, values[:, ::-1], 254)
+    assert confmat.shape == (254, 255)
+    assert confmat[0, 253] == 1
+    assert confmat[253, 254] == 1
+    assert confmat[253, 0] == 1
+    assert confmat.sum() == 3
+
+
+def test_the_two_treatments_of_255():
+    confmat = np.array([[2, 1, 1], [0, 0, 4], [0, 0, 0]])
+    confmat = np.insert(confmat, 2, 0, axis=1)  # a third class, absent from both
+    np.testing.assert_array_equal(iou(confmat), [2 / 4, 0, np.nan])
+    np.testing.assert_array_equal(iou(confmat, ignored="left_out"), [2 / 3, 0, np.nan])
+    assert coverage(confmat) == 3 / 8
+    assert pixel_accuracy(confmat) == 2 / 8
+
+
+def test_a_class_that_is_never_covered_has_no_score_of_its_own():
+    confmat = np.array([[0, 0, 3], [0, 1, 0]])
+    np.testing.assert_array_equal(iou(confmat), [0, 1])
+    np.testing.assert_array_equal(iou(confmat, ignored="left_out"), [np.nan, 1])
+
+
+def test_mean_iou_of_subsets():
+    values = np.array([0.5, np.nan, 0.25, 1.0])
+    assert mean_iou(values) == pytest.approx(1.75 / 3)
+    assert mean_iou(values, [0, 1, 2]) == 0.375
+    assert np.isnan(mean_iou(values, [1]))
+    assert np.isnan(mean_iou(np.full(3, np.nan)))
+    assert np.isnan(mean_iou(values, []))
+
+
+@pytest.mark.parametrize("classes", [[4], [-1], [0, 0]])
+def test_mean_iou_refuses_other_ids(classes):
+    with pytest.raises(ValueError, match=r"different ids in 0\.\.3"):
+        mean_iou(np.zeros(4), classes)
+
+
+def test_refusals():
+    labels = np.zeros((2, 3), np.uint8)
+    with pytest.raises(ValueError, match="prediction holds the value 2"):
+        confusion(labels, labels + np.uint8(2), 2)
+    with pytest.raises(ValueError, match="target holds the value 254"):
+        confusion(labels + np.uint8(254), labels, 254)
+    with pytest.raises(ValueError, match="one shape"):
+        confusion(labels, labels.T, 2)
+    with pytest.raises(TypeError, match="target must be uint8"):
+        confusion(labels.astype(int), labels, 2)
+    with pytest.raises(ValueError, match=r"\(C, C \+ 1\)"):
+        iou(np.zeros((3, 3), np.int64))
+    with pytest.raises(TypeError, match="integers"):
+        coverage(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="'wrong' or 'left_out'"):
+        iou(np.zeros((3, 4), np.int64), ignored="right")
+    with pytest.raises(ValueError, match="got shape"):
+        mean_iou(np.zeros((2, 2)))

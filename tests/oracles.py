@@ -1,0 +1,115 @@
+"""Slow, obvious loops over plain numbers: what the fast code must agree with."""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def channel_wise(label_maps, owner, *, window, conflict, holes, certainty=None):
+    """The fused map, and the counts as a dict of lists and numbers."""
+    _, height, width = label_maps.shape
+    n_classes = len(owner)
+
+    def claims(y, x):
+        return [c for c in range(n_classes) if owner[c] >= 0 and label_maps[owner[c], y, x] == c]
+
+    def most_claimed(y, x):
+        radius = window // 2
+        count = [0] * n_classes
+        for v in range(max(0, y - radius), min(height, y + radius + 1)):
+            for u in range(max(0, x - radius), min(width, x + radius + 1)):
+                for c in claims(v, u):
+                    count[c] += 1
+        return count.index(max(count)) if max(count) else 255
+
+    def most_certain(candidates):
+        best = None
+        for c in candidates:
+            value = -math.inf if math.isnan(certainty[c]) else certainty[c]
+            if best is None or value > best[0]:
+                best = (value, c)
+        return best[1]
+
+    fused = np.empty((height, width), np.uint8)
+    names = ("claimed", "conflict", "won", "filled", "label")
+    counts = {name: [0] * n_classes for name in names}
+    counts |= {"pixels": 0, "conflicts": 0, "holes": 0, "ignored": 0}
+    for y in range(height):
+        for x in range(width):
+            candidates = claims(y, x)
+            if len(candidates) == 1:
+                label = candidates[0]
+            elif (conflict if candidates else holes) == "window":
+                label = most_claimed(y, x)
+            elif candidates and conflict == "certainty":
+                label = most_certain(candidates)
+            else:
+                label = 255
+            fused[y, x] = label
+            counts["pixels"] += 1
+            counts["conflicts"] += len(candidates) > 1
+            counts["holes"] += not candidates
+            counts["ignored"] += label == 255
+            for c in candidates:
+                counts["claimed"][c] += 1
+                counts["conflict"][c] += len(candidates) > 1
+            if label != 255:
+                counts["label"][label] += 1
+                counts["won"][label] += len(candidates) > 1
+                counts["filled"][label] += not candidates
+    return fused, counts
+
+
+def majority(label_maps):
+    _, height, width = label_maps.shape
+    fused = np.full((height, width), 255, np.uint8)
+    for y in range(height):
+        for x in range(width):
+            votes = [int(v) for v in label_maps[:, y, x] if v != 255]
+            if votes:
+                most = max(votes.count(v) for v in votes)
+                fused[y, x] = next(v for v in votes if votes.count(v) == most)
+    return fused
+
+
+def confusion(target, prediction, n_classes):
+    confmat = [[0] * (n_classes + 1) for _ in range(n_classes)]
+    for t, p in zip(target.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+        if t != 255:
+            confmat[t][n_classes if p == 255 else p] += 1
+    return confmat
+
+
+def iou(target, prediction, n_classes, *, ignored):
+    """Straight from the two maps, by sets of pixels."""
+    pairs = list(enumerate(zip(target.ravel().tolist(), prediction.ravel().tolist(), strict=True)))
+    pairs = [(i, t, p) for i, (t, p) in pairs if t != 255]
+    if ignored == "left_out":
+        pairs = [(i, t, p) for i, t, p in pairs if p != 255]
+    result = []
+    for c in range(n_classes):
+        truth = {i for i, t, _ in pairs if t == c}
+        found = {i for i, _, p in pairs if p == c}
+        union = truth | found
+        result.append(len(truth & found) / len(union) if union else math.nan)
+    return result
+
+
+def certainty_sums(labels, certainty, n_classes):
+    sums, support = [0.0] * n_classes, [0] * n_classes
+    for label, value in zip(labels.ravel().tolist(), certainty.ravel().tolist(), strict=True):
+        if label != 255:
+            sums[label] += value
+            support[label] += 1
+    return sums, support
+
+
+def best_sum_of_certainty(allowed):
+    """The largest summed certainty over all assignments of classes to teachers.
+
+    `allowed[c]` maps the teachers that may have class c to their certainties; a class without any
+    adds nothing.
+    """
+    options = [list(values.values()) or [0.0] for values in allowed]
+    return max(math.fsum(assignment) for assignment in itertools.product(*options))
