@@ -1,0 +1,124 @@
+"""Reading a YAML file into a frozen pydantic model, with errors a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ensdistill.pipeline.errors import ConfigError, raise_all
+
+
+class Section(BaseModel):
+    """Base of all parts of an experiment file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ModelT = TypeVar("ModelT", bound=Section)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a key appear twice and keeps the last one: a silent wrong result."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is not YAML, with line and column.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return yaml.load(file, Loader=_UniqueKeyLoader)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+
+
+def read_model(path: Path, model: type[ModelT]) -> ModelT:
+    """Read a YAML file into `model`.
+
+    Raises
+    ------
+    ConfigError
+        With every problem at once: file, key, value and, for an unknown key, the nearest known.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = [f"{path}: {_explain(e, content, model)}" for e in error.errors()]
+        raise_all(problems, ConfigError)
+        raise
+
+
+def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
+    path = _dotted(error["loc"], content)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {path!r}; {hint}"
+    if error["type"] == "missing":
+        return f"the key {path!r} is missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}" if path else str(message)
+    return f"{path}: expected {message}, found {error['input']!r}"
+
+
+def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
+    """Return the path of an error; a list entry with a name is called by it."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            try:
+                content = content[part]
+                name = content.get("name", part) if isinstance(content, dict) else part
+            except (IndexError, KeyError, TypeError):
+                name = part
+            text += f"[{name}]"
+        else:
+            content = content.get(part) if isinstance(content, dict) else None
+            text += f".{part}" if text else part
+    return text
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed at `loc`, found by walking the annotations."""
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        if isinstance(part, str) and any(part in m.model_fields for m in models):
+            models = [
+                found
+                for m in models
+                if part in m.model_fields
+                for found in _models_in(m.model_fields[part].annotation)
+            ]
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in get_args(annotation) for m in _models_in(argument)]

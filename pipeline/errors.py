@@ -1,0 +1,51 @@
+"""The errors a user can meet: each says what was expected, what came, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EnsdistillError(Exception):
+    """Base of all refusals; the command line prints its text and ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(EnsdistillError, ValueError):
+    """The experiment file, or an option, says something that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(EnsdistillError, ValueError):
+    """An input file is missing, unreadable or not what the experiment file says it is."""
+
+
+class NotReadyError(EnsdistillError, LookupError):
+    """An upstream artifact is missing and the command was not asked to make it."""
+
+
+class LockedError(EnsdistillError, RuntimeError):
+    """Another process is filling the same artifact."""
+
+
+class CorruptError(EnsdistillError, ValueError):
+    """A published artifact does not hold what its manifest says."""
+
+
+def raise_all(problems: Sequence[str], error: type[EnsdistillError]) -> None:
+    """Raise `error` with every problem at once, so that one round of mending is enough.
+
+    Parameters
+    ----------
+    problems : sequence of str
+        Texts complete in themselves; nothing happens when there are none.
+    error : type
+        The class to raise.
+    """
+    if len(problems) == 1:
+        raise error(problems[0])
+    if problems:
+        shown = problems[:20]
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise error(f"{len(problems)} problems:\n  " + "\n  ".join(shown) + more)

@@ -1,0 +1,66 @@
+"""Canonical JSON and the digests made from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TypeAlias
+
+Json: TypeAlias = (
+    "bool | int | float | str | list[Json] | tuple[Json, ...] | dict[str, Json] | None"
+)
+
+
+def canonical_json(value: Json) -> bytes:
+    """Encode `value` so that equal content gives equal bytes.
+
+    Keys are sorted, separators are minimal and text is UTF-8.
+
+    Raises
+    ------
+    TypeError
+        For anything JSON has no form for: a fingerprint must not depend on a `repr`.
+    ValueError
+        For NaN and infinities, which JSON cannot carry.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest(value: Json) -> str:
+    """Return the sha256 of `value`'s canonical JSON as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def fingerprint(
+    stage: str, version: int, recipe: Mapping[str, Json], inputs: Mapping[str, str]
+) -> str:
+    """Name an artifact by everything that determines its content.
+
+    Parameters
+    ----------
+    stage : str
+        The kind of node, such as ``"infer"``.
+    version : int
+        The stage's `VERSION`, raised whenever its numerics change.
+    recipe : mapping
+        All settings that change the numbers; device, paths and worker counts are not among them.
+    inputs : mapping
+        Role to fingerprint (or content digest) of each upstream artifact.
+
+    Returns
+    -------
+    str
+        64 hex digits.
+    """
+    return digest(
+        {
+            "format": 1,
+            "stage": stage,
+            "version": version,
+            "recipe": dict(recipe),
+            "inputs": dict(inputs),
+        }
+    )

@@ -1,0 +1,201 @@
+"""Deciding what must run: graph and snapshot in, decisions out. Nothing here touches a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ensdistill.pipeline.fingerprint import fingerprint
+from ensdistill.pipeline.node import Node, Work
+from ensdistill.pipeline.workspace import SHORT, Artifact, Snapshot
+
+
+class State(StrEnum):
+    """How a node stands.
+
+    fresh: published. partial: a draft with finished items. stale: published for other settings.
+    missing: never made. waiting: what it is made from is not known before an upstream node is.
+    corrupt: its manifest cannot be read.
+    """
+
+    FRESH = "fresh"
+    PARTIAL = "partial"
+    STALE = "stale"
+    MISSING = "missing"
+    WAITING = "waiting"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field that differs from the last published artifact of the node.
+
+    Attributes
+    ----------
+    field : str
+        Dotted path, such as ``recipe.window`` or ``inputs.labels``.
+    old, new : object
+        Values, None where the field did not or does not exist.
+    """
+
+    field: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was found out about one node.
+
+    Attributes
+    ----------
+    node : Node
+        The node.
+    state : State
+        See there.
+    reason : str
+        Why it is not fresh, in words; empty when it is.
+    changes : tuple of Change
+        For a stale node, the fields that changed.
+    done, total : int
+        Finished and all items; both 0 for a node without items.
+    work, fingerprint, artifact
+        None as long as they are not known.
+    """
+
+    node: Node
+    state: State
+    reason: str = ""
+    changes: tuple[Change, ...] = ()
+    done: int = 0
+    total: int = 0
+    work: Work | None = None
+    fingerprint: str | None = None
+    artifact: Artifact | None = None
+
+
+class WaitingError(LookupError):
+    """Raised inside `Node.plan` when it asks about a node that is not known yet."""
+
+
+@dataclass
+class _Known:
+    """`Upstream` over the decisions made so far."""
+
+    decisions: Mapping[str, Decision]
+
+    def content(self, node_id: str) -> Mapping[str, Any]:
+        decision = self.decisions[node_id]
+        if decision.artifact is None:
+            raise WaitingError(node_id)
+        return decision.artifact.manifest.result
+
+    def fingerprint(self, node_id: str) -> str:
+        decision = self.decisions[node_id]
+        if decision.fingerprint is None:
+            raise WaitingError(node_id)
+        return decision.fingerprint
+
+
+def plan(nodes: Iterable[Node], snapshot: Snapshot) -> dict[str, Decision]:
+    """Decide every node's state.
+
+    Parameters
+    ----------
+    nodes : iterable of Node
+        The graph, each node after all that it needs.
+    snapshot : Snapshot
+        What the workspace holds.
+
+    Returns
+    -------
+    dict
+        Node id to decision, in the order of `nodes`.
+    """
+    decisions: dict[str, Decision] = {}
+    known = _Known(decisions)
+    for node in nodes:
+        try:
+            work = node.plan(known)
+            inputs = {role: known.fingerprint(up) for role, up in sorted(work.uses.items())}
+        except WaitingError as waiting:
+            decisions[node.id] = Decision(node, State.WAITING, f"waits for {waiting}")
+            continue
+        decisions[node.id] = _decide(node, work, inputs, snapshot)
+    return decisions
+
+
+def _decide(node: Node, work: Work, inputs: dict[str, str], snapshot: Snapshot) -> Decision:
+    recipe = work.hashed_recipe()
+    name = fingerprint(node.stage, node.version, recipe, inputs)
+    total = len(work.items)
+    artifact = snapshot.published.get(name)
+    if artifact is not None:
+        return Decision(node, State.FRESH, "", (), total, total, work, name, artifact)
+    key = (node.stage, name[:SHORT])
+    if key in snapshot.corrupt:
+        return Decision(node, State.CORRUPT, snapshot.corrupt[key], (), 0, total, work, name)
+    previous = snapshot.latest(node.id)
+    changes: tuple[Change, ...] = ()
+    if previous is not None:
+        was = previous.manifest
+        changes = differences(
+            {"version": was.version, "recipe": was.recipe, "inputs": was.inputs},
+            {"version": node.version, "recipe": recipe, "inputs": inputs},
+        )
+    if key in snapshot.drafts:
+        done = snapshot.progress(key)
+        reason = f"{done} of {total} items done" if total else "begun, not finished"
+        return Decision(node, State.PARTIAL, reason, changes, done, total, work, name)
+    if previous is None:
+        return Decision(node, State.MISSING, "never made", (), 0, total, work, name)
+    reason = "; ".join(describe(change) for change in changes[:3])
+    if len(changes) > 3:
+        reason += f"; and {len(changes) - 3} more"
+    return Decision(node, State.STALE, reason, changes, 0, total, work, name)
+
+
+def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:
+    """Return the leaves in which two JSON values differ, with dotted paths, sorted by path."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: list[Change] = []
+        for key in sorted({*old, *new}):
+            path = f"{field}.{key}" if field else key
+            found += differences(old.get(key), new.get(key), path)
+        return tuple(found)
+    # JSON turns tuples into lists; compare what is written
+    return () if _plain(old) == _plain(new) else (Change(field, old, new),)
+
+
+def describe(change: Change) -> str:
+    """Return a change as one short clause."""
+    if change.old is None:
+        return f"{change.field} is new ({_short(change.new)})"
+    if change.new is None:
+        return f"{change.field} is gone (was {_short(change.old)})"
+    return f"{change.field} changed from {_short(change.old)} to {_short(change.new)}"
+
+
+def closure(decisions: Mapping[str, Decision], targets: Sequence[str]) -> set[str]:
+    """Return `targets` and every node they need, directly or not."""
+    wanted: set[str] = set()
+    open_ends = list(targets)
+    while open_ends:
+        node_id = open_ends.pop()
+        if node_id not in wanted:
+            wanted.add(node_id)
+            open_ends += decisions[node_id].node.needs
+    return wanted
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return value[:SHORT]
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
