@@ -1,0 +1,163 @@
+"""Lists of images and of the label files that belong to them. No file is opened here."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ensdistill.pipeline.errors import DataError, raise_all
+
+# What Cityscapes appends to `<city>_<seq>_<frame>`.
+_SUFFIXES: Final = (
+    "_leftImg8bit",
+    "_gtFine_labelIds",
+    "_gtFine_labelTrainIds",
+    "_gtFine_color",
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a split.
+
+    Attributes
+    ----------
+    id : str
+        The file's stem without a Cityscapes suffix; unique in the split.
+    image : Path
+        The image file.
+    labels : Path or None
+        Its ground truth, where the split declares one.
+    """
+
+    id: str
+    image: Path
+    labels: Path | None = None
+
+
+def image_id(path: Path) -> str:
+    """Return the id of an image, of its ground truth or of a prediction for it."""
+    stem = path.stem
+    for suffix in _SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return stem
+
+
+def from_globs(images: str, labels: str | None, base: Path, where: str) -> list[Picture]:
+    """Return the pictures that glob patterns match, sorted by id.
+
+    Parameters
+    ----------
+    images, labels : str
+        Patterns (``**`` allowed), relative to `base` unless absolute.
+    base : Path
+        The folder of the experiment file.
+    where : str
+        The key of the experiment file, for errors.
+
+    Raises
+    ------
+    DataError
+        If nothing matches, two files have one id, or an image has no label file.
+    """
+    found = _by_id(_glob(images, base), f"{where}.images")
+    if not found:
+        raise DataError(f"{where}.images: no file matches {images!r} (seen from {base})")
+    if labels is None:
+        return [Picture(i, path) for i, path in found.items()]
+    truth = _by_id(_glob(labels, base), f"{where}.labels")
+    missing = [i for i in found if i not in truth]
+    if missing:
+        raise DataError(
+            f"{where}.labels: {len(missing)} of {len(found)} images have no label file among "
+            f"{len(truth)} that match {labels!r}; the first is {missing[0]}"
+        )
+    return [Picture(i, path, truth[i]) for i, path in found.items()]
+
+
+def from_cityscapes(root: str, split: str, base: Path, where: str) -> list[Picture]:
+    """Return a split of a Cityscapes tree (``leftImg8bit`` and, where it is there, ``gtFine``)."""
+    folder = base / root
+    images = str(folder / "leftImg8bit" / split / "*" / "*_leftImg8bit.png")
+    labels = str(folder / "gtFine" / split / "*" / "*_gtFine_labelIds.png")
+    has_labels = (folder / "gtFine" / split).is_dir()
+    return from_globs(images, labels if has_labels else None, base, where)
+
+
+def from_list(file: str, base: Path, where: str) -> list[Picture]:
+    """Return the pictures of a list file.
+
+    Each line holds an image and, after a tab, optionally its label file, relative to the list
+    file's folder. Empty lines and lines that begin with ``#`` are skipped.
+    """
+    path = base / file
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}.list: {path} cannot be read ({error})") from error
+    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+    wide = [row for row in rows if len(row) > 2]
+    if wide:
+        raise DataError(f"{path}: expected `image` or `image<tab>labels`, found {wide[0]!r}")
+    labelled = sum(len(row) == 2 for row in rows)
+    if labelled not in (0, len(rows)):
+        raise DataError(f"{path}: {labelled} of {len(rows)} lines name a label file; all or none")
+    images = _by_id((path.parent / row[0].strip() for row in rows), where)
+    if not images:
+        raise DataError(f"{path}: lists no image")
+    labels = {image_id(Path(r[0].strip())): path.parent / r[1].strip() for r in rows if labelled}
+    pictures = [Picture(i, image, labels.get(i)) for i, image in images.items()]
+    gone = [p for pic in pictures for p in (pic.image, pic.labels) if p and not p.is_file()]
+    raise_all([f"{path}: lists {p}, which is no file" for p in gone], DataError)
+    return pictures
+
+
+def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, Path]:
+    """Return the PNG of each image id below a folder of predictions.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, an id has no file, or an id has two.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{where}: {folder} is no folder")
+    wanted = set(ids)
+    files = (
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(".png")
+    )
+    found = _by_id((f for f in files if image_id(f) in wanted), where)
+    missing = [i for i in ids if i not in found]
+    if missing:
+        raise DataError(
+            f"{where}: {len(missing)} of {len(ids)} images have no prediction in {folder}; "
+            f"expected {missing[0]}.png (or {missing[0]}_leftImg8bit.png)"
+        )
+    return {i: found[i] for i in ids}
+
+
+def overlap(one: Iterable[Picture], other: Iterable[Picture]) -> list[str]:
+    """Return the files that two splits share."""
+    return sorted({str(p.image) for p in one} & {str(p.image) for p in other})
+
+
+def _glob(pattern: str, base: Path) -> list[Path]:
+    full = os.path.join(base, Path(pattern).expanduser())  # noqa: PTH118 (keeps `**` as it is)
+    return [Path(p) for p in glob.glob(full, recursive=True)]  # noqa: PTH207
+
+
+def _by_id(paths: Iterable[Path], where: str) -> Mapping[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(paths):
+        key = image_id(path)
+        if key in found:
+            raise DataError(f"{where}: {found[key]} and {path} have the same image id {key!r}")
+        found[key] = path
+    return dict(sorted(found.items()))

@@ -1,0 +1,140 @@
+"""Reading images and label files with Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ensdistill.pipeline.errors import DataError
+
+UInt8 = npt.NDArray[np.uint8]
+
+_COLOUR_MODES = ("RGB", "RGBA")
+_ID_MODES = ("L", "P", "1", "I", "I;16")
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()  # Pillow is lazy: a truncated file shows itself only here
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}); replace the file"
+        ) from error
+
+
+def read_image(path: Path) -> UInt8:
+    """Return a photograph as (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    DataError
+        If the file is no whole 8-bit image.
+    """
+    image = _open(path)
+    if image.mode not in (*_COLOUR_MODES, "L", "P", "CMYK", "YCbCr"):
+        raise DataError(f"{path}: pixel mode {image.mode}; expected an 8-bit image")
+    return np.asarray(image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width in pixels, from the file's header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def inspect_image(path: Path) -> dict[str, Any]:
+    """Decode a photograph once and return its ``height`` and ``width`` in pixels."""
+    height, width, _ = read_image(path).shape
+    return {"height": height, "width": width}
+
+
+def read_values(path: Path, *, palette: bool) -> npt.NDArray[np.int64] | UInt8:
+    """Return the raw values of a label file, (H, W).
+
+    Parameters
+    ----------
+    path : Path
+        A PNG of mode L, P, I or I;16, whose pixels (of P: indices) are ids; or of any colour
+        mode where `palette` is set.
+    palette : bool
+        Colours stand for classes; values are packed as ``red << 16 | green << 8 | blue``.
+
+    Raises
+    ------
+    DataError
+        If the file is unreadable, or holds colours where ids are expected.
+    """
+    image = _open(path)
+    if palette:
+        rgb = np.asarray(image.convert("RGB")).astype(np.int64)
+        return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
+    if image.mode not in _ID_MODES:
+        raise DataError(
+            f"{path}: pixel mode {image.mode} holds colours; expected one channel of ids "
+            "(declare `ids: palette` if colours stand for classes)"
+        )
+    values = np.asarray(image)
+    return values if values.dtype == np.uint8 else values.astype(np.int64)
+
+
+def inspect_values(path: Path, *, palette: bool) -> dict[str, Any]:
+    """Return ``height``, ``width`` and ``values``: every raw value (as text) with its pixels."""
+    raw = read_values(path, palette=palette)
+    values, counts = np.unique(raw, return_counts=True)
+    height, width = raw.shape
+    return {
+        "height": height,
+        "width": width,
+        "values": {str(v): int(n) for v, n in zip(values.tolist(), counts, strict=True)},
+    }
+
+
+class Decoder:
+    """Turns raw values into train ids by table look-up.
+
+    Parameters
+    ----------
+    legal : mapping
+        Raw value to train id or 255, for every value that may occur.
+    palette : bool
+        Whether raw values are packed colours.
+    """
+
+    def __init__(self, legal: Mapping[int, int], *, palette: bool):
+        self._palette = palette
+        self._keys = np.array(sorted(legal), dtype=np.int64)
+        self._ids = np.array([legal[k] for k in sorted(legal)], dtype=np.uint8)
+        self._lut = np.zeros(256, np.uint8)
+        self._known = np.zeros(256, bool)
+        for value, train_id in legal.items():
+            if 0 <= value < 256:
+                self._lut[value], self._known[value] = train_id, True
+
+    def read(self, path: Path) -> UInt8:
+        """Return a label file as (H, W) uint8 train ids, 255 where ignored.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read or holds a value outside the table.
+        """
+        raw = read_values(path, palette=self._palette)
+        if raw.dtype == np.uint8:
+            known, ids = self._known[raw], self._lut[raw]
+        else:
+            at = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)
+            known, ids = self._keys[at] == raw, self._ids[at]
+        if not known.all():
+            value = int(raw[~known][0])
+            raise DataError(f"{path}: value {value} is outside the declared classes")
+        return np.asarray(ids)

@@ -1,0 +1,140 @@
+"""Label maps in one Zarr v3 array: one image, one chunk, one atomic write."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.pipeline.errors import CorruptError, DataError
+
+UInt8 = npt.NDArray[np.uint8]
+
+# Never a legal label. With its default settings Zarr stores no chunk that equals the fill value,
+# so a fill of 255 would make a finished image that is all ignored look unwritten.
+UNWRITTEN: Final = 254
+
+# Opening an existing array ignores `config=` (zarr-python issue 2931), hence the global setting.
+# Without it each write costs 8 ms more, and chunks equal to the fill value are dropped.
+_OPENING = threading.Lock()
+
+
+class LabelStore:
+    """(N, H, W) uint8 train ids; smaller images are padded with 255 at the right and bottom.
+
+    Parameters
+    ----------
+    path : Path
+        The array's folder.
+    writable : bool
+        Open for writing; the array must exist either way (see `create`).
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False):
+        self.path = path
+        try:
+            with _OPENING, zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(path, mode="r+" if writable else "r", zarr_format=3)
+        except (OSError, ValueError, KeyError) as error:
+            raise CorruptError(f"{path}: is no readable label store ({error})") from error
+        self._array: zarr.Array[Any] = array
+
+    @classmethod
+    def create(cls, path: Path, count: int, height: int, width: int) -> LabelStore:
+        """Return a writable store, making it if it is not there yet.
+
+        Left-overs of writes that a kill interrupted are swept away.
+
+        Raises
+        ------
+        CorruptError
+            If a store of another shape is there.
+        """
+        if not (path / "zarr.json").exists():
+            zarr.create_array(
+                path,
+                shape=(count, height, width),
+                chunks=(1, height, width),
+                dtype=np.uint8,
+                fill_value=UNWRITTEN,
+                compressors=(ZstdCodec(level=1), Crc32cCodec()),
+                chunk_key_encoding={"name": "default", "separator": "."},
+                zarr_format=3,
+            )
+        for left_over in path.glob("*.partial"):
+            left_over.unlink(missing_ok=True)
+        store = cls(path, writable=True)
+        if store.shape != (count, height, width):
+            raise CorruptError(
+                f"{path}: holds {store.shape}, expected {(count, height, width)}; delete it"
+            )
+        return store
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, and height and width of the largest one."""
+        count, height, width = self._array.shape
+        return count, height, width
+
+    def present(self) -> set[int]:
+        """Return the positions that were written, by one directory listing."""
+        names = (entry.name for entry in self.path.iterdir())
+        return {
+            int(name.split(".")[1])
+            for name in names
+            if name.startswith("c.") and not name.endswith(".partial")
+        }
+
+    def write(self, index: int, label_map: UInt8) -> None:
+        """Store (h, w) train ids at a position, in one atomic write.
+
+        Raises
+        ------
+        ValueError
+            If it holds the fill value or does not fit.
+        """
+        _, height, width = self.shape
+        h, w = label_map.shape
+        if h > height or w > width:
+            raise ValueError(f"label map of {h}x{w} in a store of {height}x{width}")
+        if (label_map == UNWRITTEN).any():
+            raise ValueError(f"label {UNWRITTEN} is reserved")
+        chunk = label_map
+        if (h, w) != (height, width):
+            chunk = np.full((height, width), IGNORE_INDEX, np.uint8)
+            chunk[:h, :w] = label_map
+        self._array[index] = chunk
+
+    def read(self, index: int, height: int, width: int) -> UInt8:
+        """Return the (height, width) train ids at a position.
+
+        Raises
+        ------
+        DataError
+            If the image was never written.
+        CorruptError
+            If its checksum does not hold.
+        """
+        file = self.path / f"c.{index}.0.0"
+        if not file.exists():
+            raise DataError(f"{self.path}: image {index} was not written")
+        try:
+            chunk = np.asarray(self._array[index])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptError(
+                f"{file}: does not decode ({error}); delete the artifact {self.path.parent} "
+                "and run again"
+            ) from error
+        return chunk[:height, :width]
+
+
+def checksum(label_map: UInt8) -> str:
+    """Return the sha256 of a label map's true-size pixels, 64 hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(label_map).data).hexdigest()
