@@ -1,0 +1,181 @@
+"""The demo: real teachers from four generated cities, then the real stages on a fifth.
+
+Each source city is drawn by a simulator that is faithful for some classes and not for others (see
+`data/toy.py`); its teacher is a small network trained on that city's ground truth, by an ordinary
+experiment of its own. World, handicaps, training settings and seed 0 were fixed before any fusion
+was run on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from ensdistill.data import toy
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.fingerprint import digest
+from ensdistill.pipeline.node import Job, Node, Progress, Upstream, Work
+from ensdistill.pipeline.plan import Decision, plan
+from ensdistill.pipeline.runner import Report, run
+from ensdistill.pipeline.workspace import Workspace
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build
+
+SIZE: Final = (96, 192)
+SOURCE_SCENES: Final = {"train": 48}
+TARGET_SCENES: Final = {"train": 48, "val": 16}
+CITY_VERSION: Final = 1
+
+# The window is the paper's 35 pixels at 1024 rows, as a fraction of the height.
+WINDOW: Final = 2 * round((35 / 1024 * SIZE[0] - 1) / 2) + 1
+
+_COMMON: Final = {
+    "network": {"arch": "tiny"},
+    "batch_size": 4,
+    "crop": [80, 160],
+    "scale": [0.75, 1.25],
+    "lr": 0.01,
+    "rare_weight": 3.0,
+}
+TEACHER: Final = _COMMON | {"steps": 400}
+PROBE: Final = _COMMON | {"steps": 200}
+STUDENT: Final = _COMMON | {"steps": 600}
+RUNTIME: Final = {"device": "cpu", "workers": 0}
+
+Bars = Callable[[Decision], Progress]
+
+
+def draw(out: Path, seed: int, bars: Bars) -> tuple[Report, dict[str, Path]]:
+    """Draw the target city and one source city for each teacher.
+
+    Returns
+    -------
+    tuple
+        What ran, and the root of each city's tree by the style's name.
+    """
+    nodes = [_city(style, seed) for style in (toy.TARGET, *toy.SOURCES.values())]
+    report, made = _make(nodes, Workspace(out / "cities"), [node.id for node in nodes], bars)
+    return report, {node.name: made[node.id] for node in nodes}
+
+
+def train_teacher(out: Path, name: str, city: Path, seed: int, bars: Bars) -> tuple[Report, Path]:
+    """Train a teacher on its own city's ground truth, by an experiment of its own.
+
+    Returns
+    -------
+    tuple
+        What ran, and the folder of the teacher's network.
+    """
+    folder = out / "teachers"
+    settings = {
+        "version": 1,
+        "workspace": f"work-{name}",
+        "classes": {"table": "cityscapes19"},
+        "target": {"train": {"cityscapes": _relative(city, folder), "split": "train"}},
+        "teachers": [
+            {
+                "name": "truth",
+                "labels": {"train": _relative(city / "gtFine", folder)},
+                "ids": "label_ids",
+            }
+        ],
+        "fusion": {"method": "majority"},
+        "student": TEACHER | {"seed": seed},
+        "runtime": RUNTIME,
+    }
+    title = f"The teacher {name}: trained on the ground truth of its own, generated city."
+    experiment = load(_write(folder / f"{name}.yaml", title, settings))
+    report, made = _make(build(experiment), experiment.workspace, ["student"], bars)
+    experiment.files.save()
+    return report, made["student"]
+
+
+def target_experiment(out: Path, city: Path, teachers: Mapping[str, Path], seed: int) -> Path:
+    """Write the experiment on the target city."""
+    return _write(
+        out / "experiment.yaml",
+        "The demo. Labels of `val` are opened by `evaluate` alone.",
+        {
+            "version": 1,
+            "workspace": "work",
+            "classes": {"table": "cityscapes19"},
+            "target": {s: {"cityscapes": _relative(city, out), "split": s} for s in TARGET_SCENES},
+            "teachers": [
+                {"name": name, "network": {"student": _relative(folder, out)}}
+                for name, folder in teachers.items()
+            ],
+            "probe": PROBE | {"seed": seed},
+            "policy": {"strategy": "certainty"},
+            "fusion": {"window": WINDOW},
+            "student": STUDENT | {"seed": seed},
+            "runtime": RUNTIME,
+        },
+    )
+
+
+def draw_city(job: Job) -> dict[str, Any]:
+    """Draw a city into the draft."""
+    seed, style, scenes = job.work.local
+    job.progress.start(sum(scenes.values()), 0, "scenes")
+    toy.write_city(job.draft.path, seed, style, scenes, SIZE)
+    return {"scenes": dict(scenes)}
+
+
+def _city(style: toy.Style, seed: int) -> Node:
+    scenes = TARGET_SCENES if style == toy.TARGET else SOURCE_SCENES
+
+    def work(_: Upstream) -> Work:
+        return Work(
+            {
+                "seed": seed,
+                "style": digest(asdict(style)),
+                "scenes": dict(scenes),
+                "size": list(SIZE),
+            },
+            local=(seed, style, scenes),
+        )
+
+    return Node(
+        f"city[{style.name}]",
+        "city",
+        style.name,
+        CITY_VERSION,
+        [],
+        work,
+        "ensdistill.stages.demo:draw_city",
+        "demo",
+    )
+
+
+def _make(
+    nodes: Sequence[Node], workspace: Workspace, targets: Sequence[str], bars: Bars
+) -> tuple[Report, dict[str, Path]]:
+    """Make nodes with all they need, and return what ran and the folder of each target."""
+    report = run(nodes, workspace, targets, bars, upstream=True)
+    made = plan(nodes, workspace.scan())
+    folders = {}
+    for node_id in targets:
+        artifact = made[node_id].artifact
+        assert artifact is not None
+        folders[node_id] = artifact.path
+    return report, folders
+
+
+def _relative(path: Path, start: Path) -> str:
+    """Return a path as an experiment file in `start` writes it, so that the demo can be moved."""
+    return os.path.relpath(path, start)
+
+
+def _write(path: Path, title: str, settings: Mapping[str, Any]) -> Path:
+    """Write an experiment file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(settings))  # no object twice: YAML would write anchors for it
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
+    atomic.write_bytes(path, f"# {title}\n{text}".encode())
+    return path
