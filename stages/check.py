@@ -1,0 +1,183 @@
+"""Finding everything that can be wrong with the inputs before any work is done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ensdistill.data import images
+from ensdistill.data.classes import ClassTable
+from ensdistill.data.images import Picture
+from ensdistill.data.pictures import inspect_image, inspect_values
+from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
+from ensdistill.pipeline.node import Progress
+from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
+from ensdistill.stages.networks.folders import network_classes
+from ensdistill.stages.parallel import for_each
+
+
+def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Read every image and every prediction of `splits` once and refuse what is not as declared.
+
+    What was found out is remembered by content, so that a second check reads nothing. Ground truth
+    is listed, never opened.
+
+    Returns
+    -------
+    dict
+        ``splits``: name to image count and sizes. ``teachers``: name to its kind, its map and the
+        classes it leaves out.
+
+    Raises
+    ------
+    DataError
+        With all problems found, each naming its file.
+    """
+    problems: list[str] = []
+    jobs: list[tuple[Picture, Teacher | None, Path]] = []
+    pictures = {}
+    for split in splits:
+        try:
+            pictures[split] = experiment.pictures(split)
+        except EnsdistillError as error:
+            problems.append(str(error))
+            continue
+        jobs += [(p, None, p.image) for p in pictures[split]]
+        for teacher in experiment.teachers:
+            if teacher.labels is not None and split in teacher.labels:
+                where = f"teachers[{teacher.name}].labels.{split}"
+                folder = experiment.folder(teacher.labels[split])
+                try:
+                    found = images.predictions(folder, [p.id for p in pictures[split]], where)
+                except EnsdistillError as error:
+                    problems.append(str(error))
+                    continue
+                jobs += [(p, teacher, found[p.id]) for p in pictures[split]]
+    shared = [
+        file
+        for split in set(pictures) - {TRAIN}
+        for file in images.overlap(pictures.get(TRAIN, []), pictures[split])
+    ]
+    if shared:
+        problems.append(
+            f"target: {len(shared)} images are in train and in a split that is evaluated; "
+            f"the first is {shared[0]}"
+        )
+    for teacher in experiment.teachers:
+        if teacher.network is not None:
+            try:
+                _check_network(experiment, teacher)
+            except EnsdistillError as error:
+                problems.append(str(error))
+    problems += _read_all(experiment, jobs, progress)
+    experiment.files.save()
+    raise_all(problems, DataError)
+    return {
+        "splits": {s: _sizes(experiment, found) for s, found in pictures.items()},
+        "teachers": {t.name: _teacher_summary(experiment, t) for t in experiment.teachers},
+    }
+
+
+def _read_all(
+    experiment: Experiment, jobs: Sequence[tuple[Picture, Teacher | None, Path]], progress: Progress
+) -> list[str]:
+    """Inspect files in parallel and return the problems, in the order of `jobs`."""
+    found: dict[int, str] = {}
+    lock = threading.Lock()
+    progress.start(len(jobs), 0, "files")
+
+    def one(position: str) -> None:
+        picture, teacher, file = jobs[int(position)]
+        try:
+            if teacher is None:
+                experiment.files.fact(file, "image", inspect_image)
+            else:
+                _check_prediction(experiment, picture, teacher, file)
+        except EnsdistillError as error:
+            with lock:
+                found[int(position)] = str(error)
+
+    positions = [str(k) for k in range(len(jobs))]
+    for_each(positions, one, workers=experiment.config.runtime.workers, progress=progress)
+    return [found[k] for k in sorted(found)]
+
+
+def _check_prediction(
+    experiment: Experiment, picture: Picture, teacher: Teacher, file: Path
+) -> None:
+    palette = teacher.ids == "palette"
+    fact = experiment.files.fact(
+        file, f"values-{palette}", lambda path: inspect_values(path, palette=palette)
+    )
+    try:
+        image = experiment.files.fact(picture.image, "image", inspect_image)
+    except EnsdistillError:
+        return  # reported once, as the image's own problem
+    size, expected = (fact["height"], fact["width"]), (image["height"], image["width"])
+    if size != expected:
+        raise DataError(
+            f"{file}: {size[0]}x{size[1]} pixels (height x width), its image has "
+            f"{expected[0]}x{expected[1]}; resize the predictions of {teacher.name} to the images"
+        )
+    table = experiment.teacher_table(teacher)
+    legal = table.legal_values(teacher.ids)
+    strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
+    if strange:
+        value, count = min(strange.items())
+        shown = f"colour #{value:06x}" if palette else f"value {value}"
+        raise DataError(
+            f"{file}: {shown} on {count} pixels is outside the {teacher.ids} of class table "
+            f"{table.name} ({_legal(table, teacher)}); {_remedy(table, teacher, fact['values'])}"
+        )
+
+
+def _legal(table: ClassTable, teacher: Teacher) -> str:
+    if teacher.ids == "train_ids":
+        return f"0..{len(table) - 1} and 255"
+    return "its colours" if teacher.ids == "palette" else "0..33 and 255"
+
+
+def _remedy(table: ClassTable, teacher: Teacher, values: dict[str, int]) -> str:
+    """Return what to do about values outside the table."""
+    where = f"teachers[{teacher.name}]"
+    label_ids = {*table.label_ids, 255}
+    if teacher.ids == "train_ids" and table.label_ids and all(int(v) in label_ids for v in values):
+        return f"these look like label ids: set `ids: label_ids` on {where}"
+    return f"set `ids:` and `classes:` of {where} to what its files hold"
+
+
+def _check_network(experiment: Experiment, teacher: Teacher) -> None:
+    assert teacher.network is not None
+    folder = experiment.folder(teacher.network.folder)
+    where = f"teachers[{teacher.name}].network.{teacher.network.kind}"
+    found = network_classes(folder, teacher.network.kind, where)
+    table = experiment.teacher_table(teacher)
+    if found != len(table):
+        raise DataError(
+            f"{where}: {folder} has {found} classes, class table {table.name} has {len(table)}; "
+            "declare the teacher's own `classes:`"
+        )
+
+
+def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:
+    facts = [experiment.files.fact(p.image, "image", inspect_image) for p in pictures]
+    sizes = sorted({(f["height"], f["width"]) for f in facts})
+    return {
+        "images": len(pictures),
+        "labelled": pictures[0].labels is not None,
+        "sizes": [list(s) for s in sizes],
+    }
+
+
+def _teacher_summary(experiment: Experiment, teacher: Teacher) -> dict[str, Any]:
+    mapping = experiment.teacher_map(teacher)
+    kind = "labels" if teacher.network is None else teacher.network.kind
+    reached = {goal for goal in mapping.values() if goal is not None}
+    return {
+        "kind": kind,
+        "map": {own: goal for own, goal in mapping.items() if own != goal},
+        "left_out": [own for own, goal in mapping.items() if goal is None],
+        "never_labels": [c for c in experiment.classes.classes if c not in reached],
+    }

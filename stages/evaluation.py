@@ -1,0 +1,147 @@
+"""`evaluation`: scores on a labelled split. Only here, in the oracle and in training told to watch
+a split is the target's ground truth opened.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ensdistill.data.classes import ClassTable
+from ensdistill.data.pictures import Decoder
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.scores import (
+    confusion,
+    coverage,
+    iou,
+    mean_iou,
+    pixel_accuracy,
+)
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.parallel import for_each
+
+Int64 = npt.NDArray[np.int64]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Count confusions of every method against the ground truth and score them."""
+    local: Local = job.work.local
+    size = len(local.classes)
+    decoder = Decoder(local.to_target, palette=local.palette)
+    maps = {role: LabelMaps(artifact) for role, artifact in job.inputs.items()}
+    confmats = {role: np.zeros((size, size + 1), np.int64) for role in maps}
+    truth = {p.id: p.labels for p in local.pictures}
+    lock = threading.Lock()
+    job.progress.start(len(truth), 0, "images")
+
+    def one(image_id: str) -> None:
+        file = truth[image_id]
+        assert file is not None
+        target = decoder.read(file)
+        for role, labels in maps.items():
+            prediction = labels.read(image_id)
+            if prediction.shape != target.shape:
+                raise DataError(
+                    f"{file}: {target.shape[0]}x{target.shape[1]} pixels, the image has "
+                    f"{prediction.shape[0]}x{prediction.shape[1]} (height x width)"
+                )
+            found = confusion(target, prediction, size)
+            with lock:  # integers: the order of threads changes nothing
+                confmats[role] += found
+
+    for_each(list(truth), one, workers=local.workers, progress=job.progress)
+    methods = []
+    for role, confmat in confmats.items():
+        kind, name = role.split(":", 1)
+        scores = method_scores(confmat, local.classes)
+        methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
+    return {"classes": list(local.classes.classes), "methods": methods}
+
+
+def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
+    """Return a method's scores as they stand in ``results.json``.
+
+    Parameters
+    ----------
+    confmat : (C, C + 1) int64
+        ``confmat[target, prediction]``, last column: predicted 255.
+    table : ClassTable
+        The classes and the declared subsets.
+
+    Returns
+    -------
+    dict
+        ``miou``, ``iou``, ``miou_covered``, ``iou_covered``, ``miou_subsets`` and
+        ``pixel_accuracy`` in percent, ``coverage`` as a fraction; None for a class that is absent
+        from both prediction and ground truth.
+    """
+    values: dict[str, Any] = {}
+    treatments: tuple[tuple[str, Literal["wrong", "left_out"]], ...] = (
+        ("", "wrong"),
+        ("_covered", "left_out"),
+    )
+    for suffix, ignored in treatments:
+        per_class = iou(confmat, ignored=ignored)
+        values["miou" + suffix] = _percent(mean_iou(per_class))
+        values["iou" + suffix] = {
+            c: _percent(v) for c, v in zip(table.classes, per_class.tolist(), strict=True)
+        }
+    values["coverage"] = _number(coverage(confmat))
+    values["pixel_accuracy"] = _percent(pixel_accuracy(confmat))
+    wrong = iou(confmat)
+    values["miou_subsets"] = {
+        name: _percent(mean_iou(wrong, [table.classes.index(c) for c in members]))
+        for name, members in table.subsets.items()
+    }
+    return values
+
+
+def results(
+    split: str,
+    evaluation: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    certainty: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the content of ``results.json``.
+
+    Parameters
+    ----------
+    split : str
+        The labelled split.
+    evaluation, policy : mapping
+        Results of those nodes.
+    certainty : mapping
+        Teacher to the result of its certainty node.
+    seconds : mapping
+        Node id to wall time in seconds.
+    """
+    order: Sequence[str] = ("teacher", "fusion", "probe", "student")
+    methods = [
+        {k: v for k, v in method.items() if k != "confmat"} for method in evaluation["methods"]
+    ]
+    methods.sort(key=lambda m: (order.index(m["kind"]), m["name"]))
+    return {
+        "split": split,
+        "classes": evaluation["classes"],
+        "methods": methods,
+        "policy": dict(policy["teacher"]),
+        "policy_fallback": list(policy["fallback"]),
+        "certainty": {t: dict(found["certainty"]) for t, found in certainty.items()},
+        "seconds": dict(seconds),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else 100 * value

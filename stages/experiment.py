@@ -1,0 +1,401 @@
+"""The experiment file: its schema, and the experiment that a command works on.
+
+Light on purpose: `status` reads it, and must answer before torch would be imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ensdistill.data import classes as tables
+from ensdistill.data import images
+from ensdistill.data.classes import ClassTable, Ids
+from ensdistill.data.images import Picture
+from ensdistill.pipeline.config import Section, read_model, read_yaml
+from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
+from ensdistill.pipeline.files import FileCache
+from ensdistill.pipeline.workspace import Workspace
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[Positive, Positive]  # height, width in pixels
+
+TRAIN = "train"
+# Names of methods in tables of results; a teacher of that name could not be told from it.
+RESERVED = ("majority", "channel", "channel-oracle", "student")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+class Classes(Section):
+    """The classes of the experiment: a built-in table or a YAML file."""
+
+    table: str
+
+
+class Split(Section):
+    """Where images, and ground truth if there is any, come from.
+
+    Exactly one of `images` (a glob), `cityscapes` (the root of a tree) and `list` (a file).
+    """
+
+    images: str | None = None
+    labels: str | None = None
+    cityscapes: str | None = None
+    split: str | None = None
+    list: str | None = None
+    ids: Ids | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Split:
+        given = [k for k in ("images", "cityscapes", "list") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected one of images, cityscapes and list, found {given or 'none'}"
+            )
+        if self.labels is not None and self.images is None:
+            raise ValueError("`labels` goes with `images`")
+        if (self.split is None) != (self.cityscapes is None):
+            raise ValueError(
+                "`split` goes with `cityscapes`, such as {cityscapes: ROOT, split: val}"
+            )
+        return self
+
+    @property
+    def encoding(self) -> Ids:
+        """How the ground truth is encoded."""
+        return self.ids or ("label_ids" if self.cityscapes else "train_ids")
+
+
+class Preprocess(Section):
+    """How an image becomes a network's input; a field left out takes the network's own value.
+
+    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`.
+    """
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    scale: Annotated[float, Field(gt=0)] | None = None
+    channels: Literal["rgb", "bgr"] | None = None
+    size: Size | None = None
+    align_corners: bool | None = None
+
+
+class Network(Section):
+    """A frozen network: a folder of transformers, or of a student trained here."""
+
+    hf: str | None = None
+    student: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Network:
+        given = [k for k in ("hf", "student") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of hf and student, found {given or 'none'}")
+        return self
+
+    @property
+    def kind(self) -> Literal["hf", "student"]:
+        """Which of the two it is."""
+        return "hf" if self.hf is not None else "student"
+
+    @property
+    def folder(self) -> str:
+        """The folder, as written in the file."""
+        return self.hf or self.student or ""
+
+
+class Teacher(Section):
+    """A frozen teacher: its predictions as PNGs, or its network."""
+
+    name: str
+    labels: Mapping[str, str] | None = None
+    network: Network | None = None
+    ids: Ids = "train_ids"
+    classes: str | None = None
+    map: Mapping[str, str | None] = {}
+    preprocess: Preprocess = Preprocess()
+    trust: Literal["none", "code"] = "none"
+
+    @field_validator("name")
+    @classmethod
+    def _legal_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot name a teacher; use letters, digits, '.', '_', '+' and '-'"
+            )
+        if name in RESERVED:
+            raise ValueError(f"{name!r} is the name of a method in tables; choose another")
+        return name
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Teacher:
+        if (self.labels is None) == (self.network is None):
+            raise ValueError("expected one of labels and network")
+        return self
+
+
+class StudentNetwork(Section):
+    """What a probe or student is built from: an architecture of ours or a transformers folder."""
+
+    arch: Literal["mobilenetv2-deeplabv3plus", "tiny"] = "mobilenetv2-deeplabv3plus"
+    hf: str | None = None
+
+
+class Training(Section):
+    """How a probe or a student is trained. Sizes are height, width in pixels."""
+
+    network: StudentNetwork = StudentNetwork()
+    steps: Positive
+    batch_size: Annotated[int, Field(ge=2)] = 8
+    input_size: Size | None = None
+    crop: Size = (256, 512)
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.5)
+    flip: bool = True
+    preprocess: Preprocess = Preprocess()
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    head_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Share = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    power: Annotated[float, Field(ge=0)] = 0.9
+    rare_weight: Annotated[float, Field(ge=1)] = 1.0
+    hard_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is {self.scale}; expected the smaller factor first")
+        if self.preprocess.size is not None:
+            raise ValueError("`preprocess.size` is for teachers; use `input_size`")
+        return self
+
+
+class Probe(Training):
+    """The small identical student that measures each teacher (paper, section 3.2)."""
+
+    steps: Positive = 500
+
+
+class Student(Training):
+    """The final student."""
+
+    steps: Positive = 2000
+    init: str | None = None
+    watch: str | None = None
+    watch_every: Positive = 500
+    keep: Literal["last", "best"] = "last"
+
+    @model_validator(mode="after")
+    def _best_needs_watch(self) -> Student:
+        if self.keep == "best" and self.watch is None:
+            raise ValueError("`keep: best` needs `watch: SPLIT` with a labelled split")
+        return self
+
+
+class Policy(Section):
+    """Which teacher each class is taken from."""
+
+    strategy: Literal["certainty", "manual"] = "certainty"
+    min_support: Share = 1e-5
+    assign: Mapping[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _assign_is_manual(self) -> Policy:
+        if (self.assign is not None) != (self.strategy == "manual"):
+            raise ValueError("`assign: {class: teacher}` and `strategy: manual` go together")
+        return self
+
+
+class Fusion(Section):
+    """How label maps become one (paper, section 3.3)."""
+
+    method: Literal["channel", "majority"] = "channel"
+    window: Positive = 35
+    conflict: Literal["window", "certainty", "ignore"] = "window"
+    holes: Literal["window", "ignore"] = "window"
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError(f"expected an odd number of pixels, found {window}")
+        return window
+
+
+class Runtime(Section):
+    """How the work is done. Recorded in manifests, never part of a fingerprint."""
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 2
+    threads: Positive | None = None
+    checkpoint_every: Positive = 200
+
+
+class Config(Section):
+    """The whole experiment file."""
+
+    version: Literal[1]
+    workspace: str = "work"
+    classes: Classes
+    target: Mapping[str, Split]
+    teachers: tuple[Teacher, ...] = Field(min_length=1)
+    probe: Probe = Probe()
+    policy: Policy = Policy()
+    fusion: Fusion = Fusion()
+    student: Student = Student()
+    runtime: Runtime = Runtime()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file together with the folder it speaks of.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    config : Config
+        Its content.
+    files : FileCache
+        Digests of input files, kept in the workspace.
+    """
+
+    path: Path
+    config: Config
+    files: FileCache
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths of the file start from."""
+        return self.path.parent
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The folder of artifacts."""
+        return Workspace(self.base / self.config.workspace)
+
+    @cached_property
+    def classes(self) -> ClassTable:
+        """The class table of the experiment."""
+        return self.table(self.config.classes.table)
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """All teachers, sorted by name: their order in the file means nothing."""
+        return tuple(sorted(self.config.teachers, key=lambda t: t.name))
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """Names of the splits, other than train, that declare ground truth."""
+        return tuple(
+            name
+            for name in self.config.target
+            if name != TRAIN and self.pictures(name)[0].labels is not None
+        )
+
+    def table(self, name: str) -> ClassTable:
+        """Return a built-in class table or one from a YAML file."""
+        file = tables.table_file(name, self.base)
+        if file is None:
+            return tables.TABLES[name]
+        return tables.parse_table(str(file), read_yaml(file))
+
+    def pictures(self, split: str) -> list[Picture]:
+        """Return the images of a split, sorted by id."""
+        if split not in self._pictures:
+            declared, where = self.config.target[split], f"target.{split}"
+            if declared.images is not None:
+                found = images.from_globs(declared.images, declared.labels, self.base, where)
+            elif declared.cityscapes is not None:
+                name = declared.split or split
+                found = images.from_cityscapes(declared.cityscapes, name, self.base, where)
+            else:
+                found = images.from_list(declared.list or "", self.base, where)
+            self._pictures[split] = found
+        return self._pictures[split]
+
+    @cached_property
+    def _pictures(self) -> dict[str, list[Picture]]:
+        return {}
+
+    def folder(self, text: str) -> Path:
+        """Return a path of the file, relative to the file's folder unless absolute."""
+        return self.base / Path(text).expanduser()
+
+    def teacher_table(self, teacher: Teacher) -> ClassTable:
+        """Return a teacher's own classes (the experiment's, unless it declares others)."""
+        return self.classes if teacher.classes is None else self.table(teacher.classes)
+
+    def teacher_map(self, teacher: Teacher) -> dict[str, str | None]:
+        """Return where each class of a teacher goes, by name."""
+        where = f"teachers[{teacher.name}]"
+        return tables.class_map(self.teacher_table(teacher), self.classes, teacher.map, where)
+
+
+def load(path: Path, *, rehash: bool = False) -> Experiment:
+    """Read an experiment file and refuse what can be seen to be wrong without opening data.
+
+    Raises
+    ------
+    ConfigError
+        With all problems found.
+    """
+    path = path.resolve()
+    config = read_model(path, Config)
+    workspace = path.parent / config.workspace
+    experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
+    problems = _problems(experiment)
+    raise_all([f"{path}: {p}" for p in problems], ConfigError)
+    return experiment
+
+
+def _problems(experiment: Experiment) -> list[str]:
+    config, problems = experiment.config, []
+    if TRAIN not in config.target:
+        problems.append("target.train is missing: the images to make pseudo-labels for")
+    names = [t.name for t in config.teachers]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        problems.append(f"teachers: two of them are named {name!r}; names must be unique")
+    try:
+        table = experiment.classes
+    except EnsdistillError as error:
+        return [*problems, f"classes.table: {error}"]
+    for teacher in config.teachers:
+        where = f"teachers[{teacher.name}]"
+        try:
+            mapping = experiment.teacher_map(teacher)
+            experiment.teacher_table(teacher).legal_values(teacher.ids)
+        except EnsdistillError as error:
+            problems.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+            continue
+        if all(goal is None for goal in mapping.values()):
+            problems.append(
+                f"{where}: none of its classes has a place in {table.name}; name them in `map`"
+            )
+        if teacher.labels is not None and TRAIN not in teacher.labels:
+            problems.append(f"{where}.labels.train is missing")
+        for split in teacher.labels or {}:
+            if split not in config.target:
+                problems.append(f"{where}.labels.{split}: target declares no such split")
+    for class_name, name in (config.policy.assign or {}).items():
+        try:
+            tables.require_class(class_name, table.classes, "policy.assign")
+        except ConfigError as error:
+            problems.append(str(error))
+        if name not in names:
+            problems.append(f"policy.assign.{class_name}: no teacher is named {name!r}")
+    watch = config.student.watch
+    if watch is not None and watch not in config.target:
+        problems.append(f"student.watch: target declares no split {watch!r}")
+    if config.fusion.conflict == "certainty" and config.policy.strategy == "manual":
+        problems.append("fusion.conflict: certainty needs policy.strategy: certainty")
+    return problems

@@ -1,0 +1,510 @@
+"""The whole graph on one screen: which node is made from what, and what enters its fingerprint.
+
+`infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
+`student`; for each labelled split the same maps again, the oracle and `evaluation`.
+
+Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
+content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
+not by name. So a new teacher that wins no class leaves fusion and student fresh, and a renamed one
+reruns no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensdistill.data import images
+from ensdistill.data.classes import ClassTable, to_target_ids
+from ensdistill.data.images import Picture
+from ensdistill.pipeline.config import Section
+from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.fingerprint import Json, digest
+from ensdistill.pipeline.node import Item, Node, Upstream, Work
+from ensdistill.stages.experiment import TRAIN, Experiment, Student, Teacher, Training
+
+# Raised by hand whenever a stage's numbers change for the same recipe.
+VERSIONS: Mapping[str, int] = {
+    "infer": 1,
+    "probe": 1,
+    "certainty": 1,
+    "policy": 1,
+    "fusion": 1,
+    "student": 1,
+    "evaluation": 1,
+}
+
+
+@dataclass(frozen=True)
+class Local:
+    """Paths and runtime that a stage needs and that no fingerprint contains.
+
+    Attributes
+    ----------
+    pictures : tuple of Picture
+        The images of the node's split, sorted by id; their `labels` are the ground truth.
+    classes : ClassTable
+        The experiment's classes.
+    predictions : mapping
+        Image id to PNG, for a teacher given by its predictions.
+    network, init : Path or None
+        Folder of a network; file of initial weights.
+    to_target : mapping
+        Teacher's id (or raw value of a PNG) to train id or 255.
+    device, workers, threads, checkpoint_every
+        See `experiment.Runtime`.
+    watch : tuple of Picture
+        Labelled images that training watches.
+    palette : bool
+        Whether raw values are packed colours.
+    """
+
+    pictures: tuple[Picture, ...]
+    classes: ClassTable
+    device: str
+    workers: int
+    threads: int | None
+    checkpoint_every: int
+    predictions: Mapping[str, Path] = field(default_factory=dict)
+    network: Path | None = None
+    init: Path | None = None
+    to_target: Mapping[int, int] = field(default_factory=dict)
+    palette: bool = False
+    watch: tuple[Picture, ...] = ()
+
+
+def infer_id(teacher: str, split: str = TRAIN) -> str:
+    """Return the node id of a teacher's label maps on a split."""
+    return f"infer[{teacher}]" + _at(split)
+
+
+def build(experiment: Experiment, *, open_labels: bool = False) -> list[Node]:
+    """Return the graph of an experiment, each node after all that it needs.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Read and checked.
+    open_labels : bool
+        Whether ground truth may be read to hash it. Without it only remembered digests are used,
+        so that planning and `status` never open a label file.
+    """
+    graph = _Graph(experiment, open_labels)
+    names = [t.name for t in experiment.teachers]
+    nodes = []
+    for t in experiment.teachers:
+        nodes += [graph.infer(t, TRAIN), graph.probe(t), graph.certainty(t)]
+    nodes += [graph.policy(names), graph.fusion(names), graph.student()]
+    for split in experiment.labelled:
+        nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
+        nodes += graph.evaluation(split)
+    return nodes
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Makes the nodes; every `plan` below is called anew for each plan."""
+
+    experiment: Experiment
+    open_labels: bool
+
+    def infer(self, teacher: Teacher, split: str) -> Node:
+        """Label maps of a teacher on a split (output unification; paper, section 3.1)."""
+        exp = self.experiment
+        table, mapping = exp.teacher_table(teacher), exp.teacher_map(teacher)
+        to_target = to_target_ids(table, exp.classes, mapping)
+
+        def plan(_: Upstream) -> Work:
+            pictures = exp.pictures(split)
+            recipe: dict[str, Json] = {"map": dict(mapping), "classes": list(exp.classes.classes)}
+            digests = [exp.files.digest(p.image) for p in pictures]
+            if teacher.labels is not None:
+                where = f"teachers[{teacher.name}].labels.{split}"
+                folder = exp.folder(teacher.labels[split])
+                pngs = images.predictions(folder, [p.id for p in pictures], where)
+                legal = table.legal_values(teacher.ids)
+                recipe |= {"source": "labels", "ids": teacher.ids}
+                recipe["values"] = {str(raw): to_target[own] for raw, own in sorted(legal.items())}
+                return Work(
+                    recipe,
+                    items=tuple(
+                        Item(p.id, (d, exp.files.digest(pngs[p.id])))
+                        for p, d in zip(pictures, digests, strict=True)
+                    ),
+                    local=self.local(
+                        split,
+                        predictions=pngs,
+                        to_target={raw: to_target[own] for raw, own in legal.items()},
+                        palette=teacher.ids == "palette",
+                    ),
+                    runtime={"folder": str(folder)},
+                )
+            assert teacher.network is not None
+            folder = exp.folder(teacher.network.folder)
+            recipe |= {
+                "source": teacher.network.kind,
+                "network": self.network_files(folder, f"teachers[{teacher.name}].network"),
+                "teacher_classes": list(table.classes),
+                "preprocess": _settings(teacher.preprocess),
+            }
+            return Work(
+                recipe,
+                items=tuple(Item(p.id, (d,)) for p, d in zip(pictures, digests, strict=True)),
+                local=self.local(split, network=folder, to_target=to_target),
+                runtime=self.runtime() | {"folder": str(folder)},
+            )
+
+        return self.node(
+            infer_id(teacher.name, split),
+            "infer",
+            f"{teacher.name}-{split}",
+            [],
+            plan,
+            "infer:run_labels" if teacher.labels is not None else "infer:run_network",
+            f"infer-teacher {teacher.name}",
+        )
+
+    def covers(self, teacher: Teacher, split: str) -> bool:
+        """Whether a teacher can label a split."""
+        return teacher.network is not None or split in (teacher.labels or {})
+
+    def probe(self, teacher: Teacher) -> Node:
+        """The small student that measures a teacher, trained on its labels alone."""
+
+        def plan(_: Upstream) -> Work:
+            return Work(
+                self.training_recipe(self.experiment.config.probe),
+                uses={"labels": infer_id(teacher.name)},
+                local=self.training_local(self.experiment.config.probe),
+                runtime=self.runtime(),
+            )
+
+        return self.node(
+            f"probe[{teacher.name}]",
+            "probe",
+            teacher.name,
+            [infer_id(teacher.name)],
+            plan,
+            "probe:run",
+            "select-policy",
+        )
+
+    def certainty(self, teacher: Teacher) -> Node:
+        """Mean certainty of a probe per class, on the training images (paper, Fig. 6)."""
+        exp = self.experiment
+        reached = {goal for goal in exp.teacher_map(teacher).values() if goal is not None}
+
+        def plan(_: Upstream) -> Work:
+            return Work(
+                {"reached": [c for c in exp.classes.classes if c in reached]},
+                uses={"probe": f"probe[{teacher.name}]", "labels": infer_id(teacher.name)},
+                items=tuple(Item(p.id, (exp.files.digest(p.image),)) for p in exp.pictures(TRAIN)),
+                local=self.local(TRAIN),
+                runtime=self.runtime(),
+            )
+
+        return self.node(
+            f"certainty[{teacher.name}]",
+            "certainty",
+            teacher.name,
+            [f"probe[{teacher.name}]", infer_id(teacher.name)],
+            plan,
+            "certainty:run",
+            "select-policy",
+        )
+
+    def policy(self, names: list[str]) -> Node:
+        """The policy pi: class to teacher (paper, section 3.2)."""
+        settings, classes = self.experiment.config.policy, self.experiment.classes.classes
+        needs = [] if settings.strategy == "manual" else [f"certainty[{t}]" for t in names]
+
+        def plan(upstream: Upstream) -> Work:
+            if settings.strategy == "manual":
+                assign = settings.assign or {}
+                return Work(
+                    {"strategy": "manual", "assign": {c: assign.get(c) for c in classes}},
+                    local=self.local(TRAIN),
+                )
+            evidence: dict[str, Json] = {
+                t: dict(upstream.content(f"certainty[{t}]")) for t in names
+            }
+            return Work(
+                {
+                    "strategy": "certainty",
+                    "min_support": settings.min_support,
+                    "classes": list(classes),
+                    "evidence": evidence,
+                },
+                local=self.local(TRAIN),
+            )
+
+        return self.node(
+            "policy", "policy", settings.strategy, needs, plan, "policy:run", "select-policy"
+        )
+
+    def fusion(self, names: list[str], split: str = TRAIN, method: str | None = None) -> Node:
+        """One label map from many; `method` names a baseline or the oracle."""
+        settings, classes = self.experiment.config.fusion, self.experiment.classes.classes
+        method = method or settings.method
+        policy = f"policy[oracle]{_at(split)}" if method == "channel-oracle" else "policy"
+        maps = {t: infer_id(t, split) for t in names}
+
+        def plan(upstream: Upstream) -> Work:
+            prints = {t: upstream.fingerprint(node_id) for t, node_id in maps.items()}
+            items = tuple(
+                Item(p.id, (self.experiment.files.digest(p.image),))
+                for p in self.experiment.pictures(split)
+            )
+            if method == "majority":
+                return Work(
+                    {"method": "majority", "classes": list(classes)},
+                    # ties go to the name that sorts first, so here the order is part of it
+                    uses={f"teacher{k:02}": maps[t] for k, t in enumerate(names)},
+                    items=items,
+                    local=self.local(split),
+                )
+            chosen = upstream.content(policy)
+            used = sorted({prints[t] for t in chosen["teacher"].values() if t is not None})
+            by_print = {prints[t]: maps[t] for t in names}
+            recipe: dict[str, Json] = {
+                "method": "channel",
+                "owner": {
+                    c: None if t is None else used.index(prints[t])
+                    for c, t in chosen["teacher"].items()
+                },
+                "window": settings.window,
+                "conflict": settings.conflict,
+                "holes": settings.holes,
+            }
+            if settings.conflict == "certainty":
+                recipe["certainty"] = dict(chosen["certainty"])
+            return Work(
+                recipe,
+                uses={f"teacher{k:02}": by_print[fp] for k, fp in enumerate(used)},
+                items=items,
+                local=self.local(split),
+            )
+
+        return self.node(
+            "fusion" if split == TRAIN else f"fusion[{method}]{_at(split)}",
+            "fusion",
+            f"{method}-{split}",
+            [*maps.values(), *([] if method == "majority" else [policy])],
+            plan,
+            "fusion:run",
+            "fuse" if split == TRAIN else "evaluate",
+        )
+
+    def student(self) -> Node:
+        """The final student, trained on the fused labels."""
+        exp, settings = self.experiment, self.experiment.config.student
+
+        def plan(_: Upstream) -> Work:
+            recipe, init = self.training_recipe(settings), None
+            watch: tuple[Picture, ...] = ()
+            if settings.init is not None:
+                init = exp.folder(settings.init)
+                recipe["init"] = exp.files.digest(init)
+            if settings.watch is not None:
+                watch = tuple(exp.pictures(settings.watch))
+                recipe["watch"] = {
+                    "labels": self.truth(settings.watch),
+                    "every": settings.watch_every,
+                    "keep": settings.keep,
+                }
+            return Work(
+                recipe,
+                uses={"labels": "fusion"},
+                local=self.training_local(settings, init=init, watch=watch),
+                runtime=self.runtime(),
+            )
+
+        return self.node(
+            "student", "student", "student", ["fusion"], plan, "student:run", "train-student"
+        )
+
+    def evaluation(self, split: str) -> list[Node]:
+        """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
+        exp = self.experiment
+        names = [t.name for t in exp.teachers if self.covers(t, split)]
+        at = _at(split)
+        methods = {exp.config.fusion.method: None, "majority": None, "channel-oracle": None}
+        maps = {t: infer_id(t, split) for t in names}
+        nodes = [self.oracle(split, names)]
+        if len(names) < len(exp.teachers):
+            # without all teachers' maps the policy cannot be applied on this split
+            methods = {"majority": None, "channel-oracle": None}
+        nodes += [self.fusion(names, split, method) for method in methods]
+        nodes.append(self.infer_student(split))
+        uses = {f"teacher:{t}": node_id for t, node_id in maps.items()}
+        uses |= {f"fusion:{m}": f"fusion[{m}]{at}" for m in methods}
+        uses |= {"student:student": infer_id("student", split)}
+
+        def plan(_: Upstream) -> Work:
+            return Work(
+                {"labels": self.truth(split), "classes": list(exp.classes.classes)},
+                uses=uses,
+                local=self.truth_local(split),
+            )
+
+        nodes.append(
+            self.node(
+                f"evaluation{at}",
+                "evaluation",
+                split,
+                list(uses.values()),
+                plan,
+                "evaluation:run",
+                "evaluate",
+            )
+        )
+        return nodes
+
+    def oracle(self, split: str, names: list[str]) -> Node:
+        """The policy that is best on the split's own ground truth: an upper bound, no method."""
+        uses = {t: infer_id(t, split) for t in names}
+
+        def plan(_: Upstream) -> Work:
+            return Work(
+                {
+                    "strategy": "oracle",
+                    "labels": self.truth(split),
+                    "classes": list(self.experiment.classes.classes),
+                },
+                uses=uses,
+                local=self.truth_local(split),
+            )
+
+        return self.node(
+            f"policy[oracle]{_at(split)}",
+            "policy",
+            f"oracle-{split}",
+            list(uses.values()),
+            plan,
+            "policy:run_oracle",
+            "evaluate",
+        )
+
+    def infer_student(self, split: str) -> Node:
+        """Label maps of the trained student, as of any network."""
+        exp = self.experiment
+
+        def plan(_: Upstream) -> Work:
+            names: Json = {c: c for c in exp.classes.classes}
+            return Work(
+                {"source": "student", "map": names, "classes": list(exp.classes.classes)},
+                uses={"network": "student"},
+                items=tuple(Item(p.id, (exp.files.digest(p.image),)) for p in exp.pictures(split)),
+                local=self.local(split, to_target={i: i for i in range(len(exp.classes))}),
+                runtime=self.runtime(),
+            )
+
+        return self.node(
+            infer_id("student", split),
+            "infer",
+            f"student-{split}",
+            ["student"],
+            plan,
+            "infer:run_network",
+            "evaluate",
+        )
+
+    def node(
+        self,
+        node_id: str,
+        stage: str,
+        name: str,
+        needs: list[str],
+        plan: Callable[[Upstream], Work],
+        run: str,
+        command: str,
+    ) -> Node:
+        """Return a node whose `run` lies in a module of this package."""
+        function = f"ensdistill.stages.{run}"
+        return Node(node_id, stage, name, VERSIONS[stage], needs, plan, function, command)
+
+    def local(self, split: str, **more: Any) -> Local:
+        """Return what is common to all stages, and `more`."""
+        runtime = self.experiment.config.runtime
+        return Local(
+            pictures=tuple(self.experiment.pictures(split)),
+            classes=self.experiment.classes,
+            device=runtime.device,
+            workers=runtime.workers,
+            threads=runtime.threads,
+            checkpoint_every=runtime.checkpoint_every,
+            **more,
+        )
+
+    def runtime(self) -> dict[str, Json]:
+        """Return the runtime as it is recorded."""
+        return self.experiment.config.runtime.model_dump(mode="json")
+
+    def truth(self, split: str) -> str:
+        """Return one digest of a split's ground truth, or say that it was not opened."""
+        files = self.experiment.files
+        digests: list[Json] = []
+        for p in self.experiment.pictures(split):
+            if p.labels is None:
+                raise ConfigError(f"target.{split} declares no labels")
+            found = files.digest(p.labels) if self.open_labels else files.known(p.labels)
+            if found is None:
+                return "not opened yet"
+            digests.append([p.id, found])
+        return digest([self.experiment.config.target[split].encoding, *digests])
+
+    def truth_local(self, split: str) -> Local:
+        """Return `local` with what reading the split's ground truth needs."""
+        encoding = self.experiment.config.target[split].encoding
+        return self.local(
+            split,
+            to_target=self.experiment.classes.legal_values(encoding),
+            palette=encoding == "palette",
+        )
+
+    def training_recipe(self, settings: Training) -> dict[str, Json]:
+        """Return the part of a probe's or student's settings that changes the numbers."""
+        skip = {"network", "init", "watch", "watch_every", "keep"}
+        recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
+        recipe["preprocess"] = _settings(settings.preprocess)
+        network: Json = settings.network.arch
+        if settings.network.hf is not None:
+            network = self.network_files(self.experiment.folder(settings.network.hf), "network.hf")
+        return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
+
+    def training_local(
+        self, settings: Training, init: Path | None = None, watch: tuple[Picture, ...] = ()
+    ) -> Local:
+        """Return `local` of the training images with what training needs."""
+        network = settings.network.hf
+        more: dict[str, Any] = {"init": init, "watch": watch}
+        if network is not None:
+            more["network"] = self.experiment.folder(network)
+        if watch:
+            assert isinstance(settings, Student)
+            truth = self.truth_local(settings.watch or "")
+            more |= {"to_target": truth.to_target, "palette": truth.palette}
+        return self.local(TRAIN, **more)
+
+    def network_files(self, folder: Path, where: str) -> dict[str, Json]:
+        """Return the digest of every file of a network's folder that can change its output."""
+        if not folder.is_dir():
+            raise DataError(f"{where}: {folder} is no folder")
+        found = sorted(
+            p for p in folder.iterdir() if p.suffix in (".json", ".safetensors") and p.is_file()
+        )
+        if not found:
+            raise DataError(f"{where}: {folder} holds no .json and .safetensors files")
+        skip = ("manifest.json", "items.json")
+        return {p.name: self.experiment.files.digest(p) for p in found if p.name not in skip}
+
+
+def _at(split: str) -> str:
+    return "" if split == TRAIN else f"@{split}"
+
+
+def _settings(section: Section) -> dict[str, Json]:
+    """Return the fields of a section that were set."""
+    return section.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,73 @@
+"""`infer[t]`: the label maps of a teacher (output unification; paper, section 3.1).
+
+A teacher's scores are not comparable with another's; after the argmax only labels are left, and
+no scale is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.data.pictures import Decoder, read_image
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
+from ensdistill.stages.parallel import for_each
+
+
+def run_labels(job: Job) -> dict[str, Any]:
+    """Read a teacher's PNGs into a label store."""
+    local: Local = job.work.local
+    maps = LabelMapsDraft(job, image_sizes(job))
+    decoder = Decoder(local.to_target, palette=local.palette)
+    total = len(job.work.items)
+    job.progress.start(total, total - len(maps.missing), "images")
+
+    def one(image_id: str) -> None:
+        maps.write(image_id, decoder.read(local.predictions[image_id]))
+
+    for_each(maps.missing, one, workers=local.workers, progress=job.progress)
+    return _summary(job)
+
+
+def run_network(job: Job) -> dict[str, Any]:
+    """Run a network over the images into a label store, one image at a time.
+
+    Single images, since logits differ in their last bits between batch sizes.
+    """
+    from ensdistill.stages.functional.unify import unify
+    from ensdistill.stages.networks.frozen import load_network
+
+    local: Local = job.work.local
+    maps = LabelMapsDraft(job, image_sizes(job))
+    total = len(job.work.items)
+    job.progress.start(total, total - len(maps.missing), "images")
+    folder = job.inputs["network"].path if "network" in job.inputs else local.network
+    network = load_network(folder, job.work.recipe, local)
+    to_target = np.full(256, IGNORE_INDEX, np.uint8)
+    for own, goal in local.to_target.items():
+        to_target[own] = goal
+    images = {p.id: p.image for p in local.pictures}
+    for image_id in maps.missing:
+        image = read_image(images[image_id])
+        height, width, _ = image.shape
+        labels, _ = unify(
+            network.logits(image), (height, width), align_corners=network.align_corners
+        )
+        maps.write(image_id, to_target[labels.cpu().numpy()])
+        job.progress.advance()
+    return _summary(job)
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    """Return how many pixels the teacher gives to each class."""
+    records = job.draft.records()
+    counts = np.sum([records[item.id]["labels"] for item in job.work.items], axis=0)
+    classes = job.work.local.classes.classes
+    return {
+        "images": len(job.work.items),
+        "labels": dict(zip(classes, counts.tolist(), strict=True)),
+    }

@@ -1,0 +1,105 @@
+"""Label maps of an artifact, by image id: the store and the item index together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ensdistill.data.pictures import image_size
+from ensdistill.data.store import LabelStore, UInt8, checksum
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.workspace import Artifact
+
+STORE: Final = "labels.zarr"
+
+
+class LabelMaps:
+    """The published label maps of an artifact, read by image id.
+
+    Parameters
+    ----------
+    artifact : Artifact
+        One of the stages `infer` and `fusion`.
+    """
+
+    def __init__(self, artifact: Artifact):
+        self.records: Mapping[str, Mapping[str, Any]] = {r["id"]: r for r in artifact.items()}
+        self._position = {image_id: k for k, image_id in enumerate(self.records)}
+        self._store = LabelStore(artifact.path / STORE)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Return height and width of an image's label map in pixels."""
+        height, width = self.records[image_id]["size"]
+        return height, width
+
+    def read(self, image_id: str) -> UInt8:
+        """Return the (H, W) uint8 train ids of an image."""
+        return self._store.read(self._position[image_id], *self.size(image_id))
+
+    def shares(self) -> npt.NDArray[np.int64]:
+        """Return the pixels of each class over all images, (C,) int64."""
+        counts = np.array([r["labels"] for r in self.records.values()], np.int64)
+        return np.asarray(counts.sum(axis=0))
+
+
+class LabelMapsDraft:
+    """Label maps being written: chunk first, journal line after.
+
+    Parameters
+    ----------
+    job : Job
+        Its draft is filled, its items are the images.
+    sizes : mapping
+        Image id to height and width, for every item.
+    """
+
+    def __init__(self, job: Job, sizes: Mapping[str, tuple[int, int]]):
+        ids = [item.id for item in job.work.items]
+        height = max(sizes[i][0] for i in ids)
+        width = max(sizes[i][1] for i in ids)
+        self._draft = job.draft
+        self._classes = len(job.work.local.classes)
+        self._sizes = sizes
+        self._position = {image_id: k for k, image_id in enumerate(ids)}
+        self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
+        journalled, stored = job.draft.records(), self._store.present()
+        self.missing = [i for i in ids if i not in journalled or self._position[i] not in stored]
+
+    def write(self, image_id: str, label_map: UInt8, **more: Any) -> None:
+        """Store an image's label map and journal it, with `more` in its record.
+
+        Raises
+        ------
+        DataError
+            If it has not the image's size.
+        """
+        size = self._sizes[image_id]
+        if label_map.shape != size:
+            raise DataError(
+                f"{image_id}: label map of {label_map.shape[0]}x{label_map.shape[1]}, "
+                f"expected {size[0]}x{size[1]} (height x width)"
+            )
+        self._store.write(self._position[image_id], label_map)
+        counts = np.bincount(label_map.ravel(), minlength=256)[: self._classes]
+        self._draft.record(
+            image_id,
+            size=list(size),
+            sha256=checksum(label_map),
+            labels=counts.tolist(),
+            **more,
+        )
+
+
+def image_sizes(job: Job) -> dict[str, tuple[int, int]]:
+    """Return height and width of every image of a job, from the files' headers."""
+    return {p.id: image_size(p.image) for p in job.work.local.pictures}

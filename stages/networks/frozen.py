@@ -1,0 +1,173 @@
+"""Networks that are only run: teachers, probes and students."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ensdistill.data.pictures import UInt8
+from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.graph import Local
+from ensdistill.stages.networks.folders import NETWORK, read_description
+from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.students import HfSegmentation, build_student, hf_segmentation
+
+WEIGHTS: Final = "model.safetensors"
+
+
+class FrozenNetwork:
+    """A network in evaluation mode, from one photograph to its logits.
+
+    Parameters
+    ----------
+    module : nn.Module
+        (N, 3, H, W) float32 to (N, C, h, w).
+    preprocessing : Preprocessing
+        What happens to the photograph before.
+    device : torch.device
+        Where it runs.
+    """
+
+    def __init__(self, module: nn.Module, preprocessing: Preprocessing, device: torch.device):
+        self.module = module.to(device).eval()
+        self.preprocessing = preprocessing
+        self.device = device
+
+    @property
+    def align_corners(self) -> bool:
+        """How its logits are to be resized."""
+        return self.preprocessing.align_corners
+
+    def logits(self, image: UInt8) -> Tensor:
+        """Return the (C, h, w) float32 logits of one (H, W, 3) uint8 RGB photograph."""
+        resized = self.preprocessing.resize(image)
+        batch = torch.tensor(resized).permute(2, 0, 1)[None].to(self.device)
+        with torch.inference_mode():
+            logits: Tensor = self.module(self.preprocessing.normalise(batch))[0]
+        return logits.float()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    DataError
+        If the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"runtime.device: {name!r} is no device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"runtime.device: {name} was asked for, but torch sees no CUDA device")
+    return device
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's threads; None leaves its own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -> FrozenNetwork:
+    """Load a teacher, probe or student.
+
+    Parameters
+    ----------
+    folder : Path
+        A transformers folder, or an artifact of the stages `probe` and `student`.
+    recipe : mapping
+        ``source`` (``"hf"`` or ``"student"``) and the teacher's ``preprocess`` and
+        ``teacher_classes``, where declared.
+    local : Local
+        Device and threads.
+
+    Raises
+    ------
+    DataError
+        If the folder does not hold such a network, or its number of classes is another.
+    """
+    assert folder is not None
+    device = pick_device(local.device)
+    set_threads(local.threads)
+    declared = recipe.get("preprocess", {})
+    if recipe["source"] == "hf":
+        hf = hf_segmentation(folder)
+        _require_classes(folder, hf.config.num_labels, recipe["teacher_classes"])
+        return FrozenNetwork(
+            hf, Preprocessing.from_settings(_hf_settings(folder), declared), device
+        )
+    description = read_description(folder)
+    if "teacher_classes" in recipe:
+        _require_classes(folder, len(description["classes"]), recipe["teacher_classes"])
+    module = _build(description)
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    settings = Preprocessing.from_settings(description["preprocessing"], declared)
+    return FrozenNetwork(module, settings, device)
+
+
+def save_network(folder: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write what `load_network` reads: weights, and how to build the network around them."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    text = json.dumps(dict(description), indent=1, sort_keys=True)
+    (folder / NETWORK).write_text(text + "\n", encoding="utf-8")
+
+
+def describe(
+    module: nn.Module, architecture: Any, classes: list[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Return the content of ``network.json``."""
+    if isinstance(module, HfSegmentation) and not isinstance(architecture, str):
+        architecture = {"hf_config": module.config.to_dict()}
+    return {
+        "format": 1,
+        "architecture": architecture,
+        "classes": classes,
+        "preprocessing": preprocessing.to_json(),
+    }
+
+
+def _build(description: Mapping[str, Any]) -> nn.Module:
+    architecture, classes = description["architecture"], len(description["classes"])
+    if isinstance(architecture, str):
+        return build_student(architecture, classes, None, seed=0)
+    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+    settings = dict(architecture["hf_config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    return HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
+
+
+def _hf_settings(folder: Path) -> dict[str, Any]:
+    """Return the preprocessing that a transformers folder declares."""
+    try:
+        found = json.loads((folder / "preprocessor_config.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    settings: dict[str, Any] = {}
+    if found.get("do_normalize", True) and "image_mean" in found:
+        settings |= {"mean": found["image_mean"], "std": found["image_std"]}
+    if found.get("do_rescale", True) and "rescale_factor" in found:
+        settings["scale"] = 1 / found["rescale_factor"]
+    size = found.get("size")
+    if found.get("do_resize", True) and isinstance(size, dict) and {"height", "width"} <= set(size):
+        settings["size"] = (size["height"], size["width"])
+    return settings
+
+
+def _require_classes(folder: Path, found: int, expected: list[str]) -> None:
+    if found != len(expected):
+        raise DataError(
+            f"{folder}: the network has {found} classes, the declared table {len(expected)}; "
+            "declare the teacher's own `classes:`"
+        )

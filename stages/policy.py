@@ -1,0 +1,67 @@
+"""`policy`: which teacher each class is taken from (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data.pictures import Decoder
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.policy import Choice, Evidence, best_policy, certainty_policy
+from ensdistill.stages.functional.scores import confusion, iou
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Choose by the probes' certainty, or take what the experiment file assigns."""
+    recipe: dict[str, Any] = job.work.recipe
+    classes = job.work.local.classes.classes
+    if recipe["strategy"] == "manual":
+        chosen = [Choice(recipe["assign"][c], None, False) for c in classes]
+        return _result("manual", chosen, classes)
+    evidence = {
+        teacher: Evidence(
+            certainty=np.array([_nan(found["certainty"][c]) for c in classes], np.float64),
+            support=np.array([found["support"][c] for c in classes], np.int64),
+            labelled=np.array([found["labelled"][c] for c in classes], np.int64),
+            has_class=np.array([found["has_class"][c] for c in classes], bool),
+        )
+        for teacher, found in recipe["evidence"].items()
+    }
+    chosen = list(certainty_policy(evidence, len(classes), recipe["min_support"]))
+    return _result("certainty", chosen, classes)
+
+
+def run_oracle(job: Job) -> dict[str, Any]:
+    """Choose by IoU on the split's ground truth: an upper bound that no method may use."""
+    local: Local = job.work.local
+    classes = local.classes.classes
+    decoder = Decoder(local.to_target, palette=local.palette)
+    maps = {teacher: LabelMaps(artifact) for teacher, artifact in job.inputs.items()}
+    confmats = {t: np.zeros((len(classes), len(classes) + 1), np.int64) for t in maps}
+    job.progress.start(len(local.pictures), 0, "images")
+    for picture in local.pictures:
+        assert picture.labels is not None
+        target = decoder.read(picture.labels)
+        for teacher, labels in maps.items():
+            confmats[teacher] += confusion(target, labels.read(picture.id), len(classes))
+        job.progress.advance()
+    scores = {teacher: iou(confmat) for teacher, confmat in confmats.items()}
+    return _result("oracle", list(best_policy(scores, len(classes))), classes)
+
+
+def _result(strategy: str, chosen: Sequence[Choice], classes: Sequence[str]) -> dict[str, Any]:
+    pairs = list(zip(classes, chosen, strict=True))
+    return {
+        "strategy": strategy,
+        "teacher": {c: choice.teacher for c, choice in pairs},
+        "certainty": {c: choice.certainty for c, choice in pairs},
+        "fallback": [c for c, choice in pairs if choice.fallback],
+    }
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

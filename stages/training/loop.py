@@ -1,0 +1,295 @@
+"""The training loop of probes and students: small, and exact on resume.
+
+All randomness is a function of seed, step and sample number. A run killed at any step and resumed
+from its last checkpoint therefore equals the uninterrupted one bit for bit (same machine, CPU,
+same number of threads).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ensdistill.data.pictures import Decoder, read_image
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.scores import confusion, iou, mean_iou
+from ensdistill.stages.functional.unify import unify
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.frozen import (
+    FrozenNetwork,
+    describe,
+    pick_device,
+    save_network,
+    set_threads,
+)
+from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.students import build_student, head_parameters
+from ensdistill.stages.training.losses import PixelLoss
+from ensdistill.stages.training.samples import Samples
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+_LOG_EVERY = 20  # steps
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train the recipe's network on the upstream label maps.
+
+    Returns
+    -------
+    dict
+        ``steps``, ``loss`` (mean of the last logged window), and with a watched split ``watched``:
+        its last and best mIoU in percent.
+    """
+    local: Local = job.work.local
+    recipe: dict[str, Any] = job.work.recipe
+    device = pick_device(local.device)
+    set_threads(local.threads)
+    preprocessing = Preprocessing.from_settings(
+        recipe["preprocess"], {"size": recipe["input_size"]}
+    )
+    labels = LabelMaps(job.inputs["labels"])
+    network, initialised = _build(recipe, local)
+    network.to(device)
+    optimizer = _optimizer(network, recipe)
+    loss_of = PixelLoss(len(local.classes), recipe["rare_weight"], recipe["hard_share"], device)
+    state = _State(job.draft.path, network, optimizer, loss_of)
+    steps = recipe["steps"]
+    samples = Samples(local.pictures, labels, recipe, preprocessing.mean_pixel())
+    start = state.load()
+    job.progress.start(steps, start, "steps")
+    if start < steps:
+        seconds = _step_cost(network, recipe, device)
+        height, width = recipe["crop"]
+        job.progress.message(
+            f"{job.node.id}: {seconds:.2f} s a step (batch {recipe['batch_size']} of "
+            f"{height}x{width} on {device}), {steps - start} steps: "
+            f"about {_duration(seconds * (steps - start))}"
+        )
+    watch = recipe.get("watch")
+    network.train()
+    for step, (images, target) in _batches(samples, start, recipe, local):
+        # dropout draws from torch's own stream: tie that to the step as well
+        torch.manual_seed(_mix(recipe["seed"], step))
+        rate = _poly(recipe, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+        logits = network(preprocessing.normalise(images.to(device)))
+        loss = loss_of(logits, target.to(device, torch.int64))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        state.losses.append(loss.item())
+        done = step + 1
+        if done % _LOG_EVERY == 0 or done == steps:
+            state.log({"step": done, "loss": float(np.mean(state.losses)), "lr": rate})
+            state.losses.clear()
+        if watch is not None and (done % watch["every"] == 0 or done == steps):
+            state.watched(done, _watched_miou(network, preprocessing, device, local))
+        if done % local.checkpoint_every == 0 and done < steps:
+            state.save(done)
+        note = f"loss {state.metrics[-1]['loss']:.3f}" if state.metrics else ""
+        job.progress.advance(1, note)
+    if watch is not None and watch["keep"] == "best":
+        network.load_state_dict(state.best_weights)
+    description = describe(network, recipe["network"], list(local.classes.classes), preprocessing)
+    save_network(job.draft.path, network, description)
+    (job.draft.path / CHECKPOINT).unlink(missing_ok=True)
+    losses = [m["loss"] for m in state.metrics if "loss" in m]
+    result: dict[str, Any] = {"steps": steps, "loss": losses[-1]}
+    if initialised is not None:
+        result["init"] = initialised
+    if watch is not None:
+        scores = [m["miou"] for m in state.metrics if "miou" in m]
+        result["watched"] = {"last": scores[-1], "best": max(scores)}
+    return result
+
+
+class _State:
+    """All that a checkpoint holds: weights, optimizer, loss state, metrics and the best weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_of: PixelLoss,
+    ):
+        self._folder = folder
+        self._network = network
+        self._optimizer = optimizer
+        self._loss_of = loss_of
+        self.metrics: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    def load(self) -> int:
+        """Restore the last checkpoint and return the number of steps done, 0 without one."""
+        path = self._folder / CHECKPOINT
+        if not path.exists():
+            return 0
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        self._network.load_state_dict(found["network"])
+        self._optimizer.load_state_dict(found["optimizer"])
+        self._loss_of.absence.copy_(found["absence"])
+        self.metrics, self.losses = found["metrics"], found["losses"]
+        self.best_weights = found["best_weights"]
+        step: int = found["step"]
+        return step
+
+    def save(self, step: int) -> None:
+        """Replace the checkpoint in one step."""
+        path = self._folder / CHECKPOINT
+        temporary = path.with_suffix(".partial")
+        torch.save(
+            {
+                "step": step,
+                "network": self._network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "absence": self._loss_of.absence,
+                "metrics": self.metrics,
+                "losses": self.losses,
+                "best_weights": self.best_weights,
+            },
+            temporary,
+        )
+        temporary.replace(path)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add a record to the metrics file, rewritten whole so that a resume leaves no doubles."""
+        self.metrics.append(record)
+        text = "".join(json.dumps(m) + "\n" for m in self.metrics)
+        atomic.write_bytes(self._folder / METRICS, text.encode())
+
+    def watched(self, step: int, miou: float) -> None:
+        """Log a watched mIoU and keep the weights if it is the best so far."""
+        earlier = [m["miou"] for m in self.metrics if "miou" in m]
+        self.log({"step": step, "miou": miou})
+        if not earlier or miou > max(earlier):
+            weights = self._network.state_dict()
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in weights.items()}
+
+
+def _build(recipe: Mapping[str, Any], local: Local) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Build the network; with `init`, load the weights of the same name and shape into its body."""
+    network = build_student(recipe["network"], len(local.classes), local.network, recipe["seed"])
+    if local.init is None:
+        return network, None
+    if local.init.suffix == ".safetensors":
+        found = load_file(local.init)
+    else:
+        found = torch.load(local.init, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            found = found.get(key, found)
+    found = {k.removeprefix("module."): v for k, v in found.items()}
+    head = head_parameters(network)
+    wanted = {k: v for k, v in network.state_dict().items() if k not in head}
+    loaded = {k: found[k] for k, v in wanted.items() if k in found and found[k].shape == v.shape}
+    if not loaded:
+        raise DataError(
+            f"student.init: {local.init} shares no weight with the network; "
+            f"it holds {', '.join(list(found)[:3])}, ...; the network {', '.join(list(wanted)[:3])}"
+        )
+    network.load_state_dict(loaded, strict=False)
+    missing = sorted(set(wanted) - set(loaded))
+    return network, {"loaded": len(loaded), "head": "made anew", "not_loaded": missing}
+
+
+def _optimizer(network: nn.Module, recipe: Mapping[str, Any]) -> torch.optim.Optimizer:
+    head = head_parameters(network)
+    named = list(network.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if n not in head], "lr_factor": 1.0},
+        {"params": [p for n, p in named if n in head], "lr_factor": recipe["head_lr_factor"]},
+    ]
+    if recipe["optimizer"] == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=recipe["lr"],
+            momentum=recipe["momentum"],
+            nesterov=recipe["nesterov"],
+            weight_decay=recipe["weight_decay"],
+        )
+    return torch.optim.AdamW(groups, lr=recipe["lr"], weight_decay=recipe["weight_decay"])
+
+
+def _batches(
+    samples: Samples, start: int, recipe: Mapping[str, Any], local: Local
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """Yield step number and batch from step `start` on; loader workers change nothing."""
+    size = recipe["batch_size"]
+    loader = DataLoader(
+        samples,
+        batch_size=size,
+        sampler=range(start * size, recipe["steps"] * size),
+        num_workers=local.workers,
+        generator=torch.Generator(),  # else the loader draws from the global stream
+    )
+    yield from enumerate(loader, start)
+
+
+def _poly(recipe: Mapping[str, Any], step: int) -> float:
+    """Return the learning rate of a step: lr (1 - step / steps) ^ power."""
+    rate: float = recipe["lr"] * (1 - step / recipe["steps"]) ** recipe["power"]
+    return rate
+
+
+def _step_cost(network: nn.Module, recipe: Mapping[str, Any], device: torch.device) -> float:
+    """Return the seconds of one step, measured on a copy so that the training is untouched."""
+    trial = copy.deepcopy(network).train()
+    height, width = recipe["crop"]
+    images = torch.zeros(recipe["batch_size"], 3, height, width, device=device)
+    seconds = 0.0
+    for _ in range(2):  # the first one pays for allocations
+        begin = time.perf_counter()
+        trial(images).float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+def _watched_miou(
+    network: nn.Module, preprocessing: Preprocessing, device: torch.device, local: Local
+) -> float:
+    """Return the mIoU in percent on the watched split, and leave the network in training mode."""
+    frozen = FrozenNetwork(network, preprocessing, device)
+    decoder = Decoder(local.to_target, palette=local.palette)
+    size = len(local.classes)
+    confmat = np.zeros((size, size + 1), np.int64)
+    for picture in local.watch:
+        assert picture.labels is not None
+        target = decoder.read(picture.labels)
+        height, width = target.shape
+        labels, _ = unify(
+            frozen.logits(read_image(picture.image)), (height, width), align_corners=False
+        )
+        confmat += confusion(target, labels.cpu().numpy(), size)
+    network.train()
+    return 100 * mean_iou(iou(confmat))
+
+
+def _mix(seed: int, step: int) -> int:
+    """Return a torch seed for a step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
