@@ -1,0 +1,100 @@
+"""The command group; `ensdistill` and `python -m ensdistill.cli` both end here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from ensdistill.pipeline.errors import EnsdistillError
+
+# Command to its line in the overview. A command's module is imported when it is called, so that
+# `status` does not wait for what only training needs.
+COMMANDS: Final[Mapping[str, str]] = {
+    "init": "Write a commented experiment file.",
+    "check": "Find everything that is wrong with the inputs, before any work.",
+    "infer-teacher": "Argmax label maps of each teacher.",
+    "select-policy": "Probe each teacher and choose one for every class.",
+    "fuse": "Fused pseudo-labels.",
+    "train-student": "The student, trained on the fused labels.",
+    "run": "All of the above, only what is missing or stale; then evaluation.",
+    "status": "What is fresh, stale, partial or missing, and why.",
+    "evaluate": "Scores of all methods on a labelled split.",
+    "demo": "The whole pipeline on a small generated city.",
+}
+
+
+class Group(click.Group):
+    """Commands in the order in which a user needs them, imported when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ensdistill.cli.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ensdistill", message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: bool) -> None:
+    """Make one strong segmentation student out of any set of domain-adapted teachers.
+
+    No target labels are needed. Everything is cached: a command does what is missing, so adding
+    a teacher re-runs only what it must.
+
+    \b
+    Example:
+      ensdistill init --template cityscapes
+      ensdistill check
+      ensdistill run
+    """
+    ctx.obj = {"verbose": verbose}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments: Any = None if argv is None else list(argv)
+    verbose = any(a in ("-v", "--verbose") for a in (arguments or sys.argv[1:]))
+    try:
+        code = cli.main(arguments, prog_name="ensdistill", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; finished work is kept, run the same command again", err=True)
+        code = 130
+    except EnsdistillError as error:
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except OSError as error:
+        # a full disk, a lost mount: no defect of the program, but never without its file
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"error: {error}; finished work is kept", err=True)
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""`ensdistill fuse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensdistill.cli import options
+from ensdistill.cli.execute import execute, say
+
+
+@click.command()
+@options.stage
+def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
+    """Fuse the teachers' label maps into pseudo-labels, each class from the teacher chosen for it.
+
+    \b
+    Example:
+      ensdistill fuse --upstream
+    """
+    _, report, decisions = execute(
+        config, lambda *_: ["fusion"], dry_run=dry_run, upstream=upstream, rehash=rehash
+    )
+    say(report, decisions, dry_run=dry_run, as_json=as_json)
+    if not dry_run and not as_json:
+        artifact = decisions["fusion"].artifact
+        assert artifact is not None
+        result = artifact.manifest.result
+        text = f"{result['coverage']:.1%} of the pixels are labelled"
+        if "conflict" in result:
+            text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
+        click.echo(text)

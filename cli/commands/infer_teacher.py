@@ -1,0 +1,43 @@
+"""`ensdistill infer-teacher`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ensdistill.cli import options
+from ensdistill.cli.execute import execute, say
+from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.node import Node
+from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.graph import infer_id
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@options.stage
+def command(
+    names: tuple[str, ...], config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool
+) -> None:
+    """Write the argmax label maps of each teacher (or of those NAMED) on the target images.
+
+    Only missing images are computed; a killed run goes on where it was.
+
+    \b
+    Example:
+      ensdistill infer-teacher dacs cbst
+    """
+
+    def choose(experiment: Experiment, _: Sequence[Node]) -> Sequence[str]:
+        known = [t.name for t in experiment.teachers]
+        unknown = [n for n in names if n not in known]
+        if unknown:
+            raise ConfigError(f"no teacher is named {unknown[0]!r}; there are {', '.join(known)}")
+        return [infer_id(n) for n in names or known]
+
+    _, report, decisions = execute(
+        config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
+    )
+    say(report, decisions, dry_run=dry_run, as_json=as_json)

@@ -1,0 +1,93 @@
+"""`ensdistill init`."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from ensdistill.pipeline.errors import ConfigError
+
+TEMPLATES = ("folders", "cityscapes", "camvid")
+CAMVID = "ENSDISTILL_CAMVID"
+
+# Where each Cityscapes class goes in CamVid's 11 classes; names that are the same need no entry.
+_CAMVID_MAP = {
+    "sidewalk": "pavement",
+    "wall": "building",
+    "traffic light": "signsymbol",
+    "traffic sign": "signsymbol",
+    "vegetation": "tree",
+    "terrain": "tree",
+    "person": "pedestrian",
+    "rider": "bicyclist",
+    "truck": "car",
+    "bus": "car",
+    "train": "car",
+    "motorcycle": "bicyclist",
+    "bicycle": "bicyclist",
+}
+
+
+@click.command()
+@click.option(
+    "--template",
+    type=click.Choice(TEMPLATES),
+    default="folders",
+    show_default=True,
+    help="`folders`: any images. `cityscapes`: GTA5 to Cityscapes, the paper's recipe. "
+    f"`camvid`: the folder that the variable {CAMVID} names.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("experiment.yaml"),
+    show_default=True,
+    help="The file to write; an existing one is never overwritten.",
+)
+def command(template: str, output: Path) -> None:
+    """Write a commented experiment file to start from.
+
+    \b
+    Example:
+      ensdistill init --template cityscapes -o gta5.yaml
+    """
+    text = (resources.files("ensdistill.cli") / "templates" / f"{template}.yaml").read_text("utf-8")
+    if template == "camvid":
+        text = _camvid(text)
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(
+            f"{output} is there already and is not overwritten; choose another with --output"
+        ) from None
+    click.echo(f"wrote {output}; edit it, then run `ensdistill check -c {output}`")
+
+
+def _camvid(text: str) -> str:
+    """Fill in the folder of the data and the teachers that lie in it."""
+    folder = os.environ.get(CAMVID)
+    if not folder or not (Path(folder) / "teachers").is_dir():
+        raise ConfigError(
+            f"the variable {CAMVID} is {folder!r}; expected the folder with images/, labels/ and "
+            "teachers/"
+        )
+    root = Path(folder).resolve()
+    mapping = ", ".join(f"{own}: {goal}" for own, goal in _CAMVID_MAP.items())
+    mapping = f"&cityscapes {{{mapping}}}"  # written once, then referred to
+    lines = []
+    for teacher in sorted(p.name for p in (root / "teachers").iterdir() if p.is_dir()):
+        labels = ", ".join(f"{s}: {root / 'teachers' / teacher / s}" for s in ("train", "val"))
+        lines += [
+            f"  - name: {teacher}",
+            f"    labels: {{{labels}}}",
+            "    ids: train_ids",
+            "    classes: cityscapes19      # the teacher's own; `map` says where each goes",
+            f"    map: {mapping}",
+        ]
+        mapping = "*cityscapes"
+    return text.replace("@ROOT@", str(root)).replace("@TEACHERS@", "\n".join(lines))

@@ -1,0 +1,65 @@
+"""`ensdistill run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ensdistill.cli import options, render
+from ensdistill.cli.commands.evaluate import evaluation_nodes, write_results
+from ensdistill.cli.commands.select_policy import policy_results
+from ensdistill.cli.execute import execute, report_json, say
+from ensdistill.pipeline.node import Node
+from ensdistill.stages.experiment import TRAIN, Experiment
+
+
+@click.command()
+@options.config
+@options.dry_run
+@click.option("--no-evaluate", is_flag=True, help="Leave labelled splits alone.")
+@options.rehash
+@options.as_json
+def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_json: bool) -> None:
+    """Make everything that is missing or stale, up to the student; then evaluate.
+
+    \b
+    Example:
+      ensdistill run --dry-run
+      ensdistill run
+    """
+
+    def splits(experiment: Experiment) -> Sequence[str]:
+        return (TRAIN,) if no_evaluate else (TRAIN, *experiment.labelled)
+
+    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+        evaluated = [n for s in splits(experiment)[1:] for n in evaluation_nodes(experiment, s)]
+        return ["student", *evaluated]
+
+    experiment, report, decisions = execute(
+        config,
+        choose,
+        dry_run=dry_run,
+        upstream=True,
+        rehash=rehash,
+        splits=splits,
+        open_labels=not no_evaluate,
+    )
+    if dry_run:
+        say(report, decisions, dry_run=True, as_json=as_json)
+        return
+    found = [write_results(experiment, s, decisions) for s in reversed(splits(experiment)[1:])]
+    if as_json:
+        click.echo(json.dumps(found[-1] if found else report_json(report), indent=1))
+        return
+    render.report(report)
+    if report.ran:
+        render.policy(*policy_results(decisions))
+    for results in found:
+        render.scores(results)
+        render.margins(results)
+    artifact = decisions["student"].artifact
+    assert artifact is not None
+    click.echo(f"student: {artifact.path}")

@@ -1,0 +1,36 @@
+"""`ensdistill status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ensdistill.cli import options, render
+
+
+@click.command()
+@options.config
+@options.rehash
+@options.as_json
+@click.option("--check", "check_fresh", is_flag=True, help="Exit with 3 unless all is fresh.")
+def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool) -> None:
+    """Show for every node whether it is fresh, stale, partial, missing or waiting, and why.
+
+    `waiting` means that what the node is made from is known only after an upstream node ran: a
+    policy that comes out the same leaves fusion and student fresh.
+
+    \b
+    Example:
+      ensdistill status --check && echo everything is there
+    """
+    from ensdistill.pipeline.plan import State, plan
+    from ensdistill.stages.experiment import load
+    from ensdistill.stages.graph import build
+
+    experiment = load(config, rehash=rehash)
+    found = plan(build(experiment), experiment.workspace.scan())
+    experiment.files.save()
+    render.decisions(found, as_json=as_json)
+    if check_fresh and any(d.state is not State.FRESH for d in found.values()):
+        raise click.exceptions.Exit(3)

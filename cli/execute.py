@@ -1,0 +1,101 @@
+"""What every command that makes artifacts does: load, check, plan, run, say what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensdistill.cli import render
+from ensdistill.cli.progress import display
+from ensdistill.pipeline.node import Node
+from ensdistill.pipeline.plan import Decision, State, closure, plan
+from ensdistill.pipeline.runner import Report, run
+from ensdistill.stages.experiment import TRAIN, Experiment, load
+from ensdistill.stages.graph import build
+
+Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
+
+
+def execute(
+    config: Path,
+    choose: Choose,
+    *,
+    dry_run: bool,
+    upstream: bool,
+    rehash: bool,
+    splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
+    open_labels: bool = False,
+) -> tuple[Experiment, Report, dict[str, Decision]]:
+    """Make the nodes that `choose` returns.
+
+    Parameters
+    ----------
+    config : Path
+        The experiment file.
+    choose : callable
+        From experiment and graph to the ids of the nodes wanted.
+    dry_run : bool
+        Plan only.
+    upstream : bool
+        Also make what they need.
+    rehash : bool
+        Ignore remembered digests.
+    splits : callable
+        From experiment to the splits whose files are checked first.
+    open_labels : bool
+        Whether ground truth may be opened.
+
+    Returns
+    -------
+    tuple
+        The experiment, what ran, and the plan afterwards (in a dry run: before).
+    """
+    experiment = load(config, rehash=rehash)
+    with display() as shown:
+        if not dry_run:
+            from ensdistill.stages.check import check
+
+            check(experiment, splits(experiment), shown.bar("check"))
+        nodes = build(experiment, open_labels=open_labels)
+        targets = choose(experiment, nodes)
+        if dry_run:
+            decisions = plan(nodes, experiment.workspace.scan())
+            experiment.files.save()
+            wanted = closure(decisions, targets) if upstream else set(targets)
+            return experiment, Report(), {n: d for n, d in decisions.items() if n in wanted}
+
+        def bar(decision: Decision) -> Any:
+            found = f" ({decision.reason})" if decision.state is State.PARTIAL else ""
+            shown.say(f"{decision.node.id}{found}")
+            return shown.bar(decision.node.id)
+
+        try:
+            report = run(nodes, experiment.workspace, targets, bar, upstream=upstream)
+        finally:
+            experiment.files.save()
+        return experiment, report, plan(nodes, experiment.workspace.scan())
+
+
+def say(report: Report, decisions: Mapping[str, Decision], *, dry_run: bool, as_json: bool) -> None:
+    """Print what was done, or in a dry run what would be."""
+    if dry_run:
+        render.decisions(decisions, as_json=as_json)
+    elif as_json:
+        click.echo(json.dumps(report_json(report), indent=1))
+    else:
+        render.report(report)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Return a report as JSON-able data."""
+    return {
+        "ran": [
+            {"node": r.node, "written": r.written, "total": r.total, "seconds": round(r.seconds, 3)}
+            for r in report.ran
+        ],
+        "fresh": report.fresh,
+    }
