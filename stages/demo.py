@@ -46,7 +46,8 @@ _COMMON: Final = {
 TEACHER: Final = _COMMON | {"steps": 400}
 PROBE: Final = _COMMON | {"steps": 200}
 STUDENT: Final = _COMMON | {"steps": 600}
-RUNTIME: Final = {"device": "cpu", "workers": 0}
+# A fixed number of threads: the same bits on a machine with another number of cores.
+RUNTIME: Final = {"device": "cpu", "workers": 0, "threads": 2}
 
 Bars = Callable[[Decision], Progress]
 
