@@ -72,7 +72,7 @@ def train(job: Job) -> dict[str, Any]:
     start = state.load()
     job.progress.start(steps, start, "steps")
     if start < steps:
-        seconds = _step_cost(network, recipe, device)
+        seconds = _step_cost(network, loss_of, samples, preprocessing, recipe, local)
         height, width = recipe["crop"]
         job.progress.message(
             f"{job.node.id}: {seconds:.2f} s a step (batch {recipe['batch_size']} of "
@@ -92,7 +92,8 @@ def train(job: Job) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        state.losses.append(loss.item())
+        state.last_loss = loss.item()
+        state.losses.append(state.last_loss)
         done = step + 1
         if done % _LOG_EVERY == 0 or done == steps:
             state.log({"step": done, "loss": float(np.mean(state.losses)), "lr": rate})
@@ -101,8 +102,7 @@ def train(job: Job) -> dict[str, Any]:
             state.watched(done, _watched_miou(network, preprocessing, device, local))
         if done % local.checkpoint_every == 0 and done < steps:
             state.save(done)
-        note = f"loss {state.metrics[-1]['loss']:.3f}" if state.metrics else ""
-        job.progress.advance(1, note)
+        job.progress.advance(1, f"loss {state.last_loss:.3f}")
     if watch is not None and watch["keep"] == "best":
         network.load_state_dict(state.best_weights)
     description = describe(network, recipe["network"], list(local.classes.classes), preprocessing)
@@ -134,6 +134,7 @@ class _State:
         self._loss_of = loss_of
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
+        self.last_loss = float("nan")
         self.best_weights: dict[str, Tensor] = {}
 
     def load(self) -> int:
@@ -247,19 +248,31 @@ def _poly(recipe: Mapping[str, Any], step: int) -> float:
     return rate
 
 
-def _step_cost(network: nn.Module, recipe: Mapping[str, Any], device: torch.device) -> float:
-    """Return the seconds of one step, measured on a copy so that the training is untouched."""
-    trial = copy.deepcopy(network).train()
-    height, width = recipe["crop"]
-    images = torch.zeros(recipe["batch_size"], 3, height, width, device=device)
-    seconds = 0.0
+def _step_cost(
+    network: nn.Module,
+    loss_of: PixelLoss,
+    samples: Samples,
+    preprocessing: Preprocessing,
+    recipe: Mapping[str, Any],
+    local: Local,
+) -> float:
+    """Return the seconds of one step, measured on copies so that the training is untouched."""
+    network, loss_of = copy.deepcopy(network).train(), copy.deepcopy(loss_of)
+    device = loss_of.absence.device
+    begin = time.perf_counter()
+    batch = [samples[k] for k in range(recipe["batch_size"])]
+    load = (time.perf_counter() - begin) / max(1, local.workers)
+    images = torch.stack([image for image, _ in batch])
+    target = torch.stack([label for _, label in batch])
+    compute = 0.0
     for _ in range(2):  # the first one pays for allocations
         begin = time.perf_counter()
-        trial(images).float().square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - begin
-    return seconds
+        logits = network(preprocessing.normalise(images.to(device)))
+        loss = loss_of(logits, target.to(device, torch.int64))
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()  # waits for the device
+        compute = time.perf_counter() - begin
+    return max(load, compute) if local.workers else load + compute
 
 
 def _watched_miou(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from ensdistill.data.pictures import UInt8, read_image
 from ensdistill.stages.labelmaps import LabelMaps
 
 Sample = tuple[Tensor, Tensor]
+
+
+_ORDER: Final = 0
+_CROP: Final = 1
 
 
 class Samples(Dataset[Sample]):
@@ -57,10 +61,9 @@ class Samples(Dataset[Sample]):
     def __getitem__(self, k: int) -> Sample:
         seed, count = self._recipe["seed"], len(self._pictures)
         epoch, position = divmod(k, count)
-        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+        order = _stream(seed, _ORDER, epoch).permutation(count)
         picture = self._pictures[order[position]]
-        # the high bit keeps this stream apart from the permutations'
-        random = np.random.Generator(np.random.Philox(key=[seed, k | 1 << 63]))
+        random = _stream(seed, _CROP, k)
         image, label = self._crop(read_image(picture.image), self._labels.read(picture.id), random)
         if self._recipe["flip"] and random.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
@@ -90,3 +93,10 @@ class Samples(Dataset[Sample]):
             Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST, box)
         )
         return out_image, out_label
+
+
+def _stream(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """Return a random stream of its own for each purpose and number."""
+    # as uint64: NumPy would turn a list of large integers into floats, and streams would collide
+    key = np.array([seed, number], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, purpose]))

@@ -1,0 +1,49 @@
+"""Fixtures for all tests; see `worlds.py` for the experiments they build."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worlds import World
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def repository():
+    return REPOSITORY
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A fresh little world: images, ground truth and two teachers given by their predictions."""
+    return World(tmp_path)
+
+
+@pytest.fixture
+def camvid():
+    """The folder of real images and predictions; skipped where it is not declared."""
+    folder = os.environ.get("ENSDISTILL_CAMVID")
+    if not folder:
+        pytest.skip("ENSDISTILL_CAMVID is not set")
+    return Path(folder)
+
+
+@pytest.fixture
+def python():
+    """Run Python code in a fresh process and return what it printed."""
+
+    def run(code, *arguments, **more):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            **more,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -1,0 +1,164 @@
+"""Whatever is wrong with the inputs is refused before any work, with file, value and remedy."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def refused(world, *words):
+    """Every command that works refuses, nothing was made, and the text holds `words`."""
+    texts = {world.refuse(command) for command in ("check", "run")}
+    assert len(texts) == 1
+    text = texts.pop()
+    for word in words:
+        assert word in text, text
+    work = world.root / "work"
+    assert not work.exists() or {p.name for p in work.iterdir()} <= {"files.json"}
+    return text
+
+
+def first(world, kind="teachers/a", split="train"):
+    return world.root / kind / split / f"{split}_000001_000019.png"
+
+
+def test_label_ids_where_train_ids_were_declared(world):
+    ids = np.full((48, 64), 26)
+    ids[:4] = 7
+    path = world.save("teachers/a", "train", "train_000001_000019", ids)
+    refused(
+        world,
+        "DataError",
+        str(path),
+        f"value 26 on {44 * 64} pixels",
+        "0..18 and 255",
+        "teachers[a]",
+        "ids: label_ids",
+    )
+
+
+def test_truncated_image(world):
+    path = first(world, "images")
+    path.write_bytes(path.read_bytes()[:-60])
+    refused(world, str(path), "cannot be read", "replace the file")
+
+
+def test_truncated_prediction(world):
+    path = first(world)
+    path.write_bytes(path.read_bytes()[:-40])
+    refused(world, str(path), "cannot be read")
+
+
+def test_missing_prediction(world):
+    path = first(world)
+    path.unlink()
+    refused(world, "teachers[a].labels.train", "1 of 5 images", f"expected {path.name}")
+
+
+def test_prediction_of_another_size(world):
+    path = world.save("teachers/b", "val", "val_000001_000019", np.zeros((24, 32)))
+    refused(world, str(path), "24x32", "48x64", "resize")
+
+
+def test_colours_where_ids_are_expected(world):
+    Image.new("RGB", (64, 48)).save(first(world))
+    refused(world, str(first(world)), "RGB", "ids: palette")
+
+
+def test_unknown_key(world):
+    world.settings["fusion"] = {"windw": 5}
+    world.write()
+    refused(world, "ConfigError", str(world.file), "'fusion.windw'", "did you mean 'window'?")
+
+
+def test_unknown_key_of_a_teacher(world):
+    world.settings["teachers"][1]["clases"] = "camvid11"
+    world.write()
+    refused(world, "teachers[b].clases", "did you mean 'classes'?")
+
+
+def test_two_teachers_of_one_name(world):
+    world.settings["teachers"].append(world.settings["teachers"][0])
+    world.write()
+    refused(world, "ConfigError", "two of them are named 'a'", "unique")
+
+
+def test_class_map_to_an_unknown_class(world):
+    world.settings["teachers"][0]["map"] = {"road": "rode"}
+    world.write()
+    refused(world, "teachers[a].map.road", "unknown class 'rode'", "did you mean 'road'?")
+
+
+def test_class_map_from_an_unknown_class(world):
+    world.settings["teachers"][0]["map"] = {"raod": "road"}
+    world.write()
+    refused(world, "teachers[a].map", "unknown class 'raod'", "did you mean 'road'?")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("classes", "table"), "citscapes19", ["unknown class table", "cityscapes19"]),
+        (("fusion", "window"), 4, ["fusion.window", "odd"]),
+        (("student", "watch"), "test", ["student.watch", "'test'"]),
+        (("student", "keep"), "best", ["keep: best", "watch"]),
+        (("teachers", 0, "name"), "student", ["name of a method"]),
+        (("teachers", 0, "name"), "a/b", ["cannot name a teacher"]),
+        (("teachers", 0, "ids"), "trainids", ["teachers[a].ids", "'trainids'"]),
+        (("teachers", 0, "classes"), "camvid11.yaml", ["camvid11.yaml", "cannot be read"]),
+        (("teachers", 0, "network"), {"hf": "x"}, ["teachers[a]", "one of labels and network"]),
+        (("policy",), {"strategy": "manual"}, ["assign"]),
+        (("policy",), {"strategy": "manual", "assign": {"road": "x"}}, ["no teacher", "'x'"]),
+        (("target", "train", "images"), "none/*.png", ["target.train.images", "none/*.png"]),
+        (("target", "val", "labels"), "none/*.png", ["target.val.labels", "3 of 3 images"]),
+        (("target", "train", "list"), "x", ["target.train", "one of images, cityscapes"]),
+        (("version",), 2, ["version", "found 2"]),
+        (("probe", "scale"), [2, 1], ["scale", "smaller factor first"]),
+    ],
+)
+def test_what_cannot_be_meant(world, path, value, words):
+    section = world.settings
+    for part in path[:-1]:
+        section = section[part]
+    section[path[-1]] = value
+    world.write()
+    text = refused(world, *words)
+    assert str(world.file) in text or "DataError" in text
+
+
+def test_all_problems_at_once(world):
+    first(world).unlink()
+    first(world, "images").write_bytes(b"no image")
+    text = refused(world, "2 problems")
+    assert "1 of 5 images have no prediction" in text and "images/train" in text
+
+
+def test_an_image_in_both_splits(world):
+    world.settings["target"]["val"] = {"images": "images/*/*.png", "labels": "labels/*/*.png"}
+    for name in "ab":
+        world.settings["teachers"]["ab".index(name)]["labels"].pop("val")
+    world.write()
+    refused(world, "5 images are in train and in a split that is evaluated")
+
+
+def test_a_good_world_is_described(world):
+    text = world.call("check")
+    assert "train: 5 images of 44x61, 48x64" in text
+    assert "val: 3 images" in text and "labelled" in text
+    assert "all inputs are as declared" in text
+    found = world.json("check")
+    assert found["splits"]["train"]["images"] == 5
+    assert found["teachers"]["a"]["left_out"] == []
+
+
+def test_a_second_check_reads_no_file(world, monkeypatch):
+    from ensdistill.data import pictures
+
+    world.call("check")
+    monkeypatch.setattr(pictures, "_open", None)
+    world.call("check")
+
+
+def test_network_folder_that_is_none(world):
+    world.settings["teachers"].append({"name": "n", "network": {"hf": "nowhere"}})
+    world.write()
+    refused(world, "teachers[n].network.hf", "nowhere", "model.safetensors", "save_pretrained")

@@ -1,0 +1,218 @@
+"""The product's promise: a rerun does exactly what a change demands."""
+
+import numpy as np
+import pytest
+from worlds import files_of
+
+EVALUATED = {
+    "infer[a]@val",
+    "infer[b]@val",
+    "policy[oracle]@val",
+    "fusion[channel]@val",
+    "fusion[majority]@val",
+    "fusion[channel-oracle]@val",
+    "infer[student]@val",
+    "evaluation@val",
+}
+PIPELINE = {
+    *(f"{stage}[{t}]" for stage in ("infer", "probe", "certainty") for t in "ab"),
+    "policy",
+    "fusion",
+    "student",
+}
+
+
+def ran(world, *more):
+    """Run and return node to images written, by what really was published."""
+    before = {a.path for a in artifacts(world)}
+    world.call("run", *more)
+    return {a.manifest.node: a.manifest.written for a in artifacts(world) if a.path not in before}
+
+
+def artifacts(world):
+    from ensdistill.stages.experiment import load
+
+    return load(world.file).workspace.scan().published.values()
+
+
+def test_everything_then_nothing(world):
+    made = ran(world)
+    assert set(made) == PIPELINE | EVALUATED
+    assert made["infer[a]"] == made["fusion"] == made["certainty[b]"] == 5
+    assert made["infer[student]@val"] == 3
+    assert ran(world) == {}
+    assert set(world.states().values()) == {"fresh"}
+    assert "nothing to do" in world.call("run")
+    assert "nothing to do" in world.call("fuse")
+
+
+def test_added_teacher_that_wins_nothing_costs_itself_and_the_policy(world):
+    world.call("run")
+    # it labels nothing, so no class can be given to it
+    world.add_teacher("empty", lambda label: np.full_like(label, 255))
+    assert world.states() | {"evaluation@val": "-"} == {
+        **dict.fromkeys(PIPELINE | EVALUATED, "fresh"),
+        "infer[empty]": "missing",
+        "probe[empty]": "missing",
+        "certainty[empty]": "missing",
+        "policy": "waiting",
+        "fusion": "waiting",
+        "student": "waiting",
+        "infer[empty]@val": "missing",
+        "policy[oracle]@val": "stale",
+        "fusion[channel]@val": "waiting",
+        "fusion[majority]@val": "stale",
+        "fusion[channel-oracle]@val": "waiting",
+        "infer[student]@val": "waiting",
+        "evaluation@val": "-",
+    }
+    assert set(ran(world, "--no-evaluate")) == {
+        "infer[empty]",
+        "probe[empty]",
+        "certainty[empty]",
+        "policy",
+    }
+    states = world.states()
+    assert all(states[n] == "fresh" for n in PIPELINE)
+
+
+def test_added_teacher_that_wins_a_class_reaches_the_student(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.write()
+    assert set(ran(world, "--no-evaluate")) == {"infer[a]", "policy", "fusion", "student"} | {
+        "infer[b]"
+    }
+    world.add_teacher("c", lambda label: label)
+    world.settings["policy"]["assign"]["car"] = "c"
+    world.write()
+    assert set(ran(world, "--no-evaluate")) == {"infer[c]", "policy", "fusion", "student"}
+
+
+def test_order_of_teachers_means_nothing(world):
+    world.call("run")
+    world.settings["teachers"].reverse()
+    world.write()
+    assert set(world.states().values()) == {"fresh"}
+
+
+def test_a_renamed_teacher_reruns_no_network(world):
+    world.call("run", "--no-evaluate")
+    world.settings["teachers"][0]["name"] = "z"
+    world.write()
+    assert set(ran(world, "--no-evaluate")) == {"policy"}
+
+
+def test_a_setting_changed_and_changed_back_finds_the_old_artifacts(world):
+    world.call("run", "--no-evaluate")
+    world.settings["fusion"]["window"] = 3
+    world.write()
+    found = {d["node"]: d for d in world.json("status")}
+    assert found["fusion"]["state"] == "stale"
+    assert found["fusion"]["changes"] == [{"field": "recipe.window", "old": 5, "new": 3}]
+    assert "recipe.window changed from 5 to 3" in found["fusion"]["reason"]
+    assert set(ran(world, "--no-evaluate")) == {"fusion", "student"}
+    world.settings["fusion"]["window"] = 5
+    world.write()
+    assert ran(world, "--no-evaluate") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        (("probe", "seed", 1), {"probe[a]", "probe[b]"}),
+        (("student", "lr", 0.02), {"student"}),
+        (("fusion", "holes", "ignore"), {"fusion"}),
+    ],
+)
+def test_a_recipe_field_makes_exactly_its_stage_stale(world, change, stale):
+    world.call("run", "--no-evaluate")
+    section, field, value = change
+    world.settings[section][field] = value
+    world.write()
+    states = world.states()
+    assert {n for n in PIPELINE if states[n] == "stale"} >= stale
+    assert all(states[n] == "fresh" for n in PIPELINE if n.startswith("infer"))
+
+
+def test_runtime_and_place_change_nothing(world, tmp_path):
+    world.call("run", "--no-evaluate")
+    world.settings["runtime"] |= {"workers": 2, "checkpoint_every": 1}
+    world.write()
+    assert {n: s for n, s in world.states().items() if n in PIPELINE} == dict.fromkeys(
+        PIPELINE, "fresh"
+    )
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("images", "labels", "teachers", "work", "experiment.yaml"):
+        (tmp_path / name).rename(moved / name)
+    world.root, world.file = moved, moved / "experiment.yaml"
+    assert {n: s for n, s in world.states().items() if n in PIPELINE} == dict.fromkeys(
+        PIPELINE, "fresh"
+    )
+
+
+def test_a_changed_prediction_is_noticed_and_explained(world):
+    world.call("run", "--no-evaluate")
+    world.save("teachers/a", "train", "train_000001_000019", np.full((48, 64), 2))
+    found = {d["node"]: d for d in world.json("status")}
+    assert found["infer[a]"]["state"] == "stale"
+    assert found["infer[b]"]["state"] == "fresh"
+    assert [c["field"] for c in found["infer[a]"]["changes"]] == ["recipe.items.sha256"]
+
+
+def test_workers_change_no_byte(world):
+    assign = {"road": "a", "building": "a", "sidewalk": "b"}
+    world.settings["policy"] = {"strategy": "manual", "assign": assign}
+    world.write()
+    world.call("fuse", "--upstream")
+    one = files_of(world.artifact("fusion").path / "labels.zarr")
+    world.settings["runtime"] |= {"workers": 3}
+    world.settings["workspace"] = "other"
+    world.write()
+    world.call("fuse", "--upstream")
+    assert files_of(world.artifact("fusion").path / "labels.zarr") == one
+
+
+def test_dry_run_does_nothing(world):
+    planned = {d["node"] for d in world.json("run", "--dry-run")}
+    assert planned == PIPELINE | EVALUATED
+    assert {p.name for p in (world.root / "work").iterdir()} == {"files.json"}
+
+
+def test_a_command_names_the_command_that_is_missing(world):
+    text = world.refuse("fuse")
+    assert "fusion needs" in text
+    assert "ensdistill" in text
+    assert "--upstream" in text
+    text = world.refuse("train-student")
+    assert "student needs fusion" in text and "`ensdistill fuse`" in text
+
+
+def test_stage_commands_one_after_the_other(world):
+    assert "infer[a]: 5 of 5 written" in world.call("infer-teacher", "a")
+    assert world.states()["infer[b]"] == "missing"
+    world.call("infer-teacher")
+    found = world.json("select-policy")
+    assert set(found["policy"]["teacher"]) == set(found["certainty"]["a"]["certainty"])
+    assert "of the pixels are labelled" in world.call("fuse")
+    assert "student: " in world.call("train-student")
+    assert {r["node"] for r in world.json("train-student")["ran"]} == set()
+    assert "channel-oracle" in world.call("evaluate", "--upstream")
+
+
+def test_status_check_says_by_its_exit_code(world):
+    world.call("status", "--check", expect=3)
+    world.call("run")
+    world.call("status", "--check")
+
+
+def test_ground_truth_is_opened_by_evaluate_alone(world):
+    for path in (world.root / "labels").rglob("*.png"):
+        path.write_bytes(b"no image")
+    world.call("check")
+    world.call("run", "--no-evaluate")
+    world.states()
+    opened = (world.root / "work" / "files.json").read_text()
+    assert "/labels/val/" not in opened
+    text = world.refuse("evaluate", "--upstream")
+    assert "labels/val/val_000000_000019.png" in text

@@ -1,0 +1,121 @@
+"""Networks as teachers: transformers folders and students trained here."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ensdistill.data.pictures import read_image
+from ensdistill.stages.labelmaps import LabelMaps
+
+pytest.importorskip("transformers")
+
+
+def segformer(folder, classes=19):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_labels=classes,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        decoder_hidden_size=16,
+        num_attention_heads=[1, 1, 1, 1],
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    return folder
+
+
+def network_world(world, **entry):
+    world.settings["teachers"] = [{"name": "seg", **entry}]
+    world.write()
+    return world
+
+
+def test_segformer_folder_equals_transformers_itself(world):
+    folder = segformer(world.root / "segformer")
+    processor = {
+        "do_normalize": True,
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.3, 0.4],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "size": {"height": 64, "width": 96},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    network_world(world, network={"hf": "segformer"})
+    assert "seg: hf" in world.call("check")
+    assert "infer[seg]: 5 of 5 written" in world.call("infer-teacher")
+    maps = LabelMaps(world.artifact("infer[seg]"))
+
+    from PIL import Image
+    from transformers import SegformerForSemanticSegmentation
+
+    model = SegformerForSemanticSegmentation.from_pretrained(folder).eval()
+    for path in sorted((world.root / "images/train").glob("*.png")):
+        image = read_image(path)
+        resized = Image.fromarray(image).resize((96, 64), Image.Resampling.BILINEAR)
+        x = torch.tensor(np.asarray(resized)).permute(2, 0, 1)[None].float() / 255
+        mean, std = (torch.tensor(processor[k])[:, None, None] for k in ("image_mean", "image_std"))
+        with torch.no_grad():
+            logits = model((x - mean) / std).logits
+        full = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear")
+        expected = full[0].argmax(0).numpy()
+        assert (maps.read(path.stem) == expected).mean() > 0.9999
+
+
+def test_class_map_of_a_network(world):
+    segformer(world.root / "segformer", classes=11)
+    mapping = {"pavement": "sidewalk", "tree": "vegetation", "bicyclist": None}
+    network_world(world, network={"hf": "segformer"}, classes="camvid11", map=mapping)
+    world.call("infer-teacher")
+    labels = LabelMaps(world.artifact("infer[seg]"))
+    found = set(np.concatenate([np.unique(labels.read(i)) for i in labels]).tolist())
+    reachable = {0, 1, 2, 4, 5, 8, 10, 13, 255}  # namesakes and the map, in cityscapes19
+    assert found <= reachable
+
+
+def test_wrong_number_of_classes_is_refused(world):
+    segformer(world.root / "segformer", classes=11)
+    network_world(world, network={"hf": "segformer"})
+    text = world.refuse("run")
+    assert "has 11 classes" in text and "has 19" in text and "`classes:`" in text
+
+
+def test_changed_weights_are_noticed(world):
+    folder = segformer(world.root / "segformer")
+    network_world(world, network={"hf": "segformer"})
+    world.call("infer-teacher")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = next(d for d in world.json("status") if d["node"] == "infer[seg]")
+    assert found["state"] == "stale"
+    assert [c["field"] for c in found["changes"]] == ["recipe.network.model.safetensors"]
+
+
+def test_hf_student_is_trained_saved_and_runs_again_as_a_teacher(world):
+    segformer(world.root / "segformer", classes=3)  # another head: made anew
+    world.settings["student"] |= {"network": {"hf": "segformer"}}
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.write()
+    world.call("run")
+    first = LabelMaps(world.artifact("infer[student]@val"))
+    student = world.artifact("student").path
+    world.settings["teachers"].append({"name": "again", "network": {"student": str(student)}})
+    world.write()
+    world.call("evaluate", "--upstream")
+    second = LabelMaps(world.artifact("infer[again]@val"))
+    for image_id in first:
+        assert np.array_equal(first.read(image_id), second.read(image_id))
+
+
+def test_unknown_device_is_refused(world):
+    segformer(world.root / "segformer")
+    network_world(world, network={"hf": "segformer"})
+    world.settings["runtime"]["device"] = "abacus"
+    world.write()
+    assert "runtime.device" in world.refuse("infer-teacher")

@@ -1,0 +1,160 @@
+"""SIGKILL in the middle of real work, then a plain rerun: the same bytes, only the missing made."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from worlds import TINY, World, files_of
+
+from ensdistill.pipeline.journal import read_journal
+
+
+def start(world, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ensdistill.cli", *arguments, "-c", world.file],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def kill_when(process, reached, seconds=120):
+    """Kill the process as soon as `reached()` holds; it must not have ended by itself."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if reached():
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+            process.stderr.close()
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+    pytest.fail("never reached the point to kill at")
+
+
+def draft(world, stage):
+    """Return the one unpublished folder of a stage, or None."""
+    for folder in (world.root / "work" / stage).glob("*"):
+        if not (folder / "manifest.json").exists():
+            return folder
+    return None
+
+
+def journalled(world, stage):
+    folder = draft(world, stage)
+    records = []
+    if folder is not None:
+        for journal in folder.glob("journal-*.jsonl"):
+            with contextlib.suppress(OSError):
+                records += read_journal(journal)
+    return len(records)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Enough images that a kill falls between two of them."""
+    world = World(tmp_path_factory.mktemp("large"), train=160, val=1, size=(40, 56))
+    world.settings["policy"] = {
+        "strategy": "manual",
+        "assign": {"road": "a", "building": "a", "car": "b", "sidewalk": "b"},
+    }
+    world.settings["fusion"] = {"window": 35}
+    world.settings["runtime"] |= {"checkpoint_every": 3}
+    world.settings["student"] = TINY | {"steps": 60}
+    world.write()
+    world.call("train-student", "--upstream")
+    return world
+
+
+def fresh_start(large, stage):
+    """Forget everything from `stage` on; return the bytes of what an uninterrupted run made."""
+    large.call("train-student", "--upstream")
+    nodes = {"infer": "infer[a]", "fusion": "fusion", "student": "student"}
+    expected = files_of(large.artifact(nodes[stage]).path)
+    downstream = {"infer": ("infer", "fusion", "student"), "fusion": ("fusion", "student")}
+    for name in downstream.get(stage, ("student",)):
+        for folder in (large.root / "work" / name).glob("*"):
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            folder.rmdir()
+    expected.pop("manifest.json")
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "node"),
+    [
+        ("infer", ["infer-teacher", "a"], "infer[a]"),
+        ("fusion", ["fuse", "--upstream"], "fusion"),
+    ],
+)
+def test_killed_label_maps_are_completed_to_the_same_bytes(large, stage, command, node):
+    expected = fresh_start(large, stage)
+    process = start(large, *command)
+    kill_when(process, lambda: journalled(large, stage) >= 20)
+    done = journalled(large, stage)
+    assert 20 <= done < 160
+    assert large.states()[node] == "partial"
+    assert f"{done}/160" in large.call("status")
+    report = large.json(*command)
+    assert [r["written"] for r in report["ran"] if r["node"] == node] == [160 - done]
+    found = files_of(large.artifact(node).path)
+    found.pop("manifest.json")
+    assert found == expected
+
+
+def test_killed_training_ends_in_the_same_student(large):
+    expected = fresh_start(large, "student")
+    for steps in (3, 12):
+        process = start(large, "train-student", "--upstream")
+
+        def reached(steps=steps):
+            folder = draft(large, "student")
+            path = folder / "checkpoint.pt" if folder else None
+            return path and path.exists() and checkpoint_step(path) >= steps
+
+        kill_when(process, reached)
+    assert large.states()["student"] == "partial"
+    large.call("train-student")
+    found = files_of(large.artifact("student").path)
+    found.pop("manifest.json")
+    assert found == expected
+
+
+def checkpoint_step(path):
+    import torch
+
+    with contextlib.suppress(OSError, RuntimeError):
+        return torch.load(path, weights_only=True)["step"]
+    return 0
+
+
+def test_a_second_process_is_refused_by_name(large):
+    fresh_start(large, "student")
+    process = start(large, "train-student", "--upstream")
+    try:
+        while draft(large, "student") is None:
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+        text = large.refuse("train-student", "--upstream")
+        assert "LockedError" in text
+        assert "student is being made by process" in text
+        assert str(process.pid) in text
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_interrupt_ends_with_130_and_keeps_what_is_done(large):
+    fresh_start(large, "student")
+    process = start(large, "train-student", "--upstream")
+    while not (draft(large, "student") and (draft(large, "student") / "checkpoint.pt").exists()):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert b"finished work is kept" in process.stderr.read()
+    process.stderr.close()
+    assert large.states()["student"] == "partial"

@@ -1,0 +1,262 @@
+"""Samples, losses and the loop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from worlds import TINY
+
+from ensdistill.data.images import Picture
+from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.students import build_student, head_parameters
+from ensdistill.stages.training.losses import PixelLoss
+from ensdistill.stages.training.samples import Samples, _stream
+
+CPU = torch.device("cpu")
+RECIPE = {
+    "steps": 50,
+    "batch_size": 2,
+    "crop": [20, 30],
+    "input_size": None,
+    "scale": [0.6, 1.7],
+    "flip": True,
+    "seed": 3,
+}
+
+
+class Labels:
+    """Stands for LabelMaps: each label map is the image's red channel."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def read(self, image_id):
+        return self.arrays[image_id]
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Images whose red channel is their label map, in blocks of 8 pixels."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures, arrays = [], {}
+    for k in range(5):
+        blocks = rng.integers(0, 19, (5, 7)).astype(np.uint8)
+        label = np.kron(blocks, np.ones((8, 8), np.uint8))
+        image = np.stack([label * 10, label, np.full_like(label, k)], -1)
+        path = tmp_path / f"{k}.png"
+        Image.fromarray(image).save(path)
+        pictures.append(Picture(str(k), path))
+        arrays[str(k)] = label
+
+    def make(**more):
+        return Samples(pictures, Labels(arrays), RECIPE | more, (1, 2, 3))
+
+    return make
+
+
+def test_a_sample_depends_on_its_number_alone(samples):
+    one, other = samples(), samples()
+    backwards = [other[k] for k in reversed(range(20))][::-1]
+    for k in range(20):
+        for x, y in zip(one[k], backwards[k], strict=True):
+            assert torch.equal(x, y)
+    assert not torch.equal(one[0][0], samples(seed=4)[0][0])
+
+
+def test_every_sample_has_a_stream_of_its_own():
+    numbers = [0, 1, 2, 3, 2**40, 2**53, 2**53 + 1, 2**62]
+    drawn = {
+        _stream(seed, purpose, k).random() for seed in (3, 4) for purpose in (0, 1) for k in numbers
+    }
+    assert len(drawn) == 2 * 2 * len(numbers)
+
+
+def test_each_epoch_shows_each_image_once(samples):
+    shown = samples(scale=[1, 1])
+    orders = []
+    for epoch in range(4):
+        order = [int(shown[5 * epoch + k][0][2].max()) for k in range(5)]
+        assert sorted(order) == list(range(5))
+        orders.append(tuple(order))
+    assert len(set(orders)) > 1
+
+
+@pytest.mark.parametrize("scale", [[1, 1], [0.6, 1.7]])
+def test_image_and_label_are_cut_alike(samples, scale):
+    wrong = total = 0
+    for k in range(30):
+        image, label = samples(scale=scale)[k]
+        valid = label != 255
+        wrong += int((torch.round(image[0][valid] / 10) != label[valid]).sum())
+        total += int(valid.sum())
+        assert image.shape == (3, 20, 30) and label.shape == (20, 30)
+        assert image.dtype == label.dtype == torch.uint8
+    # interpolated colours differ from the nearest label along block borders only
+    assert wrong == 0 if scale == [1, 1] else wrong / total < 0.35
+
+
+def test_beyond_the_image_labels_are_255_and_pixels_the_mean(samples):
+    image, label = samples(crop=[60, 70], scale=[1, 1], flip=False)[0]
+    assert (label[40:] == 255).all() and (label[:, 56:] == 255).all()
+    assert (label[:40, :56] != 255).all()
+    assert image[:, 50, 60].tolist() == [1, 2, 3]
+
+
+def test_labels_are_never_invented(samples):
+    for k in range(20):
+        assert set(np.unique(samples()[k][1])) <= {*range(19), 255}
+
+
+def test_flip_is_a_coin(samples):
+    plain, flipped = samples(flip=False, scale=[1, 1]), samples(scale=[1, 1])
+    same = [torch.equal(plain[k][0], flipped[k][0]) for k in range(40)]
+    mirrored = [torch.equal(plain[k][0].flip(2), flipped[k][0]) for k in range(40)]
+    assert all(a or b for a, b in zip(same, mirrored, strict=True))
+    assert 8 < sum(same) < 32
+
+
+def logits_and_labels(ignored=0.2):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 6, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 4, (2, 6, 8), generator=generator)
+    labels[torch.rand(2, 6, 8, generator=generator) < ignored] = 255
+    return logits, labels
+
+
+def test_loss_is_plain_cross_entropy_by_default():
+    logits, labels = logits_and_labels()
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
+    torch.testing.assert_close(PixelLoss(4, 1.0, 1.0, CPU)(logits, labels), expected)
+
+
+@pytest.mark.parametrize(("rare", "hard"), [(1.0, 1.0), (7.0, 1.0), (7.0, 0.2)])
+def test_a_batch_of_255_gives_zero_and_no_nan(rare, hard):
+    logits, labels = logits_and_labels()
+    loss = PixelLoss(4, rare, hard, CPU)(logits, torch.full_like(labels, 255))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_hard_share_keeps_the_largest_losses():
+    logits, labels = logits_and_labels()
+    each = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    each = each[labels != 255].sort(descending=True).values
+    expected = each[: round(0.2 * len(each))].mean()
+    torch.testing.assert_close(PixelLoss(4, 1.0, 0.2, CPU)(logits, labels), expected)
+
+
+def test_rare_and_absent_classes_weigh_more():
+    labels = torch.zeros(1, 128, 128, dtype=torch.int64)
+    labels[0, :8] = 1  # 1024 pixels: fewer than 64 x 64; class 2 is absent
+    logits = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    loss_of = PixelLoss(3, 7.0, 1.0, CPU)
+    for _ in range(2):
+        found = loss_of(logits, labels)
+    # presence average of class 2: 0.9 (0.9 + 0.1 * 7) + 0.1 * 7
+    torch.testing.assert_close(loss_of.absence, torch.tensor([1.0, 1.0, 0.9 * 1.6 + 0.7]))
+    weight = torch.tensor([1.0, 7.0, 7 * (0.9 * 1.6 + 0.7)])
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mobilenet_has_torch_momentum_and_a_head():
+    network = build_student("mobilenetv2-deeplabv3plus", 5, None, seed=0)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and {m.momentum for m in norms} == {0.1}
+    config = network.config
+    assert (config.output_stride, config.tf_padding) == (16, False)
+    assert config.classifier_dropout_prob == 0.1
+    assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 4, 6)
+    head = head_parameters(network)
+    assert head and all("segmentation_head" in name for name in head)
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenetv2-deeplabv3plus"])
+def test_first_weights_depend_on_the_seed_alone(name):
+    def weights(seed):
+        return torch.cat([p.flatten() for p in build_student(name, 5, None, seed).parameters()])
+
+    one = weights(1)
+    torch.rand(100)
+    assert torch.equal(one, weights(1))
+    assert not torch.equal(one, weights(2))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"channels": "bgr", "mean": (1, 2, 3), "std": (1, 1, 2), "scale": 1}]
+)
+def test_normalisation_is_the_formula(settings):
+    p = Preprocessing.from_settings(settings)
+    image = torch.randint(0, 256, (1, 3, 4, 5), dtype=torch.uint8)
+    x = image.double().numpy()[0]
+    x = x if p.channels == "rgb" else x[::-1]
+    expected = (x / p.scale - np.reshape(p.mean, (3, 1, 1))) / np.reshape(p.std, (3, 1, 1))
+    np.testing.assert_allclose(p.normalise(image)[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_pixel_is_rgb_whatever_the_order():
+    caffe = Preprocessing.from_settings({"channels": "bgr", "mean": (104, 117, 123), "scale": 1})
+    assert caffe.mean_pixel() == (123, 117, 104)
+    assert Preprocessing().mean_pixel() == (124, 116, 104)
+
+
+def metrics(world):
+    lines = (world.artifact("student").path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_training_learns_and_follows_its_schedule(world):
+    world.settings["student"] = TINY | {"steps": 60, "lr": 0.02}
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.write()
+    world.call("train-student", "--upstream")
+    found = metrics(world)
+    assert [m["step"] for m in found] == [20, 40, 60]
+    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
+    assert found[0]["lr"] == pytest.approx(0.02 * (1 - 19 / 60) ** 0.9)
+
+
+def test_loader_workers_change_no_byte(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.write()
+    world.call("train-student", "--upstream")
+    one = (world.artifact("student").path / "model.safetensors").read_bytes()
+    world.settings["runtime"]["workers"] = 1
+    world.settings["workspace"] = "other"
+    world.write()
+    world.call("train-student", "--upstream")
+    assert (world.artifact("student").path / "model.safetensors").read_bytes() == one
+
+
+def test_watching_a_split_is_recorded_and_keeps_the_best(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"watch": "val", "watch_every": 2, "keep": "best", "lr": 0.05}
+    world.write()
+    world.call("run")
+    manifest = world.artifact("student").manifest
+    scores = [m["miou"] for m in metrics(world) if "miou" in m]
+    assert len(scores) == 3
+    assert manifest.result["watched"] == {"last": scores[-1], "best": max(scores)}
+    assert manifest.recipe["watch"]["keep"] == "best"
+    # the kept weights are those that scored best: evaluation finds the same figure
+    results = json.loads((world.root / "work" / "results.json").read_text())
+    student = next(m for m in results["methods"] if m["name"] == "student")
+    assert student["miou"] == pytest.approx(max(scores))
+
+
+def test_init_loads_the_body_and_makes_the_head_anew(world):
+    network = build_student("tiny", 7, None, seed=9)
+    state = {f"module.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"state_dict": state}, world.root / "source.pt")
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"init": "source.pt"}
+    world.write()
+    world.call("train-student", "--upstream")
+    report = world.artifact("student").manifest.result["init"]
+    assert report["not_loaded"] == [] and report["loaded"] == len(state) - 2
+    torch.save({"other": torch.zeros(3)}, world.root / "source.pt")
+    assert "shares no weight" in world.refuse("train-student")

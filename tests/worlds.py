@@ -1,0 +1,122 @@
+"""Small experiments on disk, and a way to run the command line on them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from ensdistill.cli.__main__ import cli
+from ensdistill.data import toy
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build
+
+TINY = {
+    "network": {"arch": "tiny"},
+    "steps": 6,
+    "batch_size": 2,
+    "crop": [32, 48],
+    "lr": 0.01,
+}
+
+
+class World:
+    """Images, ground truth and teachers below a folder, and the experiment file about them.
+
+    Teacher `a` knows the even train ids and `b` the odd ones; what a teacher does not know it calls
+    road. Sizes differ between images on purpose.
+    """
+
+    def __init__(self, root: Path, train=5, val=3, size=(48, 64)):
+        self.root = root
+        self.file = root / "experiment.yaml"
+        self.truth = {}
+        for split, count in (("train", train), ("val", val)):
+            for k in range(count):
+                shape = size if k else (size[0] - 4, size[1] - 3)
+                image, label = toy.draw_scene(0, 1000 * len(split) + k, toy.TARGET, shape)
+                name = f"{split}_{k:06}_000019"
+                self.save("images", split, name, image)
+                self.save("labels", split, name, label)
+                self.truth[split, name] = label
+        self.teacher("a", lambda label: np.where(label % 2 == 0, label, 0))
+        self.teacher("b", lambda label: np.where(label % 2 == 1, label, 0))
+        self.settings = {
+            "version": 1,
+            "workspace": "work",
+            "classes": {"table": "cityscapes19"},
+            "target": {
+                "train": {"images": "images/train/*.png"},
+                "val": {"images": "images/val/*.png", "labels": "labels/val/*.png"},
+            },
+            "teachers": [self.entry("a"), self.entry("b")],
+            "probe": dict(TINY),
+            "fusion": {"window": 5},
+            "student": dict(TINY),
+            "runtime": {"device": "cpu", "workers": 0, "threads": 1},
+        }
+        self.write()
+
+    def save(self, kind, split, name, array):
+        path = self.root / kind / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array.astype(np.uint8)).save(path)
+        return path
+
+    def teacher(self, name, rule):
+        """Write the predictions of a teacher: `rule` turns true train ids into predicted ones."""
+        for (split, image_id), label in self.truth.items():
+            known = np.where(label == 255, 0, label)
+            self.save(f"teachers/{name}", split, image_id, rule(known))
+
+    def entry(self, name, **more):
+        """Return the entry of the experiment file for a teacher's predictions."""
+        labels = {s: f"teachers/{name}/{s}" for s in ("train", "val")}
+        return {"name": name, "labels": labels, **more}
+
+    def add_teacher(self, name, rule):
+        self.teacher(name, rule)
+        self.settings["teachers"].append(self.entry(name))
+        self.write()
+
+    def write(self):
+        self.file.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+
+    def call(self, *arguments, expect=0):
+        """Run a command on the experiment and return what it printed on stdout."""
+        result = CliRunner().invoke(cli, [*arguments, "-c", str(self.file)])
+        if expect == 0 and result.exception is not None:
+            raise result.exception
+        assert result.exit_code == expect, result.output
+        return result.stdout
+
+    def json(self, *arguments):
+        """Run a command with --json and return what it printed."""
+        return json.loads(self.call(*arguments, "--json"))
+
+    def refuse(self, *arguments):
+        """Run a command that must refuse, and return the error's text."""
+        result = CliRunner().invoke(cli, [*arguments, "-c", str(self.file)])
+        assert result.exception is not None, result.output
+        return f"{type(result.exception).__name__}: {result.exception}"
+
+    def states(self):
+        """Return node id to state."""
+        return {d["node"]: d["state"] for d in self.json("status")}
+
+    def artifact(self, node_id):
+        """Return the published artifact of a node."""
+        experiment = load(self.file)
+        return plan(build(experiment, open_labels=True), experiment.workspace.scan())[
+            node_id
+        ].artifact
+
+
+def files_of(folder: Path):
+    """Return relative name to bytes of all files below a folder."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
