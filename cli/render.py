@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +25,9 @@ _STYLES = {
 
 
 def print_table(table: Table) -> None:
-    """Print a table in full width: cut off columns would be worse than long lines."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    Console(width=max(width, 80), highlight=False).print(table)
+    """Print a table as wide as it is: a figure folded over two lines cannot be read."""
+    # without markup: names such as infer[t] are no style tags
+    Console(width=1000, highlight=False, markup=False).print(table)
 
 
 def decisions(found: Mapping[str, Decision], *, as_json: bool) -> None:
@@ -39,10 +37,10 @@ def decisions(found: Mapping[str, Decision], *, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "items", "why"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for d in found.values():
         items = f"{d.done}/{d.total}" if d.total else ""
-        table.add_row(d.node.id, Text(d.state, style=_STYLES[d.state]), items, Text(d.reason))
+        table.add_row(Text(d.node.id), Text(d.state, style=_STYLES[d.state]), items, Text(d.reason))
     print_table(table)
     count = {s: sum(d.state is s for d in found.values()) for s in State}
     click.echo(", ".join(f"{n} {s}" for s, n in count.items() if n))
@@ -85,7 +83,7 @@ def policy(chosen: Mapping[str, Any], certainty: Mapping[str, Mapping[str, Any]]
             text = "-" if value is None else f"{value:.3f}"
             cells.append(Text(text, style="bold" if t == teacher else ""))
         mark = " (fallback)" if name in chosen["fallback"] else ""
-        table.add_row(name, (teacher or "-") + mark, *cells)
+        table.add_row(name, Text((teacher or "-") + mark), *cells)
     print_table(table)
 
 

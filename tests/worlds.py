@@ -107,6 +107,10 @@ class World:
         """Return node id to state."""
         return {d["node"]: d["state"] for d in self.json("status")}
 
+    def artifacts(self):
+        """Return all published artifacts."""
+        return list(load(self.file).workspace.scan().published.values())
+
     def artifact(self, node_id):
         """Return the published artifact of a node."""
         experiment = load(self.file)

@@ -127,7 +127,9 @@ def hf_segmentation(folder: Path, classes: int | None = None) -> HfSegmentation:
         If transformers cannot make a semantic-segmentation model of it.
     """
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would stand in the middle of ours
     try:
         if classes is None:
             model = AutoModelForSemanticSegmentation.from_pretrained(

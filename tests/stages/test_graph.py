@@ -24,15 +24,9 @@ PIPELINE = {
 
 def ran(world, *more):
     """Run and return node to images written, by what really was published."""
-    before = {a.path for a in artifacts(world)}
+    before = {a.path for a in world.artifacts()}
     world.call("run", *more)
-    return {a.manifest.node: a.manifest.written for a in artifacts(world) if a.path not in before}
-
-
-def artifacts(world):
-    from ensdistill.stages.experiment import load
-
-    return load(world.file).workspace.scan().published.values()
+    return {a.manifest.node: a.manifest.written for a in world.artifacts() if a.path not in before}
 
 
 def test_everything_then_nothing(world):
@@ -198,6 +192,12 @@ def test_stage_commands_one_after_the_other(world):
     assert "student: " in world.call("train-student")
     assert {r["node"] for r in world.json("train-student")["ran"]} == set()
     assert "channel-oracle" in world.call("evaluate", "--upstream")
+
+
+def test_status_names_every_node(world):
+    text = world.call("status")
+    for node_id in world.states():
+        assert f"\n{node_id} " in text
 
 
 def test_status_check_says_by_its_exit_code(world):

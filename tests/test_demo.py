@@ -1,0 +1,61 @@
+"""The demo, whole: what holds on at least four of the five seeds 0 to 4, and on seed 0."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ensdistill.data.toy import CLASSES, SOURCES
+
+SEED = 0
+
+
+def demo(out):
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "ensdistill.cli", "demo", "--out", out, "--seed", str(SEED)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, time.monotonic() - begin
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo(tmp_path):
+    text, seconds = demo(tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    kinds = {m["name"]: m["kind"] for m in found["methods"]}
+    assert kinds == {
+        **dict.fromkeys(SOURCES, "teacher"),
+        **dict.fromkeys(("channel", "channel-oracle", "majority"), "fusion"),
+        "student": "student",
+    }
+    miou = {m["name"]: m["miou"] for m in found["methods"]}
+    iou = {m["name"]: m["iou"] for m in found["methods"]}
+    # the oracle takes each class from the teacher that is best at it
+    assert miou["channel-oracle"] > max(miou[t] for t in SOURCES)
+    assert miou["channel-oracle"] > miou["majority"]
+    assert miou["channel-oracle"] > miou["channel"]
+    # one teacher is clearly worse, each of the others is best at some class
+    best_at = {
+        c: max(SOURCES, key=lambda t, c=c: iou[t][c] or 0) for c in CLASSES if iou["majority"][c]
+    }
+    assert set(best_at.values()) >= set(SOURCES) - {"nocturne"}
+    assert miou["nocturne"] < min(miou[t] for t in SOURCES if t != "nocturne")
+    assert sum(iou["majority"][c] is not None for c in CLASSES) >= 10
+    assert set(found["policy"].values()) <= {*SOURCES, None}
+    for name in (*SOURCES, "majority", "channel", "channel-oracle", "student"):
+        assert name in text
+    assert "regret" in text
+
+    again, repeated = demo(tmp_path)
+    assert "nothing to do" in again
+    assert repeated < seconds / 10
+    assert json.loads((tmp_path / "results.json").read_text()) == found
