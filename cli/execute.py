@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def execute(
     upstream: bool,
     rehash: bool,
     splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
-    open_labels: bool = False,
+    opens: Collection[str] = (),
 ) -> tuple[Experiment, Report, dict[str, Decision]]:
     """Make the nodes that `choose` returns.
 
@@ -46,8 +46,8 @@ def execute(
         Ignore remembered digests.
     splits : callable
         From experiment to the splits whose files are checked first.
-    open_labels : bool
-        Whether ground truth may be opened.
+    opens : collection of str
+        Stages for whose sake ground truth may be opened (see `graph.build`).
 
     Returns
     -------
@@ -60,7 +60,7 @@ def execute(
             from ensdistill.stages.check import check
 
             check(experiment, splits(experiment), shown.bar("check"))
-        nodes = build(experiment, open_labels=open_labels)
+        nodes = build(experiment, opens=opens)
         targets = choose(experiment, nodes)
         if dry_run:
             decisions = plan(nodes, experiment.workspace.scan())

@@ -14,7 +14,7 @@ from ensdistill.data.pictures import inspect_image, inspect_values
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.networks.folders import network_classes
+from ensdistill.stages.networks.folders import hf_preprocessing, network_classes
 from ensdistill.stages.parallel import for_each
 
 
@@ -154,11 +154,28 @@ def _check_network(experiment: Experiment, teacher: Teacher) -> None:
     where = f"teachers[{teacher.name}].network.{teacher.network.kind}"
     found = network_classes(folder, teacher.network.kind, where)
     table = experiment.teacher_table(teacher)
-    if found != len(table):
+    count = found if isinstance(found, int) else len(found)
+    if count != len(table):
         raise DataError(
-            f"{where}: {folder} has {found} classes, class table {table.name} has {len(table)}; "
+            f"{where}: {folder} has {count} classes, class table {table.name} has {len(table)}; "
             "declare the teacher's own `classes:`"
         )
+    if teacher.network.kind == "hf":
+        hf_preprocessing(folder, teacher.preprocess.model_dump(exclude_none=True))
+    if isinstance(found, list):
+        pairs = zip(found, table.classes, strict=True)
+        other = [(i, a, b) for i, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)]
+        if other:
+            i, own, declared = other[0]
+            raise DataError(
+                f"{where}: class {i} is {own!r} in {folder} and {declared!r} in class table "
+                f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
+            )
+
+
+def _plain(name: str) -> str:
+    """Return a class name without differences of spelling."""
+    return name.lower().replace("_", " ").replace("-", " ").strip()
 
 
 def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:

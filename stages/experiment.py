@@ -84,6 +84,7 @@ class Preprocess(Section):
     scale: Annotated[float, Field(gt=0)] | None = None
     channels: Literal["rgb", "bgr"] | None = None
     size: Size | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     align_corners: bool | None = None
 
 

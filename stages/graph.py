@@ -11,7 +11,7 @@ reruns no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,18 +80,19 @@ def infer_id(teacher: str, split: str = TRAIN) -> str:
     return f"infer[{teacher}]" + _at(split)
 
 
-def build(experiment: Experiment, *, open_labels: bool = False) -> list[Node]:
+def build(experiment: Experiment, *, opens: Collection[str] = ()) -> list[Node]:
     """Return the graph of an experiment, each node after all that it needs.
 
     Parameters
     ----------
     experiment : Experiment
         Read and checked.
-    open_labels : bool
-        Whether ground truth may be read to hash it. Without it only remembered digests are used,
-        so that planning and `status` never open a label file.
+    opens : collection of str
+        Stages for whose sake ground truth may be read, to hash it: ``"evaluation"`` and, for a
+        student that watches a split, ``"student"``. For all others only remembered digests are
+        used, so that planning and `status` never open a label file.
     """
-    graph = _Graph(experiment, open_labels)
+    graph = _Graph(experiment, opens)
     names = [t.name for t in experiment.teachers]
     nodes = []
     for t in experiment.teachers:
@@ -108,7 +109,7 @@ class _Graph:
     """Makes the nodes; every `plan` below is called anew for each plan."""
 
     experiment: Experiment
-    open_labels: bool
+    opens: Collection[str]
 
     def infer(self, teacher: Teacher, split: str) -> Node:
         """Label maps of a teacher on a split (output unification; paper, section 3.1)."""
@@ -270,6 +271,7 @@ class _Graph:
             by_print = {prints[t]: maps[t] for t in names}
             recipe: dict[str, Json] = {
                 "method": "channel",
+                "classes": list(classes),
                 "owner": {
                     c: None if t is None else used.index(prints[t])
                     for c, t in chosen["teacher"].items()
@@ -310,7 +312,7 @@ class _Graph:
             if settings.watch is not None:
                 watch = tuple(exp.pictures(settings.watch))
                 recipe["watch"] = {
-                    "labels": self.truth(settings.watch),
+                    "labels": self.truth(settings.watch, "student"),
                     "every": settings.watch_every,
                     "keep": settings.keep,
                 }
@@ -344,7 +346,11 @@ class _Graph:
 
         def plan(_: Upstream) -> Work:
             return Work(
-                {"labels": self.truth(split), "classes": list(exp.classes.classes)},
+                {
+                    "labels": self.truth(split, "evaluation"),
+                    "classes": list(exp.classes.classes),
+                    "subsets": {k: list(v) for k, v in exp.classes.subsets.items()},
+                },
                 uses=uses,
                 local=self.truth_local(split),
             )
@@ -370,7 +376,7 @@ class _Graph:
             return Work(
                 {
                     "strategy": "oracle",
-                    "labels": self.truth(split),
+                    "labels": self.truth(split, "evaluation"),
                     "classes": list(self.experiment.classes.classes),
                 },
                 uses=uses,
@@ -442,14 +448,14 @@ class _Graph:
         """Return the runtime as it is recorded."""
         return self.experiment.config.runtime.model_dump(mode="json")
 
-    def truth(self, split: str) -> str:
+    def truth(self, split: str, stage: str) -> str:
         """Return one digest of a split's ground truth, or say that it was not opened."""
         files = self.experiment.files
         digests: list[Json] = []
         for p in self.experiment.pictures(split):
             if p.labels is None:
                 raise ConfigError(f"target.{split} declares no labels")
-            found = files.digest(p.labels) if self.open_labels else files.known(p.labels)
+            found = files.digest(p.labels) if stage in self.opens else files.known(p.labels)
             if found is None:
                 return "not opened yet"
             digests.append([p.id, found])

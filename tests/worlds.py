@@ -114,7 +114,7 @@ class World:
     def artifact(self, node_id):
         """Return the published artifact of a node."""
         experiment = load(self.file)
-        return plan(build(experiment, open_labels=True), experiment.workspace.scan())[
+        return plan(build(experiment, opens=("student", "evaluation")), experiment.workspace.scan())[
             node_id
         ].artifact
 

@@ -64,7 +64,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         upstream=True,
         rehash=False,
         splits=lambda exp: tuple(exp.config.target),
-        open_labels=True,
+        opens=("evaluation",),
     )
     report.ran += ran.ran
     found = write_results(experiment, SPLIT, decisions)

@@ -39,7 +39,7 @@ def command(
         upstream=upstream,
         rehash=rehash,
         splits=lambda exp: (TRAIN, pick_split(exp, split)),
-        open_labels=True,
+        opens=("student", "evaluation"),
     )
     if dry_run:
         say(report, decisions, dry_run=True, as_json=as_json)
@@ -70,7 +70,7 @@ def evaluation_nodes(experiment: Experiment, split: str) -> Sequence[str]:
     """Return the nodes that only an evaluation needs."""
     from ensdistill.stages.graph import build
 
-    return [n.id for n in build(experiment, open_labels=True) if n.id.endswith(f"@{split}")]
+    return [n.id for n in build(experiment) if n.id.endswith(f"@{split}")]
 
 
 def write_results(

@@ -45,7 +45,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         upstream=True,
         rehash=rehash,
         splits=splits,
-        open_labels=not no_evaluate,
+        opens=("student",) if no_evaluate else ("student", "evaluation"),
     )
     if dry_run:
         say(report, decisions, dry_run=True, as_json=as_json)

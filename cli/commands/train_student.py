@@ -23,7 +23,12 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
       ensdistill train-student --upstream
     """
     _, report, decisions = execute(
-        config, lambda *_: ["student"], dry_run=dry_run, upstream=upstream, rehash=rehash
+        config,
+        lambda *_: ["student"],
+        dry_run=dry_run,
+        upstream=upstream,
+        rehash=rehash,
+        opens=("student",),
     )
     say(report, decisions, dry_run=dry_run, as_json=as_json)
     artifact = decisions["student"].artifact

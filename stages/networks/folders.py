@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ensdistill.pipeline.errors import DataError
 
 NETWORK: Final = "network.json"
+_INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 
 
-def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) -> int:
-    """Return the number of classes of the network in a folder.
+def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) -> list[str] | int:
+    """Return the names of a network's classes, or only their number where it gives no names.
 
     Parameters
     ----------
@@ -35,13 +37,68 @@ def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) ->
             + ("`model.save_pretrained(folder)`" if kind == "hf" else "`ensdistill train-student`")
         )
     if kind == "student":
-        return len(read_description(folder)["classes"])
+        return list(read_description(folder)["classes"])
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        # transformers leaves out what equals its default: two labels
-        return len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{where}: {folder}/config.json cannot be read ({error})") from error
+        if "id2label" not in config:  # transformers leaves out what equals its default of two
+            return int(config.get("num_labels", 2))
+        labels = {int(k): str(v) for k, v in config["id2label"].items()}
+        names = [labels[i] for i in range(len(labels))]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{where}: {folder}/config.json cannot be read ({error!r})") from error
+    return len(names) if all(n == f"LABEL_{i}" for i, n in enumerate(names)) else names
+
+
+def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing that a transformers folder declares.
+
+    Parameters
+    ----------
+    folder : Path
+        Its ``preprocessor_config.json`` is read; without one nothing is declared.
+    declared : mapping
+        The experiment's own `preprocess`, which a setting that cannot be followed must override.
+
+    Raises
+    ------
+    DataError
+        If it asks for what this package does not do, rather than to do something else in silence.
+    """
+    path = folder / "preprocessor_config.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    settings: dict[str, Any] = {}
+    if not found.get("do_normalize", True):
+        settings |= {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    elif "image_mean" in found:
+        settings |= {"mean": found["image_mean"], "std": found["image_std"]}
+    if not found.get("do_rescale", True):
+        settings["scale"] = 1
+    elif "rescale_factor" in found:
+        settings["scale"] = 1 / found["rescale_factor"]
+    if found.get("do_center_crop"):
+        raise DataError(f"{path}: do_center_crop would leave pixels without a label")
+    size = found.get("size")
+    if found.get("do_resize", True) and size is not None:
+        if isinstance(size, dict) and {"height", "width"} <= set(size):
+            settings["size"] = (size["height"], size["width"])
+        elif "size" not in declared:
+            raise DataError(
+                f"{path}: size is {size}; expected height and width. Say how the images are to be "
+                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` on the teacher"
+            )
+        resample = found.get("resample", 2)
+        if resample in _INTERPOLATIONS:
+            settings["interpolation"] = _INTERPOLATIONS[resample]
+        elif "interpolation" not in declared:
+            raise DataError(
+                f"{path}: resample is {resample!r}; set `preprocess: {{interpolation: bilinear}}`"
+            )
+    return settings
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ensdistill.data.pictures import UInt8
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Local
-from ensdistill.stages.networks.folders import NETWORK, read_description
+from ensdistill.stages.networks.folders import NETWORK, hf_preprocessing, read_description
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import HfSegmentation, build_student, hf_segmentation
 
@@ -103,9 +103,8 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     if recipe["source"] == "hf":
         hf = hf_segmentation(folder)
         _require_classes(folder, hf.config.num_labels, recipe["teacher_classes"])
-        return FrozenNetwork(
-            hf, Preprocessing.from_settings(_hf_settings(folder), declared), device
-        )
+        settings = Preprocessing.from_settings(hf_preprocessing(folder, declared), declared)
+        return FrozenNetwork(hf, settings, device)
     description = read_description(folder)
     if "teacher_classes" in recipe:
         _require_classes(folder, len(description["classes"]), recipe["teacher_classes"])
@@ -146,23 +145,6 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
     settings = dict(architecture["hf_config"])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     return HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
-
-
-def _hf_settings(folder: Path) -> dict[str, Any]:
-    """Return the preprocessing that a transformers folder declares."""
-    try:
-        found = json.loads((folder / "preprocessor_config.json").read_bytes())
-    except FileNotFoundError:
-        return {}
-    settings: dict[str, Any] = {}
-    if found.get("do_normalize", True) and "image_mean" in found:
-        settings |= {"mean": found["image_mean"], "std": found["image_std"]}
-    if found.get("do_rescale", True) and "rescale_factor" in found:
-        settings["scale"] = 1 / found["rescale_factor"]
-    size = found.get("size")
-    if found.get("do_resize", True) and isinstance(size, dict) and {"height", "width"} <= set(size):
-        settings["size"] = (size["height"], size["width"])
-    return settings
 
 
 def _require_classes(folder: Path, found: int, expected: list[str]) -> None:

@@ -27,7 +27,9 @@ class Preprocessing:
     channels : str
         ``"rgb"`` or ``"bgr"``.
     size : (int, int) or None
-        Height and width to which the image is resized (bilinear), None for its own.
+        Height and width to which the image is resized, None for its own.
+    interpolation : str
+        How it is resized.
     align_corners : bool
         How the network's logits are to be resized to the image.
     """
@@ -37,6 +39,7 @@ class Preprocessing:
     scale: float = 255.0
     channels: Literal["rgb", "bgr"] = "rgb"
     size: tuple[int, int] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     align_corners: bool = False
 
     @classmethod
@@ -59,7 +62,8 @@ class Preprocessing:
         if self.size is None or image.shape[:2] == self.size:
             return image
         height, width = self.size
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        method = Image.Resampling[self.interpolation.upper()]
+        resized = Image.fromarray(image).resize((width, height), method)
         return np.asarray(resized)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ensdistill.data.pictures import read_image
+from ensdistill.data.toy import CLASSES
 from ensdistill.stages.labelmaps import LabelMaps
 
 pytest.importorskip("transformers")
@@ -82,6 +83,37 @@ def test_wrong_number_of_classes_is_refused(world):
     network_world(world, network={"hf": "segformer"})
     text = world.refuse("run")
     assert "has 11 classes" in text and "has 19" in text and "`classes:`" in text
+
+
+def test_classes_in_another_order_are_refused(world):
+    folder = segformer(world.root / "segformer")
+    config = json.loads((folder / "config.json").read_text())
+    names = [c.replace(" ", "_").upper() for c in CLASSES]  # another spelling is no other class
+    config["id2label"] = {str(i): n for i, n in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    network_world(world, network={"hf": "segformer"})
+    world.call("check")
+    names[0], names[1] = names[1], names[0]
+    config["id2label"] = {str(i): n for i, n in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    text = world.refuse("infer-teacher")
+    assert "class 0 is 'SIDEWALK'" in text and "'road'" in text
+
+
+@pytest.mark.parametrize(
+    ("processor", "word"),
+    [
+        ({"size": {"shortest_edge": 512}}, "preprocess: {size: [HEIGHT, WIDTH]}"),
+        ({"do_center_crop": True}, "do_center_crop"),
+        ({"size": {"height": 8, "width": 8}, "resample": 5}, "interpolation"),
+    ],
+)
+def test_preprocessing_that_cannot_be_followed_is_refused(world, processor, word):
+    folder = segformer(world.root / "segformer")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    network_world(world, network={"hf": "segformer"})
+    text = world.refuse("check")
+    assert "preprocessor_config.json" in text and word in text
 
 
 def test_changed_weights_are_noticed(world):

@@ -248,6 +248,17 @@ def test_watching_a_split_is_recorded_and_keeps_the_best(world):
     assert student["miou"] == pytest.approx(max(scores))
 
 
+def test_a_watching_student_stays_fresh_when_labels_are_evaluated(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"watch": "val", "watch_every": 3}
+    world.write()
+    world.call("train-student", "--upstream")
+    assert world.states()["student"] == "fresh"
+    assert world.json("train-student")["ran"] == []
+    world.call("evaluate", "--upstream")
+    assert world.states()["student"] == "fresh"
+
+
 def test_init_loads_the_body_and_makes_the_head_anew(world):
     network = build_student("tiny", 7, None, seed=9)
     state = {f"module.{k}": v for k, v in network.state_dict().items()}
