@@ -1,0 +1,34 @@
+"""The README's two commands, and that its example is a valid experiment."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from ensdistill.stages.experiment import Config
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_two_commands_are_the_first_bash_blocks_and_single_lines():
+    install, test = blocks("bash")[:2]
+    assert install == "pip install -c constraints.txt -e . && ensdistill demo\n"
+    assert test == "pip install -c constraints.txt -e '.[test]' && pytest -m \"not slow\"\n"
+
+
+def test_the_example_is_a_valid_experiment():
+    Config.model_validate(yaml.safe_load(blocks("yaml")[0]))
+
+
+def test_the_sample_of_results_has_the_keys_of_real_ones(world):
+    import json
+
+    sample = json.loads(blocks("json")[0])
+    world.call("run")
+    real = json.loads((world.root / "work" / "results.json").read_text())
+    assert set(sample) == set(real)
+    assert set(sample["methods"][0]) == set(real["methods"][0])
