@@ -52,8 +52,7 @@ class Group(click.Group):
 @click.command(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ensdistill", message="%(prog)s %(version)s")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(ctx: click.Context, verbose: bool) -> None:
+def cli(verbose: bool) -> None:
     """Make one strong segmentation student out of any set of domain-adapted teachers.
 
     No target labels are needed. Everything is cached: a command does what is missing, so adding
@@ -65,7 +64,6 @@ def cli(ctx: click.Context, verbose: bool) -> None:
       ensdistill check
       ensdistill run
     """
-    ctx.obj = {"verbose": verbose}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

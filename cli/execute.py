@@ -59,8 +59,8 @@ def execute(
         if not dry_run:
             from ensdistill.stages.check import check
 
-            check(experiment, splits(experiment), shown.bar("check"))
-        nodes = build(experiment, opens=opens)
+            check(experiment, splits(experiment), shown.bar("check"), opens=opens)
+        nodes = build(experiment, opens=() if dry_run else opens)
         targets = choose(experiment, nodes)
         if dry_run:
             decisions = plan(nodes, experiment.workspace.scan())

@@ -69,8 +69,10 @@ def report(found: Report) -> None:
         click.echo(f"nothing to do: {', '.join(found.fresh)} fresh")
 
 
-def policy(chosen: Mapping[str, Any], certainty: Mapping[str, Mapping[str, Any]]) -> None:
+def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the policy, class by class, with the probe certainty of every teacher."""
+    if chosen is None:
+        return
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
     table.add_column("teacher")
@@ -87,8 +89,16 @@ def policy(chosen: Mapping[str, Any], certainty: Mapping[str, Mapping[str, Any]]
     print_table(table)
 
 
-def scores(results: Mapping[str, Any]) -> None:
-    """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong."""
+def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
+    """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong.
+
+    Parameters
+    ----------
+    results : mapping
+        The content of ``results.json``.
+    not_covered : sequence of str
+        Teachers without label maps on the split.
+    """
     methods: Sequence[Mapping[str, Any]] = results["methods"]
     shown = [c for c in results["classes"] if any(m["iou"][c] is not None for m in methods)]
     table = Table(box=None, pad_edge=False, title=f"IoU on {results['split']}, percent")
@@ -107,9 +117,15 @@ def scores(results: Mapping[str, Any]) -> None:
     absent = [c for c in results["classes"] if c not in shown]
     if absent:
         click.echo(f"absent from ground truth and predictions: {', '.join(absent)}")
+    if not_covered:
+        click.echo(
+            f"without label maps on {results['split']}: {', '.join(not_covered)}; so the policy "
+            "cannot be applied there and `channel` is left out"
+        )
+    _margins(results)
 
 
-def margins(results: Mapping[str, Any]) -> None:
+def _margins(results: Mapping[str, Any]) -> None:
     """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
     by_name = {m["name"]: m["miou"] for m in results["methods"]}
     teachers = {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == "teacher"}

@@ -26,4 +26,5 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Replace `path` with `value` as JSON, keys in the order given."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    # a file's name need not be UTF-8; `json.loads` reads its bytes back as they were
+    write_bytes(path, text.encode(errors="surrogatepass") + b"\n")

@@ -24,16 +24,18 @@ ModelT = TypeVar("ModelT", bound=Section)
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML lets a key appear twice and keeps the last one: a silent wrong result."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    # before construction, which copies the keys of `<<: *base` into the mapping
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} appears twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 def read_yaml(path: Path) -> Any:
@@ -49,7 +51,7 @@ def read_yaml(path: Path) -> Any:
             return yaml.load(file, Loader=_UniqueKeyLoader)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 30 February
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
 
 
@@ -63,11 +65,17 @@ def read_model(path: Path, model: type[ModelT]) -> ModelT:
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{path}: expected keys and values, found {found}")
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = [f"{path}: {_explain(e, content, model)}" for e in error.errors()]
+        problems = [
+            f"{path}: {_explain(e, content, model)}"
+            for e in error.errors()
+            # entries that were refused already are missing from pydantic's count
+            if e["type"] != "too_short" or len(e["input"]) < e["ctx"]["min_length"]
+        ]
         raise_all(problems, ConfigError)
         raise
 
@@ -81,26 +89,25 @@ def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
         return f"unknown key {path!r}; {hint}"
     if error["type"] == "missing":
         return f"the key {path!r} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else str(message)
-    return f"{path}: expected {message}, found {error['input']!r}"
+    if message.startswith("Input should be "):
+        message = "expected " + message.removeprefix("Input should be ")
+    return f"{path}: {message}, found {error['input']!r}"
 
 
 def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
     """Return the path of an error; a list entry with a name is called by it."""
     text = ""
     for part in loc:
-        if isinstance(part, int):
-            try:
-                content = content[part]
-                name = content.get("name", part) if isinstance(content, dict) else part
-            except (IndexError, KeyError, TypeError):
-                name = part
+        if isinstance(content, list) and isinstance(part, int):
+            content = content[part] if part < len(content) else None
+            name = content.get("name", part) if isinstance(content, dict) else part
             text += f"[{name}]"
         else:
             content = content.get(part) if isinstance(content, dict) else None
-            text += f".{part}" if text else part
+            text += f".{part}" if text else str(part)
     return text
 
 

@@ -34,9 +34,9 @@ class FileCache:
         self._dirty = False
         try:
             stored = json.loads(path.read_bytes())
-            self._stats: dict[str, list[Any]] = stored["stats"]
-            self._facts: dict[str, Any] = stored["facts"]
-        except (OSError, ValueError, KeyError):
+            self._stats: dict[str, list[Any]] = dict(stored["stats"])
+            self._facts: dict[str, Any] = dict(stored["facts"])
+        except (OSError, ValueError, KeyError, TypeError):
             self._stats, self._facts = {}, {}
         if rehash:
             self._stats = {}

@@ -20,13 +20,28 @@ def canonical_json(value: Json) -> bytes:
     Raises
     ------
     TypeError
-        For anything JSON has no form for: a fingerprint must not depend on a `repr`.
+        For anything JSON has no form for, keys that are not text included: a fingerprint must not
+        depend on a `repr`.
     ValueError
         For NaN and infinities, which JSON cannot carry.
     """
-    return json.dumps(
+    _require_text_keys(value)
+    text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    )
+    return text.encode(errors="surrogatepass")  # a file's name need not be UTF-8
+
+
+def _require_text_keys(value: object) -> None:
+    """`json` would write the key 10 as "10" and sort it behind 9."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r} is no text")
+        _require_text_keys(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_text_keys(part)
 
 
 def digest(value: Json) -> str:

@@ -25,7 +25,8 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        line = text.encode(errors="surrogatepass") + b"\n"
         with self._lock:
             written = os.write(self._file, line)
             if written != len(line):  # a full disk writes a part; end the torn line

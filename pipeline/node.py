@@ -60,8 +60,12 @@ class Work:
         return {**self.recipe, "items": {"count": len(self.items), "sha256": digest(listed)}}
 
 
+class WaitingError(LookupError):
+    """Raised inside `Node.plan` when something it needs is not known yet; the text says what."""
+
+
 class Upstream(Protocol):
-    """What `Node.plan` may ask about the nodes above; see `plan.Waiting`."""
+    """What `Node.plan` may ask about the nodes above; both raise `WaitingError`."""
 
     def content(self, node_id: str) -> Mapping[str, Any]:
         """Return the published result of a small upstream, which enters by content."""
@@ -99,6 +103,9 @@ class Job:
         Role to published upstream artifact, for every role of `work.uses`.
     progress : Progress
         Where to report.
+    ran_on : dict
+        Filled by the stage with what was found at run time, such as the device that ``auto``
+        stands for; recorded in the manifest's `runtime`.
     """
 
     node: Node
@@ -106,6 +113,7 @@ class Job:
     draft: Draft
     inputs: Mapping[str, Artifact]
     progress: Progress
+    ran_on: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

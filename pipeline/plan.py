@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ensdistill.pipeline.fingerprint import fingerprint
-from ensdistill.pipeline.node import Node, Work
+from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
+from ensdistill.pipeline.node import Node, WaitingError, Work
 from ensdistill.pipeline.workspace import SHORT, Artifact, Snapshot
 
 
@@ -74,10 +74,6 @@ class Decision:
     work: Work | None = None
     fingerprint: str | None = None
     artifact: Artifact | None = None
-
-
-class WaitingError(LookupError):
-    """Raised inside `Node.plan` when it asks about a node that is not known yet."""
 
 
 @dataclass
@@ -163,10 +159,13 @@ def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:
         found: list[Change] = []
         for key in sorted({*old, *new}):
             path = f"{field}.{key}" if field else key
-            found += differences(old.get(key), new.get(key), path)
+            if key in old and key in new:
+                found += differences(old[key], new[key], path)
+            else:
+                found.append(Change(path, old.get(key), new.get(key)))
         return tuple(found)
-    # JSON turns tuples into lists; compare what is written
-    return () if _plain(old) == _plain(new) else (Change(field, old, new),)
+    # as the fingerprint sees them: a tuple is a list, but 1 is neither 1.0 nor true
+    return () if canonical_json(old) == canonical_json(new) else (Change(field, old, new),)
 
 
 def describe(change: Change) -> str:
@@ -188,10 +187,6 @@ def closure(decisions: Mapping[str, Decision], targets: Sequence[str]) -> set[st
             wanted.add(node_id)
             open_ends += decisions[node_id].node.needs
     return wanted
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _short(value: Any) -> str:

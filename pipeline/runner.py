@@ -76,18 +76,23 @@ def run(
         decisions = plan(nodes, workspace.scan())
         if wanted is None:
             wanted = closure(decisions, targets) if upstream else set(targets)
-            report.fresh = [
-                n for n, d in decisions.items() if n in wanted and d.state is State.FRESH
-            ]
         todo = [n for n, d in decisions.items() if n in wanted and d.state is not State.FRESH]
         if not todo:
+            # only now: a node that waited may have turned out to be fresh
+            made = {r.node for r in report.ran}
+            report.fresh = [n for n in decisions if n in wanted and n not in made]
             return report
         decision = decisions[todo[0]]
-        _require_upstream(decision, decisions, wanted)
+        if decision.node.id in (made.node for made in report.ran):
+            raise CorruptError(
+                f"{decision.node.id} was made and is {decision.state} again ({decision.reason}); "
+                "did an input file change meanwhile? Run again"
+            )
+        _require_upstream(decision, decisions)
         report.ran.append(_make(decision, decisions, workspace, progress))
 
 
-def _require_upstream(decision: Decision, decisions: dict[str, Decision], wanted: set[str]) -> None:
+def _require_upstream(decision: Decision, decisions: dict[str, Decision]) -> None:
     needed = decision.work.uses.values() if decision.work else decision.node.needs
     for node_id in needed:
         upstream = decisions[node_id]
@@ -133,7 +138,7 @@ def _make(
                 recipe=work.hashed_recipe(),
                 inputs={role: a.manifest.fingerprint for role, a in sorted(inputs.items())},
                 result=result,
-                runtime=work.runtime,
+                runtime=work.runtime | job.ran_on,
                 seconds=round(seconds, 3),
                 written=draft.written,
                 finished=now(),

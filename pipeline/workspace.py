@@ -6,8 +6,9 @@ import datetime
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,21 +84,24 @@ class Draft:
         self.path = path
         self.written = 0
         self._journal: Journal | None = None
+        self._lock = threading.Lock()
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return the journalled items of all sessions, by item id."""
         found = {}
         for path in sorted(self.path.glob("journal-*.jsonl")):
-            for record in read_journal(path):
-                found[record["id"]] = record
+            with suppress(FileNotFoundError):  # published meanwhile by another process
+                for record in read_journal(path):
+                    found[record["id"]] = record
         return found
 
     def record(self, item_id: str, **fields: Any) -> None:
         """Journal one finished item; everything it stands for must be on disk before."""
-        if self._journal is None:
-            self._journal = Journal(self.path / f"journal-{os.getpid()}.jsonl")
-        self._journal.append({"id": item_id, **fields})
-        self.written += 1
+        with self._lock:
+            if self._journal is None:
+                self._journal = Journal(self.path / f"journal-{os.getpid()}.jsonl")
+            self._journal.append({"id": item_id, **fields})
+            self.written += 1
 
     def close(self) -> None:
         """Close the journal."""
@@ -108,14 +112,18 @@ class Draft:
     def publish(self, manifest: Manifest, items: list[dict[str, Any]]) -> Artifact:
         """Turn the draft into an artifact: item index, then the manifest by rename.
 
-        Journals go last; left behind by a kill they are harmless.
+        Journals, and files that a stage named ``draft-*``, go last; left behind by a kill they are harmless. What a kill left of a write is
+        swept away first, so that equal artifacts are equal folders.
         """
         self.close()
+        for path in self.path.glob("*.partial"):
+            path.unlink()
         if items:
             atomic.write_json(self.path / ITEMS, items)
         atomic.write_json(self.path / MANIFEST, asdict(manifest), indent=1)
-        for path in self.path.glob("journal-*.jsonl"):
-            path.unlink()
+        for pattern in ("journal-*.jsonl", "draft-*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
         return Artifact(self.path, manifest)
 
 

@@ -14,7 +14,7 @@ from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums
 from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.networks.frozen import load_network
+from ensdistill.stages.networks.frozen import load_network, platform_facts
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     missing = [p for p in local.pictures if p.id not in done]
     job.progress.start(len(local.pictures), len(done), "images")
     network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
+    job.ran_on.update(platform_facts(network.device))
     for picture in missing:
         image = read_image(picture.image)
         height, width, _ = image.shape

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ensdistill.data import images
-from ensdistill.data.classes import ClassTable
+from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 from ensdistill.data.images import Picture
 from ensdistill.data.pictures import inspect_image, inspect_values
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
@@ -18,11 +19,36 @@ from ensdistill.stages.networks.folders import hf_preprocessing, network_classes
 from ensdistill.stages.parallel import for_each
 
 
-def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Values:
+    """What the values of a label file must be.
+
+    Attributes
+    ----------
+    where : str
+        The key of the experiment file that declares them.
+    ids : str
+        The encoding.
+    table : ClassTable
+        The classes.
+    """
+
+    where: str
+    ids: Ids
+    table: ClassTable
+
+
+def check(
+    experiment: Experiment,
+    splits: Sequence[str],
+    progress: Progress,
+    *,
+    opens: Collection[str] = (),
+) -> dict[str, Any]:
     """Read every image and every prediction of `splits` once and refuse what is not as declared.
 
     What was found out is remembered by content, so that a second check reads nothing. Ground truth
-    is listed, never opened.
+    is listed, and opened only for the sake of the stages `opens` (see `graph.build`).
 
     Returns
     -------
@@ -36,7 +62,7 @@ def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> 
         With all problems found, each naming its file.
     """
     problems: list[str] = []
-    jobs: list[tuple[Picture, Teacher | None, Path]] = []
+    jobs: list[tuple[Picture, _Values | None, Path]] = []
     pictures = {}
     for split in splits:
         try:
@@ -45,6 +71,10 @@ def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> 
             problems.append(str(error))
             continue
         jobs += [(p, None, p.image) for p in pictures[split]]
+        if _opened(experiment, split, opens):
+            encoding = experiment.config.target[split].encoding
+            truth = _Values(f"target.{split}", encoding, experiment.classes)
+            jobs += [(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
         for teacher in experiment.teachers:
             if teacher.labels is not None and split in teacher.labels:
                 where = f"teachers[{teacher.name}].labels.{split}"
@@ -54,7 +84,9 @@ def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> 
                 except EnsdistillError as error:
                     problems.append(str(error))
                     continue
-                jobs += [(p, teacher, found[p.id]) for p in pictures[split]]
+                table = experiment.teacher_table(teacher)
+                values = _Values(f"teachers[{teacher.name}]", teacher.ids, table)
+                jobs += [(p, values, found[p.id]) for p in pictures[split]]
     shared = [
         file
         for split in set(pictures) - {TRAIN}
@@ -81,7 +113,7 @@ def check(experiment: Experiment, splits: Sequence[str], progress: Progress) -> 
 
 
 def _read_all(
-    experiment: Experiment, jobs: Sequence[tuple[Picture, Teacher | None, Path]], progress: Progress
+    experiment: Experiment, jobs: Sequence[tuple[Picture, _Values | None, Path]], progress: Progress
 ) -> list[str]:
     """Inspect files in parallel and return the problems, in the order of `jobs`."""
     found: dict[int, str] = {}
@@ -89,12 +121,12 @@ def _read_all(
     progress.start(len(jobs), 0, "files")
 
     def one(position: str) -> None:
-        picture, teacher, file = jobs[int(position)]
+        picture, values, file = jobs[int(position)]
         try:
-            if teacher is None:
+            if values is None:
                 experiment.files.fact(file, "image", inspect_image)
             else:
-                _check_prediction(experiment, picture, teacher, file)
+                _check_values(experiment, picture, values, file)
         except EnsdistillError as error:
             with lock:
                 found[int(position)] = str(error)
@@ -104,10 +136,14 @@ def _read_all(
     return [found[k] for k in sorted(found)]
 
 
-def _check_prediction(
-    experiment: Experiment, picture: Picture, teacher: Teacher, file: Path
-) -> None:
-    palette = teacher.ids == "palette"
+def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
+    """Whether a split's ground truth is going to be read anyway."""
+    watched = "student" in opens and experiment.config.student.watch == split
+    return watched or ("evaluation" in opens and split in experiment.labelled)
+
+
+def _check_values(experiment: Experiment, picture: Picture, values: _Values, file: Path) -> None:
+    palette = values.ids == "palette"
     fact = experiment.files.fact(
         file, f"values-{palette}", lambda path: inspect_values(path, palette=palette)
     )
@@ -119,33 +155,35 @@ def _check_prediction(
     if size != expected:
         raise DataError(
             f"{file}: {size[0]}x{size[1]} pixels (height x width), its image has "
-            f"{expected[0]}x{expected[1]}; resize the predictions of {teacher.name} to the images"
+            f"{expected[0]}x{expected[1]}; resize the files of {values.where} to the images"
         )
-    table = experiment.teacher_table(teacher)
-    legal = table.legal_values(teacher.ids)
+    legal = values.table.legal_values(values.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
     if strange:
         value, count = min(strange.items())
         shown = f"colour #{value:06x}" if palette else f"value {value}"
         raise DataError(
-            f"{file}: {shown} on {count} pixels is outside the {teacher.ids} of class table "
-            f"{table.name} ({_legal(table, teacher)}); {_remedy(table, teacher, fact['values'])}"
+            f"{file}: {shown} on {count} pixels is outside the {values.ids} of class table "
+            f"{values.table.name} ({_legal(values)}); {_remedy(values, fact['values'])}"
         )
 
 
-def _legal(table: ClassTable, teacher: Teacher) -> str:
-    if teacher.ids == "train_ids":
-        return f"0..{len(table) - 1} and 255"
-    return "its colours" if teacher.ids == "palette" else "0..33 and 255"
+def _legal(values: _Values) -> str:
+    if values.ids == "train_ids":
+        return f"0..{len(values.table) - 1} and 255"
+    if values.ids == "palette":
+        return "its colours, and black"
+    known = sorted(values.table.label_ids)
+    return f"{known[0]}..{known[-1]} and 255"
 
 
-def _remedy(table: ClassTable, teacher: Teacher, values: dict[str, int]) -> str:
+def _remedy(values: _Values, found: Mapping[str, int]) -> str:
     """Return what to do about values outside the table."""
-    where = f"teachers[{teacher.name}]"
-    label_ids = {*table.label_ids, 255}
-    if teacher.ids == "train_ids" and table.label_ids and all(int(v) in label_ids for v in values):
-        return f"these look like label ids: set `ids: label_ids` on {where}"
-    return f"set `ids:` and `classes:` of {where} to what its files hold"
+    table = values.table
+    label_ids = {*table.label_ids, IGNORE_INDEX}
+    if values.ids == "train_ids" and table.label_ids and all(int(v) in label_ids for v in found):
+        return f"these look like label ids: set `ids: label_ids` on {values.where}"
+    return f"set `ids:` and `classes:` of {values.where} to what its files hold"
 
 
 def _check_network(experiment: Experiment, teacher: Teacher) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
 from ensdistill.data.pictures import Decoder
-from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.scores import (
     confusion,
@@ -46,13 +44,7 @@ def run(job: Job) -> dict[str, Any]:
         assert file is not None
         target = decoder.read(file)
         for role, labels in maps.items():
-            prediction = labels.read(image_id)
-            if prediction.shape != target.shape:
-                raise DataError(
-                    f"{file}: {target.shape[0]}x{target.shape[1]} pixels, the image has "
-                    f"{prediction.shape[0]}x{prediction.shape[1]} (height x width)"
-                )
-            found = confusion(target, prediction, size)
+            found = confusion(target, labels.read(image_id), size)
             with lock:  # integers: the order of threads changes nothing
                 confmats[role] += found
 
@@ -101,42 +93,6 @@ def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
         for name, members in table.subsets.items()
     }
     return values
-
-
-def results(
-    split: str,
-    evaluation: Mapping[str, Any],
-    policy: Mapping[str, Any],
-    certainty: Mapping[str, Mapping[str, Any]],
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """Return the content of ``results.json``.
-
-    Parameters
-    ----------
-    split : str
-        The labelled split.
-    evaluation, policy : mapping
-        Results of those nodes.
-    certainty : mapping
-        Teacher to the result of its certainty node.
-    seconds : mapping
-        Node id to wall time in seconds.
-    """
-    order: Sequence[str] = ("teacher", "fusion", "probe", "student")
-    methods = [
-        {k: v for k, v in method.items() if k != "confmat"} for method in evaluation["methods"]
-    ]
-    methods.sort(key=lambda m: (order.index(m["kind"]), m["name"]))
-    return {
-        "split": split,
-        "classes": evaluation["classes"],
-        "methods": methods,
-        "policy": dict(policy["teacher"]),
-        "policy_fallback": list(policy["fallback"]),
-        "certainty": {t: dict(found["certainty"]) for t, found in certainty.items()},
-        "seconds": dict(seconds),
-    }
 
 
 def _number(value: float) -> float | None:

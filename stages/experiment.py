@@ -24,6 +24,7 @@ from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.workspace import Workspace
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveReal = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 
@@ -76,14 +77,15 @@ class Split(Section):
 class Preprocess(Section):
     """How an image becomes a network's input; a field left out takes the network's own value.
 
-    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`.
+    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`. `size` is
+    what the image is resized to before, ``image`` leaves it as it is.
     """
 
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    scale: Annotated[float, Field(gt=0)] | None = None
+    std: tuple[PositiveReal, PositiveReal, PositiveReal] | None = None
+    scale: PositiveReal | None = None
     channels: Literal["rgb", "bgr"] | None = None
-    size: Size | None = None
+    size: Size | Literal["image"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     align_corners: bool | None = None
 
@@ -139,6 +141,10 @@ class Teacher(Section):
     def _one_source(self) -> Teacher:
         if (self.labels is None) == (self.network is None):
             raise ValueError("expected one of labels and network")
+        if self.network is not None and "ids" in self.model_fields_set:
+            raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
+        if self.labels is not None and "preprocess" in self.model_fields_set:
+            raise ValueError("`preprocess` is for networks")
         return self
 
 
@@ -157,12 +163,12 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=2)] = 8
     input_size: Size | None = None
     crop: Size = (256, 512)
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.5)
+    scale: tuple[PositiveReal, PositiveReal] = (0.5, 1.5)
     flip: bool = True
     preprocess: Preprocess = Preprocess()
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-    head_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    lr: PositiveReal = 5e-4
+    head_lr_factor: PositiveReal = 1.0
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -175,8 +181,15 @@ class Training(Section):
     def _consistent(self) -> Training:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is {self.scale}; expected the smaller factor first")
-        if self.preprocess.size is not None:
-            raise ValueError("`preprocess.size` is for teachers; use `input_size`")
+        for key, instead in (
+            ("size", "use `input_size`"),
+            ("interpolation", "training resizes bilinearly"),
+            ("align_corners", "logits are resized with align_corners false"),
+        ):
+            if getattr(self.preprocess, key) is not None:
+                raise ValueError(f"`preprocess.{key}` is for teachers; {instead}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("`nesterov` needs `optimizer: sgd` and a momentum above 0")
         return self
 
 
@@ -282,7 +295,7 @@ class Experiment:
     @cached_property
     def workspace(self) -> Workspace:
         """The folder of artifacts."""
-        return Workspace(self.base / self.config.workspace)
+        return Workspace(self.folder(self.config.workspace))
 
     @cached_property
     def classes(self) -> ClassTable:
@@ -352,7 +365,7 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     """
     path = path.resolve()
     config = read_model(path, Config)
-    workspace = path.parent / config.workspace
+    workspace = path.parent / Path(config.workspace).expanduser()
     experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
     problems = _problems(experiment)
     raise_all([f"{path}: {p}" for p in problems], ConfigError)
@@ -363,6 +376,9 @@ def _problems(experiment: Experiment) -> list[str]:
     config, problems = experiment.config, []
     if TRAIN not in config.target:
         problems.append("target.train is missing: the images to make pseudo-labels for")
+    for split in config.target:
+        if not _NAME.fullmatch(split):
+            problems.append(f"target: {split!r} cannot name a split")
     names = [t.name for t in config.teachers]
     for name in sorted({n for n in names if names.count(n) > 1}):
         problems.append(f"teachers: two of them are named {name!r}; names must be unique")

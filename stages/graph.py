@@ -11,7 +11,7 @@ reruns no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ensdistill.data.images import Picture
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest
-from ensdistill.pipeline.node import Item, Node, Upstream, Work
+from ensdistill.pipeline.node import Item, Node, Upstream, WaitingError, Work
 from ensdistill.stages.experiment import TRAIN, Experiment, Student, Teacher, Training
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
@@ -93,15 +93,29 @@ def build(experiment: Experiment, *, opens: Collection[str] = ()) -> list[Node]:
         used, so that planning and `status` never open a label file.
     """
     graph = _Graph(experiment, opens)
+    config = experiment.config
     names = [t.name for t in experiment.teachers]
-    nodes = []
-    for t in experiment.teachers:
-        nodes += [graph.infer(t, TRAIN), graph.probe(t), graph.certainty(t)]
-    nodes += [graph.policy(names), graph.fusion(names), graph.student()]
+    nodes = [graph.infer(t, TRAIN) for t in experiment.teachers]
+    if config.fusion.method == "channel":
+        if config.policy.strategy == "certainty":
+            for t in experiment.teachers:
+                nodes += [graph.probe(t), graph.certainty(t)]
+        nodes.append(graph.policy(names))
+    nodes += [graph.fusion(names), graph.student()]
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split)
     return nodes
+
+
+def policy_ids(nodes: Sequence[Node]) -> list[str]:
+    """Return the nodes that `select-policy` makes: probes, certainties and the policy."""
+    return [n.id for n in nodes if n.command == "select-policy"]
+
+
+def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
+    """Return the nodes that only an evaluation on `split` needs."""
+    return [n.id for n in nodes if n.id.endswith(_at(split))]
 
 
 @dataclass(frozen=True)
@@ -308,10 +322,13 @@ class _Graph:
             watch: tuple[Picture, ...] = ()
             if settings.init is not None:
                 init = exp.folder(settings.init)
+                if not init.is_file():
+                    raise DataError(f"student.init: {init} is no file")
                 recipe["init"] = exp.files.digest(init)
             if settings.watch is not None:
                 watch = tuple(exp.pictures(settings.watch))
                 recipe["watch"] = {
+                    "images": digest([[p.id, exp.files.digest(p.image)] for p in watch]),
                     "labels": self.truth(settings.watch, "student"),
                     "every": settings.watch_every,
                     "keep": settings.keep,
@@ -331,18 +348,18 @@ class _Graph:
         """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
         exp = self.experiment
         names = [t.name for t in exp.teachers if self.covers(t, split)]
-        at = _at(split)
-        methods = {exp.config.fusion.method: None, "majority": None, "channel-oracle": None}
-        maps = {t: infer_id(t, split) for t in names}
-        nodes = [self.oracle(split, names)]
-        if len(names) < len(exp.teachers):
-            # without all teachers' maps the policy cannot be applied on this split
-            methods = {"majority": None, "channel-oracle": None}
-        nodes += [self.fusion(names, split, method) for method in methods]
+        uses = {f"teacher:{t}": infer_id(t, split) for t in names}
+        nodes = []
+        if names:
+            methods = ["majority", "channel-oracle"]
+            # the policy can be applied only where all teachers' maps are
+            if exp.config.fusion.method == "channel" and len(names) == len(exp.teachers):
+                methods.insert(0, "channel")
+            nodes.append(self.oracle(split, names))
+            nodes += [self.fusion(names, split, method) for method in methods]
+            uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}
         nodes.append(self.infer_student(split))
-        uses = {f"teacher:{t}": node_id for t, node_id in maps.items()}
-        uses |= {f"fusion:{m}": f"fusion[{m}]{at}" for m in methods}
-        uses |= {"student:student": infer_id("student", split)}
+        uses["student:student"] = infer_id("student", split)
 
         def plan(_: Upstream) -> Work:
             return Work(
@@ -357,7 +374,7 @@ class _Graph:
 
         nodes.append(
             self.node(
-                f"evaluation{at}",
+                f"evaluation{_at(split)}",
                 "evaluation",
                 split,
                 list(uses.values()),
@@ -449,7 +466,13 @@ class _Graph:
         return self.experiment.config.runtime.model_dump(mode="json")
 
     def truth(self, split: str, stage: str) -> str:
-        """Return one digest of a split's ground truth, or say that it was not opened."""
+        """Return one digest of a split's ground truth: its files and what their values mean.
+
+        Raises
+        ------
+        WaitingError
+            If a file is not remembered and may not be opened for the sake of `stage`.
+        """
         files = self.experiment.files
         digests: list[Json] = []
         for p in self.experiment.pictures(split):
@@ -457,9 +480,12 @@ class _Graph:
                 raise ConfigError(f"target.{split} declares no labels")
             found = files.digest(p.labels) if stage in self.opens else files.known(p.labels)
             if found is None:
-                return "not opened yet"
+                raise WaitingError(f"the labels of {split} to be opened")
             digests.append([p.id, found])
-        return digest([self.experiment.config.target[split].encoding, *digests])
+        encoding = self.experiment.config.target[split].encoding
+        values = self.experiment.classes.legal_values(encoding)
+        meaning: Json = {str(raw): train_id for raw, train_id in values.items()}
+        return digest([encoding, meaning, *digests])
 
     def truth_local(self, split: str) -> Local:
         """Return `local` with what reading the split's ground truth needs."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder, read_image
+from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
@@ -38,8 +39,10 @@ def run_network(job: Job) -> dict[str, Any]:
 
     Single images, since logits differ in their last bits between batch sizes.
     """
+    import torch
+
     from ensdistill.stages.functional.unify import unify
-    from ensdistill.stages.networks.frozen import load_network
+    from ensdistill.stages.networks.frozen import load_network, platform_facts
 
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
@@ -47,6 +50,7 @@ def run_network(job: Job) -> dict[str, Any]:
     job.progress.start(total, total - len(maps.missing), "images")
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
     network = load_network(folder, job.work.recipe, local)
+    job.ran_on.update(platform_facts(network.device))
     to_target = np.full(256, IGNORE_INDEX, np.uint8)
     for own, goal in local.to_target.items():
         to_target[own] = goal
@@ -54,9 +58,11 @@ def run_network(job: Job) -> dict[str, Any]:
     for image_id in maps.missing:
         image = read_image(images[image_id])
         height, width, _ = image.shape
-        labels, _ = unify(
+        labels, sure = unify(
             network.logits(image), (height, width), align_corners=network.align_corners
         )
+        if torch.isnan(sure).any():
+            raise DataError(f"{job.node.id}: the network's output for {image_id} is not a number")
         maps.write(image_id, to_target[labels.cpu().numpy()])
         job.progress.advance()
     return _summary(job)

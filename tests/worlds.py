@@ -114,9 +114,8 @@ class World:
     def artifact(self, node_id):
         """Return the published artifact of a node."""
         experiment = load(self.file)
-        return plan(build(experiment, opens=("student", "evaluation")), experiment.workspace.scan())[
-            node_id
-        ].artifact
+        nodes = build(experiment, opens=("student", "evaluation"))
+        return plan(nodes, experiment.workspace.scan())[node_id].artifact
 
 
 def files_of(folder: Path):

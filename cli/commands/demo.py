@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.commands.evaluate import evaluation_nodes, write_results
-from ensdistill.cli.commands.select_policy import policy_results
 from ensdistill.cli.execute import execute
 from ensdistill.cli.progress import display
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.plan import Decision
+from ensdistill.stages import results
+from ensdistill.stages.graph import evaluation_ids
 
 SPLIT = "val"
 
@@ -59,7 +59,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     experiment_file = demo.target_experiment(out, cities[toy.TARGET.name], teachers, seed)
     experiment, ran, decisions = execute(
         experiment_file,
-        lambda exp, _: ["student", *evaluation_nodes(exp, SPLIT)],
+        lambda _, nodes: ["student", *evaluation_ids(nodes, SPLIT)],
         dry_run=False,
         upstream=True,
         rehash=False,
@@ -67,16 +67,14 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         opens=("evaluation",),
     )
     report.ran += ran.ran
-    found = write_results(experiment, SPLIT, decisions)
+    found = results.write_results(experiment, SPLIT, decisions)
     atomic.write_json(out / "results.json", found, indent=1)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    render.policy(*policy_results(decisions))
+    render.policy(results.policy(decisions), results.certainty(experiment, decisions))
     click.echo()
-    render.scores(found)
-    click.echo()
-    render.margins(found)
+    render.scores(found, [])
     seconds = time.perf_counter() - begin
     if report.ran:
         click.echo(f"{len(report.ran)} steps in {seconds:.0f} s; results in {out / 'results.json'}")

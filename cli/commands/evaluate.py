@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
-from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError
-from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.graph import evaluation_ids
+from ensdistill.stages.results import not_covered, write_results
 
 
 @click.command()
@@ -34,7 +32,7 @@ def command(
     """
     experiment, report, decisions = execute(
         config,
-        lambda exp, _: evaluation_nodes(exp, pick_split(exp, split)),
+        lambda exp, nodes: evaluation_ids(nodes, pick_split(exp, split)),
         dry_run=dry_run,
         upstream=upstream,
         rehash=rehash,
@@ -44,13 +42,13 @@ def command(
     if dry_run:
         say(report, decisions, dry_run=True, as_json=as_json)
         return
-    found = write_results(experiment, pick_split(experiment, split), decisions)
+    split = pick_split(experiment, split)
+    found = write_results(experiment, split, decisions)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
         render.report(report)
-        render.scores(found)
-        render.margins(found)
+        render.scores(found, not_covered(experiment, split, decisions))
 
 
 def pick_split(experiment: Experiment, split: str | None) -> str:
@@ -64,33 +62,3 @@ def pick_split(experiment: Experiment, split: str | None) -> str:
             f"{experiment.path}: labelled splits are {', '.join(labelled) or '(none)'}; {asked}"
         )
     return split
-
-
-def evaluation_nodes(experiment: Experiment, split: str) -> Sequence[str]:
-    """Return the nodes that only an evaluation needs."""
-    from ensdistill.stages.graph import build
-
-    return [n.id for n in build(experiment) if n.id.endswith(f"@{split}")]
-
-
-def write_results(
-    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
-) -> dict[str, Any]:
-    """Write ``results.json`` into the workspace and return its content."""
-    from ensdistill.stages.evaluation import results
-
-    made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
-    certainty = {
-        t.name: made[f"certainty[{t.name}]"].result
-        for t in experiment.teachers
-        if f"certainty[{t.name}]" in made
-    }
-    found = results(
-        split,
-        made[f"evaluation@{split}"].result,
-        made["policy"].result if "policy" in made else {"teacher": {}, "fallback": []},
-        certainty,
-        {n: m.seconds for n, m in made.items()},
-    )
-    atomic.write_json(experiment.workspace.root / "results.json", found, indent=1)
-    return found

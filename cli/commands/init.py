@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -81,13 +83,15 @@ def _camvid(text: str) -> str:
     mapping = f"&cityscapes {{{mapping}}}"  # written once, then referred to
     lines = []
     for teacher in sorted(p.name for p in (root / "teachers").iterdir() if p.is_dir()):
-        labels = ", ".join(f"{s}: {root / 'teachers' / teacher / s}" for s in ("train", "val"))
+        # JSON is YAML: quoted, whatever the folder is called
+        folders = {s: str(root / "teachers" / teacher / s) for s in ("train", "val")}
         lines += [
             f"  - name: {teacher}",
-            f"    labels: {{{labels}}}",
+            f"    labels: {json.dumps(folders, ensure_ascii=False)}",
             "    ids: train_ids",
             "    classes: cityscapes19      # the teacher's own; `map` says where each goes",
             f"    map: {mapping}",
         ]
         mapping = "*cityscapes"
-    return text.replace("@ROOT@", str(root)).replace("@TEACHERS@", "\n".join(lines))
+    literal = json.dumps(glob.escape(str(root)), ensure_ascii=False)[1:-1]
+    return text.replace("@ROOT@", literal).replace("@TEACHERS@", "\n".join(lines))

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.commands.evaluate import evaluation_nodes, write_results
-from ensdistill.cli.commands.select_policy import policy_results
 from ensdistill.cli.execute import execute, report_json, say
 from ensdistill.pipeline.node import Node
+from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.graph import evaluation_ids
 
 
 @click.command()
@@ -35,7 +35,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         return (TRAIN,) if no_evaluate else (TRAIN, *experiment.labelled)
 
     def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
-        evaluated = [n for s in splits(experiment)[1:] for n in evaluation_nodes(experiment, s)]
+        evaluated = [n for s in splits(experiment)[1:] for n in evaluation_ids(nodes, s)]
         return ["student", *evaluated]
 
     experiment, report, decisions = execute(
@@ -50,16 +50,18 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     if dry_run:
         say(report, decisions, dry_run=True, as_json=as_json)
         return
-    found = [write_results(experiment, s, decisions) for s in reversed(splits(experiment)[1:])]
+    evaluated = splits(experiment)[1:]
+    found = {s: results.write_results(experiment, s, decisions) for s in evaluated}
     if as_json:
-        click.echo(json.dumps(found[-1] if found else report_json(report), indent=1))
+        first = found[evaluated[0]] if evaluated else report_json(report)
+        click.echo(json.dumps(first, indent=1))
         return
     render.report(report)
-    if report.ran:
-        render.policy(*policy_results(decisions))
-    for results in found:
-        render.scores(results)
-        render.margins(results)
+    chosen = results.policy(decisions)
+    if report.ran and chosen is not None:
+        render.policy(chosen, results.certainty(experiment, decisions))
+    for split, scores in found.items():
+        render.scores(scores, results.not_covered(experiment, split, decisions))
     artifact = decisions["student"].artifact
     assert artifact is not None
     click.echo(f"student: {artifact.path}")

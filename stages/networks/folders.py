@@ -80,8 +80,13 @@ def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any
         settings["scale"] = 1
     elif "rescale_factor" in found:
         settings["scale"] = 1 / found["rescale_factor"]
-    if found.get("do_center_crop"):
-        raise DataError(f"{path}: do_center_crop would leave pixels without a label")
+    if found.get("do_flip_channel_order"):
+        settings["channels"] = "bgr"
+        for key in ("mean", "std"):  # there they follow the flip
+            settings.setdefault(key, {"mean": [0, 0, 0], "std": [1, 1, 1]}[key])
+    for key in ("do_center_crop", "keep_aspect_ratio", "do_pad", "size_divisor"):
+        if found.get(key):
+            raise DataError(f"{path}: {key} is {found[key]!r}, which is not supported")
     size = found.get("size")
     if found.get("do_resize", True) and size is not None:
         if isinstance(size, dict) and {"height", "width"} <= set(size):
@@ -89,7 +94,7 @@ def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any
         elif "size" not in declared:
             raise DataError(
                 f"{path}: size is {size}; expected height and width. Say how the images are to be "
-                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` on the teacher"
+                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the teacher"
             )
         resample = found.get("resample", 2)
         if resample in _INTERPOLATIONS:

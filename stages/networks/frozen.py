@@ -72,6 +72,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def platform_facts(device: torch.device) -> dict[str, Any]:
+    """Return what decides the last bits of a result, for the manifest."""
+    return {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def set_threads(threads: int | None) -> None:
     """Set torch's threads; None leaves its own choice."""
     if threads is not None:

@@ -48,6 +48,8 @@ class Preprocessing:
         merged: dict[str, Any] = {}
         for layer in settings:
             merged |= layer
+        if merged.get("size") == "image":
+            merged["size"] = None
         for key in ("mean", "std", "size"):
             if merged.get(key) is not None:
                 merged[key] = tuple(merged[key])

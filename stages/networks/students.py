@@ -72,19 +72,14 @@ def mobilenetv2_deeplabv3plus(classes: int) -> HfSegmentation:
     """Return MobileNetV2 with the DeepLabV3+ head of transformers, output stride 16.
 
     The library's head has the atrous pooling but no low-level decoder, so its logits are at
-    stride 16. Its BatchNorm momentum of 0.997 is TensorFlow's; in torch's sense it makes
-    evaluation use the last batch only, so it is set to 0.1. `tf_padding` is for converted weights.
+    stride 16. `tf_padding` is for converted weights.
     """
     from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
 
     config = MobileNetV2Config(
         num_labels=classes, output_stride=16, tf_padding=False, classifier_dropout_prob=0.1
     )
-    model = MobileNetV2ForSemanticSegmentation(config)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1
-    return HfSegmentation(model)
+    return HfSegmentation(MobileNetV2ForSemanticSegmentation(config))
 
 
 def build_student(architecture: Any, classes: int, folder: Path | None, seed: int) -> nn.Module:
@@ -103,12 +98,20 @@ def build_student(architecture: Any, classes: int, folder: Path | None, seed: in
         Seeds torch.
     """
     torch.manual_seed(seed)
+    network: nn.Module
     if architecture == "tiny":
-        return Tiny(classes)
-    if architecture == "mobilenetv2-deeplabv3plus":
-        return mobilenetv2_deeplabv3plus(classes)
-    assert folder is not None
-    return hf_segmentation(folder, classes)
+        network = Tiny(classes)
+    elif architecture == "mobilenetv2-deeplabv3plus":
+        network = mobilenetv2_deeplabv3plus(classes)
+    else:
+        assert folder is not None
+        network = hf_segmentation(folder, classes)
+    # Models of transformers that were converted from TensorFlow have its momentum of 0.997; in
+    # torch's sense that makes evaluation use the last batch only.
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+    return network
 
 
 def hf_segmentation(folder: Path, classes: int | None = None) -> HfSegmentation:
@@ -130,33 +133,31 @@ def hf_segmentation(folder: Path, classes: int | None = None) -> HfSegmentation:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would stand in the middle of ours
+    more: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
+    missing: list[str] = []
     try:
-        if classes is None:
-            model = AutoModelForSemanticSegmentation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
-            )
-        elif any(folder.glob("*.safetensors")):
-            model = AutoModelForSemanticSegmentation.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                num_labels=classes,
-                ignore_mismatched_sizes=True,
-            )
-        else:
+        if classes is not None and not any(folder.glob("*.safetensors")):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=classes)
-            model = AutoModelForSemanticSegmentation.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+            model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
+        else:
+            if classes is not None:
+                more |= {"num_labels": classes, "ignore_mismatched_sizes": True}
+            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **more
+            )
+            missing = sorted(report["missing_keys"])
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
             f"{folder}: transformers cannot load it for semantic segmentation ({error})"
         ) from error
+    if classes is None and missing:
+        raise DataError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
+            "never trained for segmentation and cannot teach"
+        )
     return HfSegmentation(model)
 
 
-def head_parameters(network: nn.Module) -> set[str]:
-    """Return the names of the parameters of a network's head."""
-    return {
-        name
-        for name, _ in network.named_parameters()
-        if name.removeprefix("model.").split(".")[0] in _HEADS
-    }
+def in_head(name: str) -> bool:
+    """Whether a parameter or buffer of that name belongs to a network's head."""
+    return name.removeprefix("model.").split(".")[0] in _HEADS

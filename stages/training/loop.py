@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -28,19 +31,21 @@ from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.frozen import (
     FrozenNetwork,
     describe,
     pick_device,
+    platform_facts,
     save_network,
     set_threads,
 )
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.networks.students import build_student, head_parameters
+from ensdistill.stages.networks.students import build_student, in_head
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.samples import Samples
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "draft-checkpoint.pt"  # goes when the artifact is published
 METRICS = "metrics.jsonl"
 _LOG_EVERY = 20  # steps
 
@@ -58,8 +63,11 @@ def train(job: Job) -> dict[str, Any]:
     recipe: dict[str, Any] = job.work.recipe
     device = pick_device(local.device)
     set_threads(local.threads)
+    job.ran_on.update(platform_facts(device))
     preprocessing = Preprocessing.from_settings(
-        recipe["preprocess"], {"size": recipe["input_size"]}
+        _own_normalisation(local.network),
+        recipe["preprocess"],
+        {"size": recipe["input_size"]},
     )
     labels = LabelMaps(job.inputs["labels"])
     network, initialised = _build(recipe, local)
@@ -70,6 +78,8 @@ def train(job: Job) -> dict[str, Any]:
     steps = recipe["steps"]
     samples = Samples(local.pictures, labels, recipe, preprocessing.mean_pixel())
     start = state.load()
+    if initialised is not None:
+        job.progress.message(f"{job.node.id}: {initialised['loaded']} tensors of {local.init}")
     job.progress.start(steps, start, "steps")
     if start < steps:
         seconds = _step_cost(network, loss_of, samples, preprocessing, recipe, local)
@@ -92,22 +102,26 @@ def train(job: Job) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        state.last_loss = loss.item()
-        state.losses.append(state.last_loss)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DataError(
+                f"{job.node.id}: the loss is {value} at step {step + 1} of {steps}; lower `lr` "
+                f"(it is {recipe['lr']}) or look at the images and labels"
+            )
+        state.losses.append(value)
         done = step + 1
         if done % _LOG_EVERY == 0 or done == steps:
             state.log({"step": done, "loss": float(np.mean(state.losses)), "lr": rate})
             state.losses.clear()
         if watch is not None and (done % watch["every"] == 0 or done == steps):
             state.watched(done, _watched_miou(network, preprocessing, device, local))
-        if done % local.checkpoint_every == 0 and done < steps:
+        if done % local.checkpoint_every == 0 or done == steps:
             state.save(done)
-        job.progress.advance(1, f"loss {state.last_loss:.3f}")
+        job.progress.advance(1, f"loss {value:.3f}")
     if watch is not None and watch["keep"] == "best":
         network.load_state_dict(state.best_weights)
     description = describe(network, recipe["network"], list(local.classes.classes), preprocessing)
     save_network(job.draft.path, network, description)
-    (job.draft.path / CHECKPOINT).unlink(missing_ok=True)
     losses = [m["loss"] for m in state.metrics if "loss" in m]
     result: dict[str, Any] = {"steps": steps, "loss": losses[-1]}
     if initialised is not None:
@@ -134,7 +148,6 @@ class _State:
         self._loss_of = loss_of
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
-        self.last_loss = float("nan")
         self.best_weights: dict[str, Tensor] = {}
 
     def load(self) -> int:
@@ -185,36 +198,57 @@ class _State:
 
 
 def _build(recipe: Mapping[str, Any], local: Local) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Build the network; with `init`, load the weights of the same name and shape into its body."""
+    """Build the network; with `init`, load the weights of its body from there."""
     network = build_student(recipe["network"], len(local.classes), local.network, recipe["seed"])
     if local.init is None:
         return network, None
-    if local.init.suffix == ".safetensors":
-        found = load_file(local.init)
-    else:
-        found = torch.load(local.init, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            found = found.get(key, found)
-    found = {k.removeprefix("module."): v for k, v in found.items()}
-    head = head_parameters(network)
-    wanted = {k: v for k, v in network.state_dict().items() if k not in head}
-    loaded = {k: found[k] for k, v in wanted.items() if k in found and found[k].shape == v.shape}
-    if not loaded:
+    try:
+        if local.init.suffix == ".safetensors":
+            found = load_file(local.init)
+        else:
+            found = torch.load(local.init, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):
+                found = found.get(key, found)
+        found = {k.removeprefix("module."): v for k, v in found.items()}
+    except (OSError, RuntimeError, ValueError, AttributeError, EOFError, SafetensorError) as error:
+        raise DataError(f"student.init: {local.init} holds no weights ({error})") from error
+    except pickle.UnpicklingError as error:
         raise DataError(
-            f"student.init: {local.init} shares no weight with the network; "
-            f"it holds {', '.join(list(found)[:3])}, ...; the network {', '.join(list(wanted)[:3])}"
+            f"student.init: {local.init} holds more than weights; save its state_dict alone"
+        ) from error
+    body = {k: v for k, v in network.state_dict().items() if not in_head(k)}
+    loaded = {}
+    for name, own in body.items():
+        # transformers saves its models without the prefix of our wrapper
+        other = found.get(name, found.get(name.removeprefix("model.")))
+        if other is not None and other.shape == own.shape:
+            loaded[name] = other
+    # a counter that only cumulative BatchNorm reads, absent from old checkpoints
+    missing = [k for k in body if k not in loaded and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise DataError(
+            f"student.init: {local.init} lacks {len(missing)} of the {len(body)} tensors of the "
+            f"network's body in their shapes, such as {missing[0]}; it holds "
+            f"{', '.join(list(found)[:3])}, ..."
         )
     network.load_state_dict(loaded, strict=False)
-    missing = sorted(set(wanted) - set(loaded))
-    return network, {"loaded": len(loaded), "head": "made anew", "not_loaded": missing}
+    return network, {"loaded": len(loaded), "head": "made anew"}
+
+
+def _own_normalisation(folder: Path | None) -> dict[str, Any]:
+    """Return how a transformers folder wants its pixels; sizes are the training's own."""
+    if folder is None:
+        return {}
+    found = hf_preprocessing(folder, {"size": "image", "interpolation": "bilinear"})
+    return {k: v for k, v in found.items() if k in ("mean", "std", "scale", "channels")}
 
 
 def _optimizer(network: nn.Module, recipe: Mapping[str, Any]) -> torch.optim.Optimizer:
-    head = head_parameters(network)
     named = list(network.named_parameters())
+    body, head = ([p for n, p in named if in_head(n) is is_head] for is_head in (False, True))
     groups = [
-        {"params": [p for n, p in named if n not in head], "lr_factor": 1.0},
-        {"params": [p for n, p in named if n in head], "lr_factor": recipe["head_lr_factor"]},
+        {"params": body, "lr_factor": 1.0},
+        {"params": head, "lr_factor": recipe["head_lr_factor"]},
     ]
     if recipe["optimizer"] == "sgd":
         return torch.optim.SGD(
@@ -292,7 +326,10 @@ def _watched_miou(
         )
         confmat += confusion(target, labels.cpu().numpy(), size)
     network.train()
-    return 100 * mean_iou(iou(confmat))
+    miou = 100 * mean_iou(iou(confmat))
+    if math.isnan(miou):
+        raise DataError("student.watch: the watched split has no labelled pixel")
+    return miou
 
 
 def _mix(seed: int, step: int) -> int:

@@ -113,6 +113,11 @@ def test_class_map_from_an_unknown_class(world):
         (("target", "train", "list"), "x", ["target.train", "one of images, cityscapes"]),
         (("version",), 2, ["version", "found 2"]),
         (("probe", "scale"), [2, 1], ["scale", "smaller factor first"]),
+        (("probe", "nesterov"), True, ["nesterov", "optimizer: sgd"]),
+        (("student", "preprocess"), {"std": [0, 1, 1]}, ["student.preprocess.std", "greater than"]),
+        (("student", "preprocess"), {"align_corners": True}, ["align_corners", "for teachers"]),
+        (("target", "val/day"), {"images": "images/val/*.png"}, ["'val/day'", "name a split"]),
+        (("teachers", 0, "preprocess"), {"channels": "bgr"}, ["`preprocess` is for networks"]),
     ],
 )
 def test_what_cannot_be_meant(world, path, value, words):

@@ -1,5 +1,7 @@
 """The product's promise: a rerun does exactly what a change demands."""
 
+import json
+
 import numpy as np
 import pytest
 from worlds import files_of
@@ -216,3 +218,105 @@ def test_ground_truth_is_opened_by_evaluate_alone(world):
     assert "/labels/val/" not in opened
     text = world.refuse("evaluate", "--upstream")
     assert "labels/val/val_000000_000019.png" in text
+
+
+TABLE = """
+classes:
+  - {name: ground, colour: [1, 0, 0], label_id: 0}
+  - {name: other, colour: [2, 0, 0], label_id: 2}
+ignored_label_ids: [IGNORED]
+subsets: {first: [ground]}
+"""
+IGNORED = ", ".join(str(i) for i in (1, *range(3, 19)))
+
+
+def own_table(world, text):
+    (world.root / "table.yaml").write_text(text.replace("IGNORED", IGNORED))
+    world.settings["classes"] = {"table": "table.yaml"}
+    for teacher in world.settings["teachers"]:
+        teacher["ids"] = "label_ids"
+    world.settings["target"]["val"]["ids"] = "label_ids"
+    world.settings["policy"] = {"strategy": "manual", "assign": {"ground": "a", "other": "a"}}
+    world.write()
+
+
+def test_what_ground_truth_means_is_part_of_the_evaluation(world):
+    own_table(world, TABLE)
+    world.call("run")
+    assert set(world.states().values()) == {"fresh"}
+    own_table(world, TABLE.replace("[IGNORED]", "[IGNORED, 77]"))
+    states = world.states()
+    assert states["evaluation@val"] == "waiting"  # its oracle is stale
+    assert states["policy[oracle]@val"] == "stale"
+    assert states["student"] == "stale"
+
+
+def test_subsets_are_part_of_the_evaluation_alone(world):
+    own_table(world, TABLE)
+    world.call("run")
+    own_table(world, TABLE.replace("first: [ground]", "second: [other]"))
+    assert {n for n, s in world.states().items() if s != "fresh"} == {"evaluation@val"}
+    world.call("run")
+    results = json.loads((world.root / "work" / "results.json").read_text())
+    assert set(results["methods"][0]["miou_subsets"]) == {"second"}
+
+
+def test_forgotten_digests_of_ground_truth_are_no_change(world):
+    world.call("run")
+    found = {d["node"]: d for d in world.json("status", "--rehash")}
+    assert found["student"]["state"] == "fresh"
+    assert found["evaluation@val"]["state"] == "waiting"
+    assert found["policy[oracle]@val"]["reason"] == "waits for the labels of val to be opened"
+    assert ran(world) == {}
+
+
+def test_dry_run_opens_no_ground_truth(world):
+    world.call("run", "--dry-run")
+    assert "/labels/val/" not in (world.root / "work" / "files.json").read_text()
+
+
+def test_majority_needs_no_probe_and_no_policy(world):
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    text = world.call("run")
+    assert "majority" in text
+    world.call("status", "--check")
+    assert not any(n.startswith(("probe", "certainty")) for n in world.states())
+    assert "needs no policy" in world.refuse("select-policy")
+
+
+def test_manual_policy_needs_no_probe(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "car": "b"}}
+    world.write()
+    world.call("run")
+    world.call("status", "--check")
+    assert not any(n.startswith(("probe", "certainty")) for n in world.states())
+
+
+def test_a_labelled_split_without_predictions_scores_the_student_alone(world):
+    for teacher in world.settings["teachers"]:
+        teacher["labels"].pop("val")
+    world.write()
+    text = world.call("run")
+    assert "without label maps on val: a, b" in text
+    results = json.loads((world.root / "work" / "results.json").read_text())
+    assert [m["name"] for m in results["methods"]] == ["student"]
+
+
+def test_bad_ground_truth_is_refused_before_any_work(world):
+    path = world.save("labels", "val", "val_000001_000019", np.full((48, 64), 26))
+    text = world.refuse("run")
+    assert f"{path}: value 26 on {48 * 64} pixels" in text
+    assert "`ids: label_ids` on target.val" in text
+    assert {p.name for p in (world.root / "work").iterdir()} == {"files.json"}
+    world.save("labels", "val", "val_000001_000019", np.zeros((24, 64)))
+    assert "24x64 pixels" in world.refuse("run")
+    world.call("check")
+    world.call("run", "--no-evaluate")
+
+
+def test_several_workers_count_what_they_write(world):
+    world.settings["runtime"]["workers"] = 2
+    world.write()
+    report = world.json("infer-teacher")
+    assert [r["written"] for r in report["ran"]] == [5, 5]

@@ -9,6 +9,7 @@ import torch
 from ensdistill.data.pictures import read_image
 from ensdistill.data.toy import CLASSES
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.students import build_student
 
 pytest.importorskip("transformers")
 
@@ -151,3 +152,61 @@ def test_unknown_device_is_refused(world):
     world.settings["runtime"]["device"] = "abacus"
     world.write()
     assert "runtime.device" in world.refuse("infer-teacher")
+
+
+def test_a_backbone_without_a_trained_head_cannot_teach(world):
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(num_labels=19, depths=[1] * 4, hidden_sizes=[8, 16, 24, 32])
+    SegformerModel(config).save_pretrained(world.root / "backbone")
+    network_world(world, network={"hf": "backbone"})
+    text = world.refuse("infer-teacher")
+    assert "never trained for segmentation" in text and "decode_head" in text
+
+
+def test_half_precision_weights_run_in_float32(world):
+    from transformers import SegformerForSemanticSegmentation
+
+    folder = segformer(world.root / "segformer")
+    model = SegformerForSemanticSegmentation.from_pretrained(folder)
+    model.half().save_pretrained(world.root / "half")
+    network_world(world, network={"hf": "half"})
+    world.call("infer-teacher")
+
+
+def test_a_network_that_answers_nan_is_refused(world):
+    from transformers import SegformerForSemanticSegmentation
+
+    folder = segformer(world.root / "segformer")
+    model = SegformerForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        model.decode_head.classifier.bias[3] = float("nan")
+    model.save_pretrained(folder)
+    network_world(world, network={"hf": "segformer"})
+    assert "train_000000_000019 is not a number" in world.refuse("infer-teacher")
+
+
+def test_batch_norm_of_a_converted_model_follows_torch(tmp_path):
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+    config = MobileNetV2Config(num_labels=4)
+    MobileNetV2ForSemanticSegmentation(config).save_pretrained(tmp_path)
+    network = build_student({"config.json": "digest"}, 4, tmp_path, seed=0)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and {m.momentum for m in norms} == {0.1}
+
+
+def test_an_hf_student_takes_its_folders_normalisation(world):
+    folder = segformer(world.root / "segformer")
+    processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": 512}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    world.settings["student"] |= {"network": {"hf": "segformer"}}
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a"}}
+    world.write()
+    world.call("train-student", "--upstream")
+    path = world.artifact("student").path / "network.json"
+    preprocessing = json.loads(path.read_text())["preprocessing"]
+    assert preprocessing["mean"] == [0.5, 0.5, 0.5]
+    assert preprocessing["std"] == [0.25, 0.25, 0.25]
+    assert preprocessing["size"] is None
+    assert world.artifact("student").manifest.runtime["device"] == "cpu"

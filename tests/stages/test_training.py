@@ -9,7 +9,7 @@ from worlds import TINY
 
 from ensdistill.data.images import Picture
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.networks.students import build_student, head_parameters
+from ensdistill.stages.networks.students import build_student, in_head
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.samples import Samples, _stream
 
@@ -171,7 +171,7 @@ def test_mobilenet_has_torch_momentum_and_a_head():
     assert (config.output_stride, config.tf_padding) == (16, False)
     assert config.classifier_dropout_prob == 0.1
     assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 4, 6)
-    head = head_parameters(network)
+    head = {name for name in network.state_dict() if in_head(name)}
     assert head and all("segmentation_head" in name for name in head)
 
 
@@ -268,6 +268,45 @@ def test_init_loads_the_body_and_makes_the_head_anew(world):
     world.write()
     world.call("train-student", "--upstream")
     report = world.artifact("student").manifest.result["init"]
-    assert report["not_loaded"] == [] and report["loaded"] == len(state) - 2
-    torch.save({"other": torch.zeros(3)}, world.root / "source.pt")
-    assert "shares no weight" in world.refuse("train-student")
+    assert report == {"loaded": len(state) - 2, "head": "made anew"}
+    state.pop("module.stem.0.0.weight")
+    torch.save(state, world.root / "source.pt")
+    text = world.refuse("train-student")
+    assert "lacks 1 of the" in text and "stem.0.0.weight" in text
+    (world.root / "source.pt").write_bytes(b"no weights")
+    assert "student.init" in world.refuse("train-student")
+    (world.root / "source.pt").unlink()
+    assert "student.init" in world.refuse("status")
+
+
+def test_a_diverging_training_stops_with_the_step(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"lr": 1e30, "steps": 30}
+    world.write()
+    text = world.refuse("train-student", "--upstream")
+    assert "the loss is" in text and "of 30; lower `lr` (it is 1e+30)" in text
+    assert world.states()["student"] == "partial"
+
+
+def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
+    from ensdistill.pipeline import atomic
+    from ensdistill.stages.training import loop
+
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.write()
+    world.call("fuse", "--upstream")
+    write = atomic.write_json
+
+    def full(path, value, **more):
+        if path.name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        write(path, value, **more)
+
+    monkeypatch.setattr(atomic, "write_json", full)
+    assert "No space left" in world.refuse("train-student")
+    monkeypatch.undo()
+    steps = []
+    monkeypatch.setattr(loop, "_mix", lambda seed, step: steps.append(step) or 0)
+    world.call("train-student")
+    assert steps == []
+    assert not list(world.artifact("student").path.glob("draft-*"))

@@ -1,0 +1,77 @@
+"""What is read off published artifacts: the policy, and ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.plan import Decision
+from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.graph import infer_id
+
+_ORDER: Final = ("teacher", "fusion", "probe", "student")
+
+
+def policy(decisions: Mapping[str, Decision]) -> dict[str, Any] | None:
+    """Return the result of the policy node, None where the experiment has none."""
+    artifact = decisions["policy"].artifact if "policy" in decisions else None
+    return None if artifact is None else artifact.manifest.result
+
+
+def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    """Return teacher to the result of its certainty node, where there is one."""
+    found = {}
+    for teacher in experiment.teachers:
+        decision = decisions.get(f"certainty[{teacher.name}]")
+        if decision is not None and decision.artifact is not None:
+            found[teacher.name] = decision.artifact.manifest.result
+    return found
+
+
+def results(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    """Return the content of ``results.json``.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment.
+    split : str
+        A labelled split whose evaluation is published.
+    decisions : mapping
+        Node id to decision, of a plan made afterwards.
+    """
+    made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
+    evaluation = made[f"evaluation@{split}"].result
+    methods = [{k: v for k, v in m.items() if k != "confmat"} for m in evaluation["methods"]]
+    methods.sort(key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
+    chosen = policy(decisions) or {"teacher": {}, "fallback": []}
+    return {
+        "split": split,
+        "classes": evaluation["classes"],
+        "methods": methods,
+        "policy": chosen["teacher"],
+        "policy_fallback": chosen["fallback"],
+        "certainty": {t: r["certainty"] for t, r in certainty(experiment, decisions).items()},
+        "seconds": {n: manifest.seconds for n, manifest in made.items()},
+    }
+
+
+def write_results(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    """Write ``results.json`` into the workspace and return its content.
+
+    Only the first labelled split has that name; a further one writes ``results-<split>.json``.
+    """
+    found = results(experiment, split, decisions)
+    name = "results.json" if split == experiment.labelled[0] else f"results-{split}.json"
+    atomic.write_json(experiment.workspace.root / name, found, indent=1)
+    return found
+
+
+def not_covered(experiment: Experiment, split: str, decisions: Mapping[str, Decision]) -> list[str]:
+    """Return the teachers without label maps on a split."""
+    return [t.name for t in experiment.teachers if infer_id(t.name, split) not in decisions]

@@ -1,0 +1,223 @@
+"""The cache of file digests: what it may remember and when it must look again."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.files import FileCache
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"one")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FileCache(tmp_path / "work" / "files.json")
+
+
+def again(cache, **more):
+    """Return the cache as the next command finds it."""
+    cache.save()
+    return FileCache(cache._path, **more)
+
+
+def change(path, content, *, nanoseconds=1):
+    """Rewrite a file in place, its modification time moved by so much."""
+    before = path.stat()
+    with path.open("r+b") as opened:
+        opened.write(content)
+        opened.truncate()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + nanoseconds))
+    assert path.stat().st_ino == before.st_ino
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Count the files that are opened."""
+    paths, real = [], Path.open
+
+    def spy(self, *arguments, **more):
+        paths.append(self)
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", spy)
+    return paths
+
+
+def test_a_digest_is_the_sha256_of_the_bytes(cache, file):
+    assert cache.digest(file) == sha256(b"one")
+
+
+def test_an_unchanged_file_is_read_once(cache, file, opened):
+    for _ in range(2):
+        assert cache.digest(file) == sha256(b"one")
+    assert again(cache).digest(file) == sha256(b"one")
+    assert opened.count(file) == 1
+
+
+@pytest.mark.parametrize("nanoseconds", [1, -1, 10**9])
+def test_new_content_of_the_same_size_is_seen(cache, file, nanoseconds):
+    cache.digest(file)
+    change(file, b"two", nanoseconds=nanoseconds)
+    assert again(cache).digest(file) == sha256(b"two")
+
+
+def test_new_content_of_another_size_is_seen(cache, file):
+    cache.digest(file)
+    change(file, b"three", nanoseconds=0)
+    assert cache.digest(file) == sha256(b"three")
+
+
+def test_a_replaced_file_is_seen_although_size_and_time_are_equal(cache, file):
+    cache.digest(file)
+    stat = file.stat()
+    other = file.with_name("other.png")
+    other.write_bytes(b"two")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(file)
+    assert cache.digest(file) == sha256(b"two")
+
+
+def test_only_what_is_remembered_and_unchanged_is_known(cache, file, opened):
+    assert cache.known(file) is None
+    cache.digest(file)
+    assert opened.count(file) == 1
+    assert cache.known(file) == again(cache).known(file) == sha256(b"one")
+    assert opened.count(file) == 1
+    change(file, b"two")
+    opened.clear()
+    assert cache.known(file) is None
+    file.unlink()
+    assert cache.known(file) is None
+    assert opened == []
+
+
+def test_known_does_not_wait_for_a_pipe(cache, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert cache.known(tmp_path / "pipe") is None
+
+
+def test_rehash_reads_again_what_lies_about_its_time(cache, file):
+    cache.digest(file)
+    change(file, b"two", nanoseconds=0)
+    assert again(cache).digest(file) == sha256(b"one")
+    found = again(cache, rehash=True)
+    assert found.known(file) is None
+    assert found.digest(file) == sha256(b"two")
+    assert again(found).digest(file) == sha256(b"two")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"stats": {}}',
+        b'{"stats": 3, "facts": 3}',
+        b'{"stats": [1], "facts": {}}',
+    ],
+)
+def test_a_spoilt_cache_is_an_empty_one(cache, file, content):
+    cache.digest(file)
+    cache.save()
+    cache._path.write_bytes(content)
+    found = FileCache(cache._path)
+    assert found.known(file) is None
+    assert found.digest(file) == sha256(b"one")
+    assert again(found).known(file) == sha256(b"one")
+
+
+def test_a_torn_cache_is_an_empty_one(cache, file):
+    cache.digest(file)
+    cache.save()
+    whole = cache._path.read_bytes().rstrip()
+    for length in range(len(whole)):
+        cache._path.write_bytes(whole[:length])
+        assert FileCache(cache._path).known(file) is None
+
+
+def test_nothing_is_written_when_nothing_was_learnt(cache, file):
+    cache.save()
+    assert not cache._path.exists()
+    cache.digest(file)
+    cache.save()
+    before = cache._path.stat()
+    found = FileCache(cache._path)
+    found.digest(file)
+    found.save()
+    assert cache._path.stat().st_ino == before.st_ino
+
+
+def test_a_name_that_is_no_utf8_is_remembered(cache, tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/stra\xdfe.png"))
+    path.write_bytes(b"one")
+    cache.digest(path)
+    assert again(cache).known(path) == sha256(b"one")
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+def test_an_unreadable_file_is_named(cache, tmp_path, make):
+    path = tmp_path / "gone.png"
+    make(path)
+    with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
+        cache.digest(path)
+    with pytest.raises(DataError, match=r"gone\.png"):
+        cache.fact(path, "size", lambda _: {})
+
+
+class Finder:
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, path):
+        self.calls.append(path.name)
+        return {"length": len(path.read_bytes())}
+
+
+def test_a_fact_is_found_once_per_content_and_kind(cache, file):
+    copy, find = file.with_name("copy.png"), Finder()
+    copy.write_bytes(file.read_bytes())
+    for _ in range(2):
+        for path in (file, copy):
+            assert cache.fact(path, "size", find) == {"length": 3}
+            assert again(cache, rehash=True).fact(path, "size", find) == {"length": 3}
+    assert find.calls == ["image.png"]
+    cache.fact(copy, "other", find)
+    assert find.calls == ["image.png", "copy.png"]
+    change(file, b"three")
+    assert cache.fact(file, "size", find) == {"length": 5}
+    assert find.calls == ["image.png", "copy.png", "image.png"]
+
+
+def test_what_raises_is_not_remembered(cache, file):
+    def fail(path):
+        raise DataError("torn")
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="torn"):
+            cache.fact(file, "size", fail)
+    assert again(cache).fact(file, "size", Finder()) == {"length": 3}
+
+
+def test_facts_survive_as_they_were_found(cache, file):
+    fact = {"height": 3, "values": {"0": 7}}
+    assert cache.fact(file, "values", lambda _: fact) == fact
+    assert again(cache).fact(file, "values", Finder()) == fact
+    assert set(json.loads(cache._path.read_bytes())) == {"stats", "facts"}

@@ -1,0 +1,197 @@
+"""Canonical JSON, and what of a node's work enters its fingerprint."""
+
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensdistill.pipeline.fingerprint import canonical_json, digest, fingerprint
+from ensdistill.pipeline.node import Item, Work
+
+quick = settings(derandomize=True, deadline=None, max_examples=60)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+)
+nested = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+def shuffled(value, random):
+    """Return an equal value whose mappings list their keys in another order."""
+    if isinstance(value, dict):
+        keys = list(value)
+        random.shuffle(keys)
+        return {key: shuffled(value[key], random) for key in keys}
+    return [shuffled(v, random) for v in value] if isinstance(value, list) else value
+
+
+def as_tuples(value):
+    if isinstance(value, dict):
+        return {key: as_tuples(v) for key, v in value.items()}
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def paths(value, path=()):
+    """Yield the path of every leaf; an empty container is one."""
+    if isinstance(value, dict | list) and value:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in pairs:
+            yield from paths(part, (*path, key))
+    else:
+        yield path
+
+
+def changed(value, path):
+    """Return `value` with another leaf at `path`."""
+    if not path:
+        return {"was": repr(value)}
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(value[path[0]], path[1:])
+    return copy
+
+
+@quick
+@given(nested, st.randoms())
+def test_the_order_of_keys_never_changes_a_digest(value, random):
+    assert digest(shuffled(value, random)) == digest(value)
+
+
+@quick
+@given(nested)
+def test_tuples_equal_lists(value):
+    assert digest(as_tuples(value)) == digest(value)
+
+
+@quick
+@given(nested)
+def test_any_changed_leaf_changes_the_digest(value):
+    for path in paths(value):
+        assert digest(changed(value, path)) != digest(value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 1.0),
+        (1, True),
+        (0, None),
+        ("", None),
+        ("1", 1),
+        ([], {}),
+        ([1, 2], [2, 1]),
+        ([[1], 2], [1, [2]]),
+        ({"a": None}, {}),
+        ("\u00e9", "e\u0301"),
+    ],
+    ids=repr,
+)
+def test_near_values_are_told_apart(one, other):
+    assert digest({"x": one}) != digest({"x": other})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: {"a": [0, {"b": v}]}])
+def test_what_json_cannot_carry_is_refused(number, wrap):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json(wrap(number))
+
+
+@pytest.mark.parametrize("value", [{1}, b"x", Path("x"), object(), 1j, range(3)], ids=repr)
+def test_what_has_no_json_form_is_refused(value):
+    with pytest.raises(TypeError):
+        canonical_json({"a": [value]})
+
+
+@pytest.mark.parametrize("key", [1, True, None, 1.5])
+def test_a_key_that_is_no_text_is_refused(key):
+    with pytest.raises(TypeError, match="is no text"):
+        canonical_json({"a": [({key: 1},)]})
+
+
+def test_canonical_json_is_sorted_minimal_utf8():
+    value = {"b": [1, 2.5, True], "a": {"\u00fc": None, "A": "x y"}}
+    assert canonical_json(value) == '{"a":{"A":"x y","ü":null},"b":[1,2.5,true]}'.encode()
+
+
+def test_a_name_that_is_no_utf8_has_a_digest():
+    name = b"stra\xdfe".decode(errors="surrogateescape")
+    assert digest(name) != digest("stra?e")
+    assert digest(name) == digest(name[:])
+
+
+def test_a_recorded_fingerprint_stays():
+    found = fingerprint("fusion", 3, {"window": 35, "holes": "ignore"}, {"labels": "ab" * 32})
+    text = (
+        '{"format":1,"inputs":{"labels":"' + "ab" * 32 + '"},'
+        '"recipe":{"holes":"ignore","window":35},"stage":"fusion","version":3}'
+    )
+    assert found == hashlib.sha256(text.encode()).hexdigest()
+    assert found == "adbf05ea627ae42c6e2f5ce9dbe1cddcfb03c9c0326420f6c1bdeff0a9f072d9"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("probe", 1, {"a": 1}, {"x": "1"}),
+        ("infer", 2, {"a": 1}, {"x": "1"}),
+        ("infer", 1, {"a": 2}, {"x": "1"}),
+        ("infer", 1, {"a": 1}, {"x": "2"}),
+        ("infer", 1, {"a": 1}, {"y": "1"}),
+        ("infer", 1, {"a": 1, "x": "1"}, {}),
+    ],
+    ids=repr,
+)
+def test_every_part_enters_the_fingerprint(other):
+    assert fingerprint(*other) != fingerprint("infer", 1, {"a": 1}, {"x": "1"})
+
+
+ITEMS = (Item("a", ("1", "2")), Item("b", ("3",)))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (),
+        ITEMS[:1],
+        ITEMS[::-1],
+        (*ITEMS, Item("c")),
+        (Item("A", ("1", "2")), ITEMS[1]),
+        (Item("a", ("1", "9")), ITEMS[1]),
+        (Item("a", ("2", "1")), ITEMS[1]),
+        (Item("a", ("12",)), ITEMS[1]),
+        (Item("a", ("1",)), Item("2"), ITEMS[1]),
+        (Item("a"), Item("b", ("1", "2", "3"))),
+    ],
+    ids=repr,
+)
+def test_items_enter_by_id_content_and_order(items):
+    work = Work({"window": 3}, items=ITEMS)
+    other = replace(work, items=items)
+    assert digest(other.hashed_recipe()) != digest(work.hashed_recipe())
+
+
+def test_paths_and_runtime_never_enter():
+    work = Work({"window": 3}, items=ITEMS)
+    other = replace(work, local=object(), runtime={"device": "cuda"})
+    assert other.hashed_recipe() == work.hashed_recipe()
+    assert "cuda" not in str(other.hashed_recipe())
+
+
+def test_items_are_hashed_short():
+    recipe = Work({"window": 3}, items=ITEMS).hashed_recipe()
+    assert recipe == {
+        "window": 3,
+        "items": {"count": 2, "sha256": digest([["a", "1", "2"], ["b", "3"]])},
+    }
+    assert Work({"window": 3}).hashed_recipe() == {"window": 3}

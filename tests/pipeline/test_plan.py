@@ -1,0 +1,285 @@
+"""Deciding what must run, on graphs and snapshots that exist in memory only."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ensdistill.pipeline.fingerprint import fingerprint
+from ensdistill.pipeline.node import Item, Node, Work
+from ensdistill.pipeline.plan import Change, State, closure, describe, differences, plan
+from ensdistill.pipeline.workspace import Artifact, Manifest, Snapshot
+
+
+class Memory(Snapshot):
+    """A snapshot whose drafts say how many items they have."""
+
+    def progress(self, key):
+        return self.drafts[key]
+
+
+def snapshot(*artifacts, drafts=(), corrupt=()):
+    published = {a.manifest.fingerprint: a for a in artifacts}
+    return Memory(published, dict(drafts), dict(corrupt))
+
+
+def node(name, recipe=None, uses=(), contents=(), items=(), version=1, stage=None):
+    """A node; the results of `contents` become part of its recipe."""
+    uses = dict(uses)
+
+    def make(upstream):
+        told = {f"of {c}": dict(upstream.content(c)) for c in contents}
+        return Work({**(recipe or {}), **told}, uses, tuple(items))
+
+    return Node(name, stage or name, name, version, [*uses.values(), *contents], make, "m:f", name)
+
+
+def publish(decision, result=None, finished="2024-01-01"):
+    """Return the artifact that running a decision would publish."""
+    work = decision.work
+    manifest = Manifest(
+        node=decision.node.id,
+        stage=decision.node.stage,
+        version=decision.node.version,
+        fingerprint=decision.fingerprint,
+        recipe=work.hashed_recipe(),
+        inputs={},
+        result=result or {},
+        finished=finished,
+    )
+    return Artifact(Path("nowhere"), manifest)
+
+
+def key(decision):
+    return decision.node.stage, decision.fingerprint[:12]
+
+
+def states(decisions):
+    return {name: str(d.state) for name, d in decisions.items()}
+
+
+def test_nothing_made_is_missing():
+    decision = plan([node("a", {"x": 1}, items=[Item("i"), Item("j")])], snapshot())["a"]
+    assert (decision.state, decision.reason) == (State.MISSING, "never made")
+    assert (decision.done, decision.total, decision.artifact) == (0, 2, None)
+    items = {"count": 2, "sha256": decision.work.hashed_recipe()["items"]["sha256"]}
+    assert decision.fingerprint == fingerprint("a", 1, {"x": 1, "items": items}, {})
+
+
+def test_what_is_published_is_fresh():
+    nodes = [node("a", {"x": 1}, items=[Item("i"), Item("j")])]
+    artifact = publish(plan(nodes, snapshot())["a"])
+    decision = plan(nodes, snapshot(artifact))["a"]
+    assert (decision.state, decision.reason, decision.changes) == (State.FRESH, "", ())
+    assert (decision.done, decision.total, decision.artifact) == (2, 2, artifact)
+
+
+@pytest.mark.parametrize(
+    ("other", "field", "old", "new"),
+    [
+        ({"recipe": {"fuse": {"window": 35}}}, "recipe.fuse.window", 5, 35),
+        ({"recipe": {"fuse": {"window": 5.0}}}, "recipe.fuse.window", 5, 5.0),
+        ({"recipe": {"fuse": {"window": [5]}}}, "recipe.fuse.window", 5, [5]),
+        ({"recipe": {"fuse": {}}}, "recipe.fuse.window", 5, None),
+        ({"recipe": {"fuse": {"window": 5, "no": None}}}, "recipe.fuse.no", None, None),
+        ({"recipe": {"fuse": {"window": 5}, "new": "x"}}, "recipe.new", None, "x"),
+        ({"version": 2}, "version", 1, 2),
+        ({"uses": {"labels": "up"}}, "inputs.labels", None, "UP"),
+    ],
+)
+def test_a_stale_node_names_the_field_with_old_and_new(other, field, old, new):
+    up = node("up")
+    base = {"recipe": {"fuse": {"window": 5}}}
+    artifact = publish(plan([up, node("a", **base)], snapshot())["a"])
+    decisions = plan([up, node("a", **(base | other))], snapshot(artifact))
+    decision = decisions["a"]
+    new = decisions["up"].fingerprint if new == "UP" else new
+    assert decision.state is State.STALE
+    assert decision.changes == (Change(field, old, new),)
+    assert field in decision.reason
+    assert decision.artifact is None
+
+
+def test_a_stale_node_is_compared_with_the_last_one_made():
+    kinds = {x: node("a", {"x": x}) for x in (1, 2, 3)}
+    made = {x: plan([kinds[x]], snapshot())["a"] for x in kinds}
+    old = snapshot(publish(made[1], finished="2024-01-02"), publish(made[2], finished="2024-01-01"))
+    assert plan([kinds[3]], old)["a"].changes == (Change("recipe.x", 1, 3),)
+
+
+def test_a_setting_that_changes_back_finds_its_artifact():
+    old, new = node("a", {"x": 1}), node("a", {"x": 2})
+    both = snapshot(*(publish(plan([n], snapshot())["a"]) for n in (old, new)))
+    assert plan([old], both)["a"].state is plan([new], both)["a"].state is State.FRESH
+
+
+def test_changed_items_make_a_node_stale():
+    one, two = (node("a", items=[Item("i", (c,))]) for c in "xy")
+    decision = plan([two], snapshot(publish(plan([one], snapshot())["a"])))["a"]
+    assert decision.state is State.STALE
+    assert [c.field for c in decision.changes] == ["recipe.items.sha256"]
+    old, new = decision.changes[0].old, decision.changes[0].new
+    assert f"from {old[:12]} to {new[:12]}" in decision.reason
+
+
+def test_of_many_changes_three_are_told():
+    old, new = (node("a", {f"k{n}": v for n in range(5)}) for v in (1, 2))
+    decision = plan([new], snapshot(publish(plan([old], snapshot())["a"])))["a"]
+    assert len(decision.changes) == 5
+    assert decision.reason == (
+        "recipe.k0 changed from 1 to 2; recipe.k1 changed from 1 to 2; "
+        "recipe.k2 changed from 1 to 2; and 2 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("items", "done", "reason"),
+    [
+        ([Item("i"), Item("j"), Item("k")], 2, "2 of 3 items done"),
+        ([Item("i")], 0, "0 of 1 items done"),
+        ([], 0, "begun, not finished"),
+    ],
+)
+def test_a_draft_is_partial_and_says_how_far(items, done, reason):
+    nodes = [node("a", items=items)]
+    known = key(plan(nodes, snapshot())["a"])
+    decision = plan(nodes, snapshot(drafts={known: done}))["a"]
+    assert (decision.state, decision.reason) == (State.PARTIAL, reason)
+    assert (decision.done, decision.total) == (done, len(items))
+
+
+def test_a_draft_for_other_settings_is_not_mine():
+    known = key(plan([node("a", {"x": 1})], snapshot())["a"])
+    assert plan([node("a", {"x": 2})], snapshot(drafts={known: 1}))["a"].state is State.MISSING
+
+
+def test_a_partial_node_also_tells_what_changed():
+    old, new = node("a", {"x": 1}), node("a", {"x": 2})
+    artifact = publish(plan([old], snapshot())["a"])
+    known = key(plan([new], snapshot())["a"])
+    decision = plan([new], snapshot(artifact, drafts={known: 0}))["a"]
+    assert decision.state is State.PARTIAL
+    assert decision.changes == (Change("recipe.x", 1, 2),)
+
+
+def test_a_corrupt_manifest_makes_its_node_corrupt():
+    nodes = [node("a")]
+    known = key(plan(nodes, snapshot())["a"])
+    decision = plan(nodes, snapshot(corrupt={known: "work/a: torn"}))["a"]
+    assert (decision.state, decision.reason) == (State.CORRUPT, "work/a: torn")
+    other = plan([node("a", {"x": 1})], snapshot(corrupt={known: "work/a: torn"}))["a"]
+    assert other.state is State.MISSING
+
+
+def test_a_node_waits_for_the_content_of_an_upstream_and_all_below_it_too():
+    nodes = [
+        node("small"),
+        node("by-content", contents=["small"]),
+        node("by-print", uses={"x": "small"}),
+        node("below", uses={"x": "by-content"}),
+        node("aside"),
+    ]
+    decisions = plan(nodes, snapshot())
+    assert states(decisions) == {
+        "small": "missing",
+        "by-content": "waiting",
+        "by-print": "missing",
+        "below": "waiting",
+        "aside": "missing",
+    }
+    assert decisions["by-content"].reason == "waits for small"
+    assert decisions["below"].reason == "waits for by-content"
+    assert decisions["below"].work is decisions["below"].fingerprint is None
+    small = publish(decisions["small"], {"pi": "x"})
+    after = plan(nodes, snapshot(small))
+    assert after["by-content"].work.recipe == {"of small": {"pi": "x"}}
+    assert states(after)["below"] == "missing"
+
+
+@pytest.mark.parametrize("how", ["stale", "partial", "corrupt"])
+def test_content_of_other_settings_is_never_used(how):
+    old, new = node("small", {"x": 1}), node("small", {"x": 2})
+    below = node("below", contents=["small"])
+    known = key(plan([new], snapshot())["small"])
+    artifact = publish(plan([old], snapshot())["small"], {"pi": "old"})
+    more = {"partial": {"drafts": {known: 1}}, "corrupt": {"corrupt": {known: "torn"}}}
+    decisions = plan([new, below], snapshot(artifact, **more.get(how, {})))
+    assert states(decisions) == {"small": how, "below": "waiting"}
+
+
+def test_equal_content_cuts_off_what_a_fingerprint_passes_on():
+    def graph(x):
+        return [node("up", {"x": x}), node("c", contents=["up"]), node("f", uses={"x": "up"})]
+
+    made = [publish(plan(graph(1), snapshot())["up"], {"pi": "same"})]
+    first = plan(graph(1), snapshot(*made))
+    made += [publish(first["c"]), publish(first["f"])]
+    made += [publish(plan(graph(2), snapshot())["up"], {"pi": "same"}, finished="2024-01-02")]
+    assert states(plan(graph(2), snapshot(*made))) == {"up": "fresh", "c": "fresh", "f": "stale"}
+
+
+def test_the_order_of_roles_is_no_change():
+    up = [node("u"), node("v")]
+    one = plan([*up, node("a", uses={"x": "u", "y": "v"})], snapshot())["a"]
+    other = plan([*up, node("a", uses={"y": "v", "x": "u"})], snapshot())["a"]
+    swapped = plan([*up, node("a", uses={"x": "v", "y": "u"})], snapshot())["a"]
+    assert one.fingerprint == other.fingerprint != swapped.fingerprint
+
+
+def test_a_renamed_node_is_fresh_by_its_fingerprint():
+    old = plan([node("probe[a]", {"x": 1}, stage="probe")], snapshot())["probe[a]"]
+    renamed = node("probe[b]", {"x": 1}, stage="probe")
+    assert plan([renamed], snapshot(publish(old)))["probe[b]"].state is State.FRESH
+
+
+def test_closure_takes_all_that_is_needed_and_nothing_else():
+    nodes = [
+        node("a"),
+        node("b", uses={"x": "a"}),
+        node("c", contents=["b"]),
+        node("d", uses={"x": "a"}),
+    ]
+    decisions = plan(nodes, snapshot())
+    assert closure(decisions, ["c"]) == {"a", "b", "c"}
+    assert closure(decisions, ["d", "a"]) == {"a", "d"}
+    assert closure(decisions, []) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fields"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": (1, 2)}, {"a": [1, 2]}, []),
+        ({"a": [{"b": (1,)}]}, {"a": [{"b": [1]}]}, []),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, []),
+        ({"a": 1}, {"a": True}, ["a"]),
+        ({"a": 1}, {"a": 1.0}, ["a"]),
+        ({"a": [1, 2]}, {"a": [2, 1]}, ["a"]),
+        ({"a": {"b": 1}}, {"a": {"b": 2, "c": 3}}, ["a.b", "a.c"]),
+        ({"a": {"b": 1}}, {"a": None}, ["a"]),
+        ({"a": None}, {}, ["a"]),
+        ({}, {"a": {}}, ["a"]),
+    ],
+)
+def test_differences_are_those_of_the_fingerprint(old, new, fields):
+    assert [c.field for c in differences(old, new)] == fields
+    assert (fingerprint("s", 1, old, {}) == fingerprint("s", 1, new, {})) is (fields == [])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Change("a", 1, 2), "a changed from 1 to 2"),
+        (Change("a", 0, False), "a changed from 0 to False"),
+        (Change("a", None, 2), "a is new (2)"),
+        (Change("a", 1, None), "a is gone (was 1)"),
+        (Change("a", "f" * 64, "0" * 64), "a changed from ffffffffffff to 000000000000"),
+        (Change("a", 1, "x" * 41), f"a changed from 1 to {'x' * 37}..."),
+    ],
+)
+def test_a_change_is_one_short_clause(change, said):
+    assert describe(change) == said
+
+
+def test_states_read_as_words():
+    assert all(re.fullmatch("[a-z]+", str(state)) for state in State)
