@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 from ensdistill.pipeline.errors import ConfigError
 
 IGNORE_INDEX: Final = 255
-MAX_CLASSES: Final = 64
+MAX_CLASSES: Final = 254  # of a teacher; ids are 8 bits and 255 is taken
 
 Ids: TypeAlias = Literal["train_ids", "label_ids", "palette"]
 Colour: TypeAlias = tuple[int, int, int]
@@ -156,7 +156,8 @@ def parse_table(name: str, content: Any) -> ClassTable:
     entries = content["classes"]
     if not 1 <= len(entries) <= MAX_CLASSES:
         raise ConfigError(f"{name}: {len(entries)} classes; expected 1 to {MAX_CLASSES}")
-    names, colours, label_ids = [], [], {}
+    names, colours = [], []
+    label_ids: dict[int, int] = {}
     for position, entry in enumerate(entries):
         where = f"{name}: classes[{position}]"
         if not isinstance(entry, dict) or set(entry) - {"name", "colour", "label_id"}:
@@ -167,23 +168,47 @@ def parse_table(name: str, content: Any) -> ClassTable:
         if (
             not isinstance(colour, list)
             or len(colour) != 3
-            or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+            or not all(_is_number(v, 255) for v in colour)
         ):
             raise ConfigError(f"{where}: colour is {colour!r}; expected three numbers 0..255")
         names.append(entry["name"])
         colours.append((colour[0], colour[1], colour[2]))
         if "label_id" in entry:
-            if not isinstance(entry["label_id"], int) or entry["label_id"] in label_ids:
-                raise ConfigError(f"{where}: label_id {entry['label_id']!r} is not a unique number")
-            label_ids[entry["label_id"]] = position
+            label_id = entry["label_id"]
+            if not _is_number(label_id, 65535) or label_id in (*label_ids, IGNORE_INDEX):
+                raise ConfigError(
+                    f"{where}: label_id {label_id!r} is not a unique number 0..65535 "
+                    f"other than {IGNORE_INDEX}"
+                )
+            label_ids[label_id] = position
     if label_ids and len(label_ids) < len(names):
         raise ConfigError(f"{name}: some classes have a label_id and some have none")
-    label_ids |= {int(v): IGNORE_INDEX for v in content.get("ignored_label_ids", ())}
-    subsets = {str(k): tuple(v) for k, v in (content.get("subsets") or {}).items()}
+    ignored = content.get("ignored_label_ids") or []
+    if not isinstance(ignored, list) or not all(_is_number(v, 65535) for v in ignored):
+        raise ConfigError(f"{name}: ignored_label_ids is {ignored!r}; expected numbers 0..65535")
+    if ignored and not label_ids:
+        raise ConfigError(f"{name}: has ignored_label_ids, but no class has a label_id")
+    for v in ignored:
+        if v in label_ids:
+            raise ConfigError(f"{name}: ignored_label_ids has {v}, the label_id of a class")
+    label_ids |= dict.fromkeys(ignored, IGNORE_INDEX)
+    subsets = content.get("subsets") or {}
+    if not isinstance(subsets, dict):
+        raise ConfigError(f"{name}: subsets is {subsets!r}; expected names with lists of classes")
     for subset, members in subsets.items():
+        where = f"{name}: subsets.{subset}"
+        if not isinstance(members, list) or not members:
+            raise ConfigError(f"{where} is {members!r}; expected a list of classes")
         for member in members:
-            require_class(member, names, f"{name}: subsets.{subset}")
+            require_class(member, names, where)
+        if len(set(members)) < len(members):
+            raise ConfigError(f"{where} names a class twice")
+    subsets = {str(subset): tuple(members) for subset, members in subsets.items()}
     return ClassTable(name, tuple(names), tuple(colours), label_ids, subsets)
+
+
+def _is_number(value: Any, highest: int) -> bool:
+    return type(value) is int and 0 <= value <= highest  # True is an int too
 
 
 def require_class(name: str, known: tuple[str, ...] | list[str], where: str) -> None:
@@ -244,7 +269,7 @@ def table_file(name: str, base: Path) -> Path | None:
     if name in TABLES:
         return None
     if name.endswith((".yaml", ".yml")):
-        return base / name
+        return base / Path(name).expanduser()
     near = difflib.get_close_matches(name, list(TABLES), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known tables: {', '.join(TABLES)}"
     raise ConfigError(f"unknown class table {name!r}; {hint} (or give a .yaml file)")

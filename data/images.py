@@ -81,9 +81,10 @@ def from_globs(images: str, labels: str | None, base: Path, where: str) -> list[
 
 def from_cityscapes(root: str, split: str, base: Path, where: str) -> list[Picture]:
     """Return a split of a Cityscapes tree (``leftImg8bit`` and, where it is there, ``gtFine``)."""
-    folder = base / root
-    images = str(folder / "leftImg8bit" / split / "*" / "*_leftImg8bit.png")
-    labels = str(folder / "gtFine" / split / "*" / "*_gtFine_labelIds.png")
+    folder = base / Path(root).expanduser()
+    literal = Path(glob.escape(str(folder)))
+    images = str(literal / "leftImg8bit" / split / "*" / "*_leftImg8bit.png")
+    labels = str(literal / "gtFine" / split / "*" / "*_gtFine_labelIds.png")
     has_labels = (folder / "gtFine" / split).is_dir()
     return from_globs(images, labels if has_labels else None, base, where)
 
@@ -94,9 +95,9 @@ def from_list(file: str, base: Path, where: str) -> list[Picture]:
     Each line holds an image and, after a tab, optionally its label file, relative to the list
     file's folder. Empty lines and lines that begin with ``#`` are skipped.
     """
-    path = base / file
+    path = base / Path(file).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where}.list: {path} cannot be read ({error})") from error
     rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
@@ -149,8 +150,10 @@ def overlap(one: Iterable[Picture], other: Iterable[Picture]) -> list[str]:
 
 
 def _glob(pattern: str, base: Path) -> list[Path]:
-    full = os.path.join(base, Path(pattern).expanduser())  # noqa: PTH118 (keeps `**` as it is)
-    return [Path(p) for p in glob.glob(full, recursive=True)]  # noqa: PTH207
+    # `root_dir` and not a joined pattern: the folder's own name may hold `[`
+    full = str(Path(pattern).expanduser())
+    found = {base / p for p in glob.glob(full, root_dir=base, recursive=True)}  # noqa: PTH207
+    return [p for p in found if not p.is_dir()]  # `**` matches folders too
 
 
 def _by_id(paths: Iterable[Path], where: str) -> Mapping[str, Path]:

@@ -14,15 +14,21 @@ from ensdistill.pipeline.errors import DataError
 
 UInt8 = npt.NDArray[np.uint8]
 
+_ORIENTATION = 0x0112  # EXIF
 _COLOUR_MODES = ("RGB", "RGBA")
+_DEEP = ("RGB;16", "RGBA;16", "RGBX;16")  # Pillow keeps the upper 8 bits and says nothing
 _ID_MODES = ("L", "P", "1", "I", "I;16")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> tuple[Image.Image, str]:
+    """Return a decoded image and how its file holds the pixels: its mode, or more, as ``L;4``."""
     try:
         with Image.open(path) as image:
+            layout: Any = image.tile[0].args if image.tile else ""
+            if isinstance(layout, tuple):
+                layout = layout[0]
             image.load()  # Pillow is lazy: a truncated file shows itself only here
-            return image
+            return image, layout if isinstance(layout, str) and ";" in layout else image.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"
@@ -37,9 +43,17 @@ def read_image(path: Path) -> UInt8:
     DataError
         If the file is no whole 8-bit image.
     """
-    image = _open(path)
-    if image.mode not in (*_COLOUR_MODES, "L", "P", "CMYK", "YCbCr"):
-        raise DataError(f"{path}: pixel mode {image.mode}; expected an 8-bit image")
+    image, layout = _open(path)
+    if image.mode not in (*_COLOUR_MODES, "L", "P", "CMYK", "YCbCr") or layout.startswith(_DEEP):
+        raise DataError(
+            f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
+        )
+    # some programs turn such an image and some do not: predictions would lie across it
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        raise DataError(
+            f"{path}: EXIF orientation {orientation}; turn the pixels themselves and remove the tag"
+        )
     return np.asarray(image.convert("RGB"))
 
 
@@ -74,14 +88,24 @@ def read_values(path: Path, *, palette: bool) -> npt.NDArray[np.int64] | UInt8:
     DataError
         If the file is unreadable, or holds colours where ids are expected.
     """
-    image = _open(path)
+    image, layout = _open(path)
     if palette:
+        if image.mode.startswith(("I", "F")) or layout.startswith(_DEEP):
+            raise DataError(
+                f"{path}: pixel mode {layout} holds no 8-bit colours "
+                "(declare `ids: train_ids` or `ids: label_ids` if pixels are ids)"
+            )
         rgb = np.asarray(image.convert("RGB")).astype(np.int64)
         return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
     if image.mode not in _ID_MODES:
         raise DataError(
             f"{path}: pixel mode {image.mode} holds colours; expected one channel of ids "
             "(declare `ids: palette` if colours stand for classes)"
+        )
+    if layout in ("L;2", "L;4"):
+        raise DataError(
+            f"{path}: grey of {layout[2]} bits, which Pillow stretches to 0..255; "
+            "save the ids with 8 bits"
         )
     values = np.asarray(image)
     return values if values.dtype == np.uint8 else values.astype(np.int64)
@@ -136,5 +160,6 @@ class Decoder:
             known, ids = self._keys[at] == raw, self._ids[at]
         if not known.all():
             value = int(raw[~known][0])
-            raise DataError(f"{path}: value {value} is outside the declared classes")
+            shown = f"colour #{value:06x}" if self._palette else f"value {value}"
+            raise DataError(f"{path}: {shown} is outside the declared classes")
         return np.asarray(ids)

@@ -42,7 +42,7 @@ class LabelStore:
         try:
             with _OPENING, zarr.config.set({"array.write_empty_chunks": True}):
                 array = zarr.open_array(path, mode="r+" if writable else "r", zarr_format=3)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Zarr has no kind of its own for spoilt metadata
             raise CorruptError(f"{path}: is no readable label store ({error})") from error
         self._array: zarr.Array[Any] = array
 
@@ -98,8 +98,10 @@ class LabelStore:
         Raises
         ------
         ValueError
-            If it holds the fill value or does not fit.
+            If it is not uint8, holds the fill value or does not fit.
         """
+        if label_map.dtype != np.uint8:  # Zarr would wrap 256 to 0
+            raise ValueError(f"label map of {label_map.dtype}, expected uint8")
         _, height, width = self.shape
         h, w = label_map.shape
         if h > height or w > width:
@@ -120,7 +122,7 @@ class LabelStore:
         DataError
             If the image was never written.
         CorruptError
-            If its checksum does not hold.
+            If its checksum does not hold, or the store no longer fits what it was written as.
         """
         file = self.path / f"c.{index}.0.0"
         if not file.exists():
@@ -132,7 +134,14 @@ class LabelStore:
                 f"{file}: does not decode ({error}); delete the artifact {self.path.parent} "
                 "and run again"
             ) from error
-        return chunk[:height, :width]
+        label_map = chunk[:height, :width]
+        # the checksum covers the chunk, not `zarr.json`, which says where it is and how large
+        if label_map.shape != (height, width) or (label_map == UNWRITTEN).any():
+            raise CorruptError(
+                f"{file}: does not hold {height}x{width} labels; delete the artifact "
+                f"{self.path.parent} and run again"
+            )
+        return label_map
 
 
 def checksum(label_map: UInt8) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,12 @@ class FileCache:
         return fact
 
     def save(self) -> None:
-        """Write the cache if anything was learnt. The last of several writers wins."""
+        """Write the cache if anything was learnt. The last of several writers wins.
+
+        Where it cannot be written, as in a read-only workspace, what was learnt is forgotten.
+        """
         if self._dirty:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock:
+            with suppress(OSError), self._lock:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write_json(self._path, {"stats": self._stats, "facts": self._facts})
                 self._dirty = False

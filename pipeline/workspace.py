@@ -112,8 +112,9 @@ class Draft:
     def publish(self, manifest: Manifest, items: list[dict[str, Any]]) -> Artifact:
         """Turn the draft into an artifact: item index, then the manifest by rename.
 
-        Journals, and files that a stage named ``draft-*``, go last; left behind by a kill they are harmless. What a kill left of a write is
-        swept away first, so that equal artifacts are equal folders.
+        Journals, and files that a stage named ``draft-*``, go last; left behind by a kill they are
+        harmless. What a kill left of a write is swept away first, so that equal artifacts are
+        equal folders.
         """
         self.close()
         for path in self.path.glob("*.partial"):

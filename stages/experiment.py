@@ -29,6 +29,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
+MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
 RESERVED = ("majority", "channel", "channel-oracle", "student")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -386,6 +387,11 @@ def _problems(experiment: Experiment) -> list[str]:
         table = experiment.classes
     except EnsdistillError as error:
         return [*problems, f"classes.table: {error}"]
+    if len(table) > MAX_CLASSES:
+        problems.append(
+            f"classes.table: {table.name} has {len(table)} classes; expected at most {MAX_CLASSES} "
+            "(a teacher's own table may have more)"
+        )
     for teacher in config.teachers:
         where = f"teachers[{teacher.name}]"
         try:

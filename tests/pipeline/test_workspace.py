@@ -73,7 +73,10 @@ def test_a_draft_becomes_an_artifact_with_its_manifest(workspace, publish):
     assert names(artifact.path) == ["items.json", "manifest.json"]
 
 
-def test_the_manifest_comes_last_and_journals_go_after_it(publish, monkeypatch):
+def test_the_manifest_comes_last_and_what_a_draft_needed_goes_after_it(
+    workspace, publish, monkeypatch
+):
+    (workspace.draft("fusion", "fused", A).path / "draft-state.pt").write_bytes(b"state")
     events, replace, unlink = [], Path.replace, Path.unlink
 
     def replaced(self, target):
@@ -87,7 +90,7 @@ def test_the_manifest_comes_last_and_journals_go_after_it(publish, monkeypatch):
     monkeypatch.setattr(Path, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
     publish()
-    assert events == ["items.json", "manifest.json", "journal"]
+    assert events == ["items.json", "manifest.json", "journal", "draft"]
 
 
 def test_what_a_kill_left_of_a_write_is_not_published(workspace, publish):

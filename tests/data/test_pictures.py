@@ -1,0 +1,381 @@
+"""Reading photographs and label files: every mode, every encoding, every way to be torn."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from ensdistill.data.classes import TABLES
+from ensdistill.data.pictures import (
+    Decoder,
+    image_size,
+    inspect_image,
+    inspect_values,
+    read_image,
+    read_values,
+)
+from ensdistill.pipeline.errors import DataError
+
+quick = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+IDS = np.random.default_rng(1).integers(0, 19, (5, 7), np.uint8)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save an image, or bytes, and return the path."""
+
+    def run(content, name="x.png", **more):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            if not isinstance(content, Image.Image):
+                content = Image.fromarray(content)
+            content.save(path, **more)
+        return path
+
+    return run
+
+
+def encoded(array, form, **more):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form, **more)
+    return buffer.getvalue()
+
+
+def png(bits, colour_type, rows, width):
+    """Return a PNG made by hand, for forms that Pillow does not write."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def paletted(indices):
+    """Return an image of palette indices."""
+    image = Image.fromarray(indices).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([v for k in range(256) for v in (255 - k, k, (7 * k) % 256)])
+    return image
+
+
+def raw(path):
+    return read_values(path, palette=False)
+
+
+# photographs
+
+
+def test_a_photograph_is_rgb(save):
+    found = read_image(save(RGB))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, RGB)
+    assert image_size(save(RGB)) == (5, 7)
+    assert inspect_image(save(RGB)) == {"height": 5, "width": 7}
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "YCbCr"])
+def test_other_8_bit_photographs_become_rgb(save, mode):
+    image = Image.fromarray(RGB).convert(mode)
+    path = save(image, "x.png" if mode in ("L", "P", "RGBA") else "x.jpg")
+    found = read_image(path)
+    with Image.open(path) as opened:
+        assert opened.mode in (mode, "RGB")
+        np.testing.assert_array_equal(found, np.asarray(opened.convert("RGB")))
+    assert (found.shape, found.dtype) == ((5, 7, 3), np.uint8)
+
+
+def test_alpha_is_dropped(save):
+    alpha = np.dstack([RGB, np.zeros((5, 7), np.uint8)])
+    np.testing.assert_array_equal(read_image(save(alpha)), RGB)
+
+
+DEEP = {
+    "I;16B": png(16, 0, [struct.pack(">2H", 1, 65535)], 2),
+    "RGB;16B": png(16, 2, [struct.pack(">6H", 1, 300, 65535, 0, 0, 0)], 2),
+    "RGBA;16B": png(16, 6, [struct.pack(">4H", 1, 300, 65535, 0)], 1),
+}
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_a_photograph_of_16_bits_is_refused(save, mode):
+    with pytest.raises(DataError, match=rf"x\.png: pixel mode {mode}; expected an 8-bit image"):
+        read_image(save(DEEP[mode]))
+
+
+@pytest.mark.parametrize("mode", ["1", "F", "I"])
+def test_what_is_no_8_bit_photograph_is_refused(save, mode):
+    with pytest.raises(DataError, match=rf"pixel mode {mode}\S*; expected an 8-bit image"):
+        read_image(save(Image.new(mode, (3, 2)), "x.tif"))
+
+
+# broken files
+
+READERS = {
+    "read_image": read_image,
+    "read_values": raw,
+    "read_palette": lambda path: read_values(path, palette=True),
+    "inspect_image": inspect_image,
+    "inspect_values": lambda path: inspect_values(path, palette=False),
+    "image_size": image_size,
+}
+BROKEN = {
+    "empty": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n",
+    "signature": b"\x89PNG\r\n\x1a\n",
+    "half png": encoded(RGB, "PNG")[:80],
+    "header jpeg": encoded(RGB, "JPEG")[:20],
+    "cut jpeg": encoded(RGB, "JPEG")[:-30],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_refused_by_name(save, kind, reader):
+    if reader == "image_size" and kind in ("half png", "cut jpeg"):
+        assert image_size(save(BROKEN[kind])) == (5, 7)  # only the header is read
+        return
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
+        READERS[reader](save(BROKEN[kind]))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_missing_file_or_a_folder_is_refused_by_name(tmp_path, reader):
+    for path in (tmp_path / "gone.png", tmp_path):
+        with pytest.raises(DataError, match=rf"{path.name}: cannot be read as an image"):
+            READERS[reader](path)
+
+
+FILES = {
+    "png": (encoded(RGB, "PNG"), read_image),
+    "jpeg": (encoded(RGB, "JPEG"), read_image),
+    "progressive": (encoded(RGB, "JPEG", progressive=True), read_image),
+    "ids": (encoded(IDS, "PNG"), raw),
+    "ids of 16 bits": (encoded(IDS.astype(np.uint16) * 300, "PNG"), raw),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_wherever_a_file_is_torn_it_is_refused_or_whole(save, kind):
+    content, read = FILES[kind]
+    whole = read(save(content))
+    lengths = {*range(0, len(content), 4), *range(len(content) - 40, len(content))}
+    refused = 0
+    for length in lengths:
+        try:
+            found = read(save(content[:length]))
+        except DataError as error:
+            assert "x.png" in str(error)
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, whole)
+    assert refused >= len(lengths) - 25  # a PNG may lack its end, which holds no pixels
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_whatever_byte_is_flipped_nothing_but_a_refusal_is_raised(save, kind):
+    content, read = FILES[kind]
+    for position in range(0, len(content), 2):
+        spoilt = bytearray(content)
+        spoilt[position] ^= 0x81
+        try:
+            read(save(bytes(spoilt)))
+        except DataError as error:
+            assert "x.png" in str(error)
+
+
+def test_an_absurdly_large_header_is_refused(save):
+    path = save(png(8, 0, [b"\0"], 1).replace(struct.pack(">I", 1), struct.pack(">I", 60000), 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            raw(path)
+
+
+# label files
+
+
+@pytest.mark.parametrize(
+    ("image", "expected", "kind"),
+    [
+        (Image.fromarray(IDS), IDS, np.uint8),
+        (paletted(IDS), IDS, np.uint8),
+        (Image.fromarray(IDS.astype(np.uint16) * 300), IDS.astype(np.int64) * 300, np.int64),
+        (Image.fromarray(IDS > 9), (IDS > 9).astype(np.int64), np.int64),
+    ],
+    ids=["L", "P", "I;16", "1"],
+)
+def test_one_channel_holds_ids(save, image, expected, kind):
+    found = raw(save(image))
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_small_palette_indices_are_ids(save, bits):
+    ids = IDS % 2**bits
+    path = save(paletted(ids), bits=bits)
+    assert path.read_bytes()[24] == bits
+    np.testing.assert_array_equal(raw(path), ids)
+
+
+def test_ids_of_32_bits_are_read(save):
+    ids = IDS.astype(np.int32) - 1
+    np.testing.assert_array_equal(raw(save(ids, "x.tif")), ids)
+
+
+@pytest.mark.parametrize(("bits", "row"), [(2, 0b00011011), (4, 0b00010010)])
+def test_grey_that_pillow_would_stretch_is_refused(save, bits, row):
+    path = save(png(bits, 0, [bytes([row])], 8 // bits))
+    with pytest.raises(DataError, match=rf"x\.png: grey of {bits} bits.*save the ids with 8 bits"):
+        raw(path)
+    assert read_image(path).shape == (1, 8 // bits, 3)  # of a photograph it is right
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_colours_where_ids_are_expected_are_refused_with_the_remedy(save, mode):
+    path = save(Image.fromarray(RGB).convert(mode))
+    for read in (raw, READERS["inspect_values"], Decoder({0: 0}, palette=False).read):
+        with pytest.raises(DataError, match=rf"x\.png: pixel mode {mode}.*declare `ids: palette`"):
+            read(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_colours_are_packed(save, mode):
+    image = paletted(IDS) if mode == "P" else Image.fromarray(RGB).convert(mode)
+    r, g, b = np.moveaxis(np.asarray(image.convert("RGB")).astype(int), -1, 0)
+    found = read_values(save(image), palette=True)
+    np.testing.assert_array_equal(found, r * 65536 + g * 256 + b)
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_no_colours_of_16_bits_are_guessed_at(save, mode):
+    with pytest.raises(DataError, match=rf"x\.png: pixel mode {mode} holds no 8-bit colours"):
+        read_values(save(DEEP[mode]), palette=True)
+
+
+# decoding
+
+
+def naive(values, legal):
+    return np.array([[legal[int(v)] for v in row] for row in values], np.uint8)
+
+
+@st.composite
+def label_maps(draw, highest, dtype):
+    """Return legal values with their train ids, and an array that holds no others."""
+    keys = draw(st.lists(st.integers(0, highest), min_size=1, max_size=12, unique=True))
+    legal = {k: draw(st.integers(0, 63) | st.just(255)) for k in keys}
+    shape = draw(arrays.array_shapes(min_dims=2, max_dims=2, max_side=6))
+    return legal, draw(arrays.arrays(dtype, shape, elements=st.sampled_from(keys)))
+
+
+@quick
+@given(label_maps(255, np.uint8), st.booleans())
+def test_decoding_8_bits_equals_a_loop(save, drawn, as_palette):
+    legal, values = drawn
+    path = save(paletted(values) if as_palette else values)
+    found = Decoder(legal, palette=False).read(path)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, naive(values, legal))
+
+
+@quick
+@given(label_maps(65535, np.uint16))
+def test_decoding_16_bits_equals_a_loop(save, drawn):
+    legal, values = drawn
+    found = Decoder(legal, palette=False).read(save(values))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, naive(values, legal))
+
+
+@quick
+@given(label_maps(0xFFFFFF, np.int64))
+def test_decoding_colours_equals_a_loop(save, drawn):
+    legal, values = drawn
+    colours = np.dstack([values >> 16, values >> 8 & 255, values & 255]).astype(np.uint8)
+    found = Decoder(legal, palette=True).read(save(colours))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, naive(values, legal))
+
+
+@pytest.mark.parametrize("ids", ["label_ids", "palette"])
+def test_cityscapes_is_decoded(save, ids):
+    table = TABLES["cityscapes19"]
+    if ids == "palette":
+        values = np.array([[*table.colours, (0, 0, 0)]], np.uint8)
+        expected = [[*range(19), 255]]
+    else:
+        values = np.array([[*range(34), 255]], np.uint8)
+        expected = [[table.label_ids.get(int(v), 255) for v in values[0]]]
+    decoder = Decoder(table.legal_values(ids), palette=ids == "palette")
+    np.testing.assert_array_equal(decoder.read(save(values)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("value", [1, 3, 8, 254])
+def test_an_illegal_value_is_refused_by_name(save, value, dtype):
+    decoder = Decoder({0: 0, 2: 1, 7: 2, 255: 255}, palette=False)
+    good = np.array([[0, 2], [7, 255]], dtype)
+    np.testing.assert_array_equal(decoder.read(save(good)), [[0, 1], [2, 255]])
+    good[1, 0] = value
+    with pytest.raises(DataError, match=rf"x\.png: value {value} is outside"):
+        decoder.read(save(good))
+
+
+@pytest.mark.parametrize("value", [256, 65535])
+def test_a_large_value_never_wraps_to_a_legal_one(save, value):
+    decoder = Decoder({0: 0, 255: 255}, palette=False)
+    with pytest.raises(DataError, match=f"value {value} is outside"):
+        decoder.read(save(np.array([[0, value]], np.uint16)))
+
+
+def test_an_illegal_colour_is_refused_as_a_colour(save):
+    decoder = Decoder(TABLES["camvid11"].legal_values("palette"), palette=True)
+    with pytest.raises(DataError, match=r"x\.png: colour #010203 is outside"):
+        decoder.read(save(np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("array", "palette", "values"),
+    [
+        (np.array([[0, 7, 7], [255, 7, 0]], np.uint8), False, {"0": 2, "7": 3, "255": 1}),
+        (np.array([[0, 300, 7], [300, 7, 0]], np.uint16), False, {"0": 2, "7": 2, "300": 2}),
+        (np.array([[[1, 2, 3], [0, 0, 0], [1, 2, 3]]], np.uint8), True, {"66051": 2, "0": 1}),
+    ],
+)
+def test_values_are_counted(save, array, palette, values):
+    found = inspect_values(save(array), palette=palette)
+    assert found == {"height": array.shape[0], "width": 3, "values": values}
+    assert all(type(v) is int for v in found["values"].values())
+
+
+def test_a_turned_photograph_is_refused(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.new("RGB", (4, 6)).save(path, exif=exif)
+    assert read_image(path).shape == (6, 4, 3)
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 6)).save(path, exif=exif)
+    with pytest.raises(DataError, match=r"turned\.jpg: EXIF orientation 6"):
+        read_image(path)
