@@ -36,7 +36,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def run_oracle(job: Job) -> dict[str, Any]:
-    """Choose by IoU on the split's ground truth: an upper bound that no method may use."""
+    """Choose by IoU on the split's ground truth: an upper bound that no method may use.
+
+    The IoU stands where other strategies have the certainty, for the conflict rule of that name.
+    """
     local: Local = job.work.local
     classes = local.classes.classes
     decoder = Decoder(local.to_target, palette=local.palette)
@@ -50,7 +53,11 @@ def run_oracle(job: Job) -> dict[str, Any]:
             confmats[teacher] += confusion(target, labels.read(picture.id), len(classes))
         job.progress.advance()
     scores = {teacher: iou(confmat) for teacher, confmat in confmats.items()}
-    return _result("oracle", list(best_policy(scores, len(classes))), classes)
+    result = _result("oracle", best_policy(scores, len(classes)), classes)
+    for c, name in enumerate(classes):
+        teacher = result["teacher"][name]
+        result["certainty"][name] = None if teacher is None else float(scores[teacher][c])
+    return result
 
 
 def _result(strategy: str, chosen: Sequence[Choice], classes: Sequence[str]) -> dict[str, Any]:

@@ -320,3 +320,18 @@ def test_several_workers_count_what_they_write(world):
     world.write()
     report = world.json("infer-teacher")
     assert [r["written"] for r in report["ran"]] == [5, 5]
+
+
+def test_the_conflict_rule_certainty_ranks_by_it_for_the_oracle_too(world):
+    world.settings["fusion"]["conflict"] = "certainty"
+    world.write()
+    world.call("run")
+    for node_id, policy in (
+        ("fusion", "policy"),
+        ("fusion[channel]@val", "policy"),
+        ("fusion[channel-oracle]@val", "policy[oracle]@val"),
+    ):
+        ranks = world.artifact(node_id).manifest.recipe["certainty"]
+        chosen = world.artifact(policy).manifest.result
+        assert ranks == chosen["certainty"]
+        assert any(ranks[c] is not None for c, t in chosen["teacher"].items() if t)
