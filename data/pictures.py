@@ -49,12 +49,19 @@ def read_image(path: Path) -> UInt8:
             f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
         )
     # some programs turn such an image and some do not: predictions would lie across it
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation != 1:
+    orientation = _orientation(image)
+    if orientation in range(2, 9):  # 0, as some cameras write it, turns nothing
         raise DataError(
             f"{path}: EXIF orientation {orientation}; turn the pixels themselves and remove the tag"
         )
     return np.asarray(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # spoilt EXIF raises whatever it trips over, and turns nothing
+        return None
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -128,6 +128,36 @@ def test_what_is_no_8_bit_photograph_is_refused(save, mode):
         read_image(save(Image.new(mode, (3, 2)), "x.tif"))
 
 
+def tagged(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(RGB, form, exif=exif)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_photograph_that_some_programs_turn_is_refused(save, form):
+    for orientation in range(2, 9):
+        for read in (read_image, inspect_image):
+            with pytest.raises(DataError, match=rf"x\.png: EXIF orientation {orientation}; turn"):
+                read(save(tagged(orientation, form)))
+    for orientation in (0, 1, 9):
+        assert read_image(save(tagged(orientation, form))).shape == RGB.shape
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_spoilt_exif_is_no_reason_to_fail(save, form):
+    content = tagged(1, form)
+    start = content.index(b"MM\0*")
+    for position in range(start, start + 20):
+        spoilt = bytearray(content)
+        spoilt[position] ^= 0x81
+        try:
+            assert read_image(save(bytes(spoilt))).shape == RGB.shape
+        except DataError as error:  # a PNG's checksum
+            assert "x.png" in str(error)
+
+
 # broken files
 
 READERS = {

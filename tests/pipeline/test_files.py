@@ -165,6 +165,13 @@ def test_nothing_is_written_when_nothing_was_learnt(cache, file):
     assert cache._path.stat().st_ino == before.st_ino
 
 
+def test_a_cache_that_cannot_be_written_is_forgotten(tmp_path, file):
+    (tmp_path / "work").write_text("a file where the folder should be")
+    cache = FileCache(tmp_path / "work" / "files.json")
+    assert cache.digest(file) == sha256(b"one")
+    assert again(cache).known(file) is None
+
+
 def test_a_name_that_is_no_utf8_is_remembered(cache, tmp_path):
     path = Path(os.fsdecode(bytes(tmp_path) + b"/stra\xdfe.png"))
     path.write_bytes(b"one")
