@@ -1,6 +1,9 @@
 """Fixtures for all tests; see `worlds.py` for the experiments they build."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch
+
 import subprocess
 import sys
 from pathlib import Path
