@@ -27,7 +27,11 @@ _STYLES = {
 def print_table(table: Table) -> None:
     """Print a table as wide as it is: a figure folded over two lines cannot be read."""
     # without markup: names such as infer[t] are no style tags
-    Console(width=1000, highlight=False, markup=False).print(table)
+    console = Console(width=1000, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())  # the padding of a long line would wrap all others
 
 
 def decisions(found: Mapping[str, Decision], *, as_json: bool) -> None:
@@ -73,7 +77,7 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
     """Print the policy, class by class, with the probe certainty of every teacher."""
     if chosen is None:
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, title="policy, and certainty of each teacher's probe")
     table.add_column("class")
     table.add_column("teacher")
     for teacher in certainty:
@@ -87,6 +91,8 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
         mark = " (fallback)" if name in chosen["fallback"] else ""
         table.add_row(name, Text((teacher or "-") + mark), *cells)
     print_table(table)
+    if chosen["fallback"]:
+        click.echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
 def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:

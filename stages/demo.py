@@ -174,9 +174,12 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def _write(path: Path, title: str, settings: Mapping[str, Any]) -> Path:
-    """Write an experiment file."""
+    """Write an experiment file; another that is there already is kept as ``.old``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(settings))  # no object twice: YAML would write anchors for it
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-    atomic.write_bytes(path, f"# {title}\n{text}".encode())
+    content = f"# {title}\n{text}".encode()
+    if path.exists() and path.read_bytes() != content:
+        path.replace(path.with_name(f"{path.name}.old"))
+    atomic.write_bytes(path, content)
     return path

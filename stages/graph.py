@@ -386,7 +386,7 @@ class _Graph:
         return nodes
 
     def oracle(self, split: str, names: list[str]) -> Node:
-        """The policy that is best on the split's own ground truth: an upper bound, no method."""
+        """Each class from the teacher that is best at it on the split's own ground truth."""
         uses = {t: infer_id(t, split) for t in names}
 
         def plan(_: Upstream) -> Work:

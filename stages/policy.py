@@ -36,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def run_oracle(job: Job) -> dict[str, Any]:
-    """Choose by IoU on the split's ground truth: an upper bound that no method may use.
+    """Choose by IoU on the split's ground truth: a yardstick for policies that no method may use.
 
     The IoU stands where other strategies have the certainty, for the conflict rule of that name.
     """

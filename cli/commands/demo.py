@@ -33,6 +33,8 @@ SPLIT = "val"
 def command(out: Path, seed: int, as_json: bool) -> None:
     """Draw five small cities, train four teachers, and run the whole pipeline on the fifth city.
 
+    An experiment.yaml that was edited is kept as experiment.yaml.old.
+
     Each teacher is a small network trained on the ground truth of its own city, which is faithful
     for some classes and not for others. The target's labels are opened for the last table alone.
 

@@ -23,8 +23,9 @@ def command(
 ) -> None:
     """Score teachers, fusions and student against ground truth, class by class.
 
-    The target's ground truth is opened only here. `channel-oracle` chooses each class's teacher by
-    that ground truth: an upper bound for any policy, not a method.
+    Ground truth is opened here (and by a student told to watch a split). `channel-oracle` takes
+    each class from the teacher that is best at it by that ground truth: a yardstick for policies,
+    not a method. It is usually, not always, the highest: conflicts can undo a choice.
 
     \b
     Example:

@@ -75,8 +75,8 @@ def _camvid(text: str) -> str:
     folder = os.environ.get(CAMVID)
     if not folder or not (Path(folder) / "teachers").is_dir():
         raise ConfigError(
-            f"the variable {CAMVID} is {folder!r}; expected the folder with images/, labels/ and "
-            "teachers/"
+            f"the variable {CAMVID} is {repr(folder) if folder else 'not set'}; expected the "
+            "folder with images/, labels/ and teachers/"
         )
     root = Path(folder).resolve()
     mapping = ", ".join(f"{own}: {goal}" for own, goal in _CAMVID_MAP.items())
