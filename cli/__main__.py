@@ -24,7 +24,10 @@ COMMANDS: Final[Mapping[str, str]] = {
     "train-student": "The student, trained on the fused labels.",
     "run": "All of the above, only what is missing or stale; then evaluation.",
     "status": "What is fresh, stale, partial or missing, and why.",
+    "explain": "Why a node stands as it does, to the field and the image.",
     "evaluate": "Scores of all methods on a labelled split.",
+    "verify": "Find damaged artifacts, and make them good.",
+    "gc": "Clear away what no experiment reaches any more.",
     "demo": "The whole pipeline on a small generated city.",
 }
 
@@ -73,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # small trainings on the same two cores 1400 ms; after a short spin it is 47 ms (alone: 11 and
     # 13 ms; with threads that sleep at once 86 and 21 ms).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # pydantic would read the metadata of every installed package to look for plugins: 20 ms
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     arguments: Any = None if argv is None else list(argv)
     verbose = any(a in ("-v", "--verbose") for a in (arguments or sys.argv[1:]))
     try:

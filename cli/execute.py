@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ensdistill.cli import render
-from ensdistill.cli.progress import display
+from ensdistill.cli.progress import Bar, Display, display
+from ensdistill.pipeline.explain import estimate
+from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import Decision, State, closure, plan
 from ensdistill.pipeline.runner import Report, run
@@ -27,6 +30,7 @@ def execute(
     dry_run: bool,
     upstream: bool,
     rehash: bool,
+    part: Part | None = None,
     splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
     opens: Collection[str] = (),
 ) -> tuple[Experiment, Report, dict[str, Decision]]:
@@ -44,6 +48,8 @@ def execute(
         Also make what they need.
     rehash : bool
         Ignore remembered digests.
+    part : Part, optional
+        Make this share of the images only.
     splits : callable
         From experiment to the splits whose files are checked first.
     opens : collection of str
@@ -68,22 +74,45 @@ def execute(
             wanted = closure(decisions, targets) if upstream else set(targets)
             return experiment, Report(), {n: d for n, d in decisions.items() if n in wanted}
 
-        def bar(decision: Decision) -> Any:
-            found = f" ({decision.reason})" if decision.state is State.PARTIAL else ""
-            shown.say(f"{decision.node.id}{found}")
-            return shown.bar(decision.node.id)
-
         try:
-            report = run(nodes, experiment.workspace, targets, bar, upstream=upstream)
+            report = run(
+                nodes,
+                experiment.workspace,
+                targets,
+                announced(shown),
+                upstream=upstream,
+                part=part,
+                about=experiment.base,
+            )
         finally:
             experiment.files.save()
         return experiment, report, plan(nodes, experiment.workspace.scan())
 
 
-def say(report: Report, decisions: Mapping[str, Decision], *, dry_run: bool, as_json: bool) -> None:
+def announced(shown: Display) -> Callable[[Decision], Bar]:
+    """Return what gives each node its bar, after saying which one begins."""
+
+    def bar(decision: Decision) -> Bar:
+        found = f" ({decision.reason})" if decision.state is State.PARTIAL else ""
+        shown.say(f"{decision.node.id}{found}")
+        return shown.bar(decision.node.id)
+
+    return bar
+
+
+def say(
+    experiment: Experiment,
+    report: Report,
+    decisions: Mapping[str, Decision],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Print what was done, or in a dry run what would be."""
     if dry_run:
-        render.decisions(decisions, as_json=as_json)
+        whole = plan(build(experiment), experiment.workspace.scan())
+        costs = {n: estimate(d, whole, experiment.workspace) for n, d in decisions.items()}
+        render.planned(decisions, costs, as_json=as_json)
     elif as_json:
         click.echo(json.dumps(report_json(report), indent=1))
     else:
@@ -93,9 +122,6 @@ def say(report: Report, decisions: Mapping[str, Decision], *, dry_run: bool, as_
 def report_json(report: Report) -> dict[str, Any]:
     """Return a report as JSON-able data."""
     return {
-        "ran": [
-            {"node": r.node, "written": r.written, "total": r.total, "seconds": round(r.seconds, 3)}
-            for r in report.ran
-        ],
+        "ran": [asdict(ran) | {"seconds": round(ran.seconds, 3)} for ran in report.ran],
         "fresh": report.fresh,
     }

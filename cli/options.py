@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ensdistill.pipeline.locks import Part
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _part(_: click.Context, __: click.Parameter, value: str | None) -> Part | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise click.BadParameter(f"{value!r}; expected I/N with 1 <= I <= N, such as 2/8")
+    return Part(int(found[1]), int(found[2]))
+
 
 config = click.option(
     "-c",
@@ -27,6 +40,14 @@ upstream = click.option(
 )
 rehash = click.option(
     "--rehash", is_flag=True, help="Read every input file again instead of trusting its date."
+)
+
+part = click.option(
+    "--part",
+    metavar="I/N",
+    callback=_part,
+    help="Make only the I-th of N shares of the images, as a task of a cluster array; the task "
+    "that finds all of them done publishes.",
 )
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensdistill.pipeline.manifest import RECORDED, Artifact, Manifest
 from ensdistill.pipeline.plan import Decision, State
-from ensdistill.pipeline.runner import Report
+
+if TYPE_CHECKING:
+    from ensdistill.pipeline.explain import Estimate, ItemChanges
+    from ensdistill.pipeline.gc import Kept
+    from ensdistill.pipeline.repair import Repair
+    from ensdistill.pipeline.runner import Report
 
 _STYLES = {
     State.FRESH: "green",
@@ -34,25 +42,36 @@ def print_table(table: Table) -> None:
         click.echo(line.rstrip())  # the padding of a long line would wrap all others
 
 
-def decisions(found: Mapping[str, Decision], *, as_json: bool) -> None:
-    """Print the state of nodes and why they are not fresh."""
+def decisions(found: Mapping[str, Decision], *, as_json: bool, verbose: bool = False) -> None:
+    """Print the state of nodes and why they are not fresh; `verbose` adds how they were made."""
     if as_json:
-        click.echo(json.dumps([decision_json(d) for d in found.values()], indent=1))
+        click.echo(
+            json.dumps([decision_json(d, verbose=verbose) for d in found.values()], indent=1)
+        )
         return
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "items", "why"):
         table.add_column(column)
     for d in found.values():
         items = f"{d.done}/{d.total}" if d.total else ""
-        table.add_row(Text(d.node.id), Text(d.state, style=_STYLES[d.state]), items, Text(d.reason))
+        table.add_row(Text(d.node.id), _state(d), items, Text(d.reason))
     print_table(table)
     count = {s: sum(d.state is s for d in found.values()) for s in State}
     click.echo(", ".join(f"{n} {s}" for s, n in count.items() if n))
+    if verbose:
+        for d in found.values():
+            if d.artifact is not None:
+                click.echo(f"\n{d.node.id}: {d.artifact.path}")
+                made(d.artifact.manifest)
 
 
-def decision_json(d: Decision) -> dict[str, Any]:
+def _state(d: Decision) -> Text:
+    return Text(d.state, style=_STYLES[d.state])
+
+
+def decision_json(d: Decision, *, verbose: bool = False) -> dict[str, Any]:
     """Return a decision as JSON-able data."""
-    return {
+    found: dict[str, Any] = {
         "node": d.node.id,
         "state": d.state.value,
         "reason": d.reason,
@@ -62,15 +81,184 @@ def decision_json(d: Decision) -> dict[str, Any]:
         "fingerprint": d.fingerprint,
         "path": str(d.artifact.path) if d.artifact else None,
     }
+    if verbose:
+        manifest = d.artifact.manifest if d.artifact else None
+        found["made"] = manifest and {key: getattr(manifest, key) for key in RECORDED}
+    return found
+
+
+def made(manifest: Manifest) -> None:
+    """Print how, where and when an artifact was made."""
+    about = manifest.provenance
+    written = f"{manifest.written} written, {manifest.reused} reused, " if manifest.written else ""
+    memory = about.get("peak_memory")
+    click.echo(
+        f"  finished {manifest.finished or '-'} in {manifest.seconds:.1f} s; {written}"
+        f"{size(manifest.disk_bytes)} on disk, peak memory {size(memory) if memory else '-'}"
+    )
+    git = about.get("git")
+    if git:
+        about = about | {"git": git["commit"] + (" and changed files" if git["changed"] else "")}
+    about = about | {k: v for k, v in manifest.runtime.items() if v is not None}
+    for key in ("command", "git", "host", "platform", "python", "device", "threads", "workers"):
+        if about.get(key) is not None:
+            click.echo(f"  {key}: {about[key]}")
+    packages = about.get("packages", {})
+    click.echo(f"  packages: {', '.join(f'{k} {v}' for k, v in packages.items() if v)}")
+
+
+def planned(
+    found: Mapping[str, Decision], costs: Mapping[str, Estimate | None], *, as_json: bool
+) -> None:
+    """Print what a run would do."""
+    if as_json:
+        rows = [
+            decision_json(d) | {"would": (c := costs[n]) and asdict(c)} for n, d in found.items()
+        ]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "state", "compute", "reuse", "disk", "why"):
+        table.add_column(column, justify="right" if column in ("compute", "reuse") else "left")
+    for node_id, d in found.items():
+        cost = costs[node_id]
+        compute, reuse, disk = _cost(d, cost)
+        table.add_row(Text(node_id), _state(d), compute, reuse, disk, Text(d.reason))
+    print_table(table)
+    known = [c for c in costs.values() if c is not None]
+    click.echo(
+        f"would compute {'at most ' if any(c.at_most for c in known) else ''}"
+        f"{sum(c.compute for c in known)} items, take {sum(c.reuse for c in known)} from other "
+        f"artifacts and write about {size(sum(c.bytes or 0 for c in known))}"
+    )
+    open_ends = [n for n, c in costs.items() if c is not None and c.bytes is None]
+    waiting = [n for n, d in found.items() if d.state is State.WAITING]
+    for names, text in ((open_ends, "on disk, not counted"), (waiting, "known after the others")):
+        if names:
+            click.echo(f"{text}: {', '.join(names)}")
+
+
+def _cost(d: Decision, cost: Estimate | None) -> tuple[str, str, str]:
+    if cost is None:
+        return ("", "", "") if d.state is State.FRESH else ("?", "", "?")
+    disk = "?" if cost.bytes is None else f"~{size(cost.bytes)}"
+    if not d.total:
+        return "", "", disk
+    return f"{'<=' if cost.at_most else ''}{cost.compute}", str(cost.reuse or ""), disk
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as a person reads it."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
 
 
 def report(found: Report) -> None:
     """Print what a command did."""
     for r in found.ran:
         items = f"{r.written} of {r.total} written, " if r.total else ""
-        click.echo(f"{r.node}: {items}{r.seconds:.1f} s")
+        items += f"{r.reused} taken from other artifacts, " if r.reused else ""
+        rest = f"; {r.open} are left to other parts" if r.open else ""
+        click.echo(f"{r.node}: {items}{r.seconds:.1f} s{rest}")
     if not found.ran:
         click.echo(f"nothing to do: {', '.join(found.fresh)} fresh")
+
+
+def explanation(
+    d: Decision,
+    decisions: Mapping[str, Decision],
+    previous: Artifact | None,
+    images: ItemChanges | None,
+    cost: Estimate | None,
+    below: Sequence[str],
+) -> None:
+    """Print why a node stands as it does."""
+    click.echo(f"{d.node.id} is {d.state}" + (f": {d.reason}" if d.reason else ""))
+    if d.artifact is not None:
+        click.echo(f"  {d.artifact.path}")
+        made(d.artifact.manifest)
+    elif previous is not None:
+        click.echo(f"compared with the last one, {previous.path}:")
+    for change in d.changes:
+        click.echo(f"  {change.field}: {_value(change.old)} -> {_value(change.new)}")
+    if images is not None and d.state is not State.FRESH:
+        for what, ids in (("new", images.new), ("gone", images.gone)):
+            if ids:
+                click.echo(f"  {len(ids)} items are {what}: {_some(ids)}")
+        if images.changed:
+            named = [f"{i} ({', '.join(names)})" for i, names in images.changed.items()]
+            click.echo(f"  {len(named)} items changed: {_some(named)}")
+    if cost is not None:
+        compute, reuse, disk = _cost(d, cost)
+        items = f"compute {compute} items, take {reuse or 0} from other artifacts and " * bool(
+            d.total
+        )
+        click.echo(f"a run would {items}write {disk}, then look at what is below")
+    needs = [f"{n} ({decisions[n].state})" for n in d.node.needs]
+    click.echo(f"made from: {', '.join(needs) or 'files alone'}")
+    click.echo(f"below it: {', '.join(below) or 'nothing'}")
+    if d.state is not State.FRESH:
+        click.echo(f"to make it: ensdistill {d.node.command}")
+
+
+def _value(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def repaired(outcome: Repair) -> None:
+    """Print what a repair did."""
+    for r in outcome.ran:
+        items = f"{r.written} of {r.total} items computed again" if r.total else "made again"
+        click.echo(f"{r.node}: {items}, {r.seconds:.1f} s")
+    for node_id in outcome.different:
+        click.echo(f"{node_id} came out different from before: what is below it is stale now")
+    for folder, why in outcome.left.items():
+        click.echo(f"{folder}: left as it is ({why})")
+    if not outcome.left:
+        click.echo("all damage is made good")
+
+
+def garbage(found: Sequence[Kept], outcome: Mapping[Path, str | None], *, delete: bool) -> None:
+    """Print what nothing reaches, and what became of it."""
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        ("folder", "kind", "node", "disk", "")
+        if delete
+        else (
+            "folder",
+            "kind",
+            "node",
+            "disk",
+        )
+    ):
+        table.add_column(column, justify="right" if column == "disk" else "left")
+    for kept in (k for k in found if k.reason is None):
+        name = f"{kept.path.parent.name}/{kept.path.name}"
+        row = [Text(name), kept.kind, Text(kept.node or "-"), size(kept.bytes)]
+        if delete:
+            row.append(Text(outcome[kept.path] or "deleted"))
+        table.add_row(*row)
+    gone = [k for k in found if k.reason is None]
+    if gone:
+        print_table(table)
+    stays = sum(k.bytes for k in found if k.reason is not None)
+    if delete:
+        freed = [k for k in gone if outcome[k.path] is None]
+        click.echo(f"{size(sum(k.bytes for k in freed))} freed, {size(stays)} stay")
+    else:
+        count = f"{len(gone)} of {len(found)} folders, {size(sum(k.bytes for k in gone))}"
+        click.echo(f"nothing reaches {count}; {size(stays)} stay")
+        if gone:
+            click.echo("nothing was deleted; --delete does it")
 
 
 def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str, Any]]) -> None:

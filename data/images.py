@@ -19,6 +19,8 @@ _SUFFIXES: Final = (
     "_gtFine_color",
 )
 
+_PICTURES: Final = (".png", ".jpg", ".jpeg")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -39,11 +41,13 @@ class Picture:
     labels: Path | None = None
 
 
-def image_id(path: Path) -> str:
-    """Return the id of an image, of its ground truth or of a prediction for it."""
-    stem = path.stem
-    for suffix in _SUFFIXES:
-        stem = stem.removesuffix(suffix)
+def image_id(name: str) -> str:
+    """Return the id of an image, of its ground truth or of a prediction, from its file's name."""
+    stem, dot, _ = name.rpartition(".")
+    stem = stem if stem and dot else name
+    if stem.endswith(_SUFFIXES):
+        for suffix in _SUFFIXES:
+            stem = stem.removesuffix(suffix)
     return stem
 
 
@@ -68,7 +72,7 @@ def from_globs(images: str, labels: str | None, base: Path, where: str) -> list[
     if not found:
         raise DataError(f"{where}.images: no file matches {images!r} (seen from {base})")
     if labels is None:
-        return [Picture(i, path) for i, path in found.items()]
+        return [Picture(i, Path(path)) for i, path in found.items()]
     truth = _by_id(_glob(labels, base), f"{where}.labels")
     missing = [i for i in found if i not in truth]
     if missing:
@@ -76,7 +80,7 @@ def from_globs(images: str, labels: str | None, base: Path, where: str) -> list[
             f"{where}.labels: {len(missing)} of {len(found)} images have no label file among "
             f"{len(truth)} that match {labels!r}; the first is {missing[0]}"
         )
-    return [Picture(i, path, truth[i]) for i, path in found.items()]
+    return [Picture(i, Path(path), Path(truth[i])) for i, path in found.items()]
 
 
 def from_cityscapes(root: str, split: str, base: Path, where: str) -> list[Picture]:
@@ -107,18 +111,22 @@ def from_list(file: str, base: Path, where: str) -> list[Picture]:
     labelled = sum(len(row) == 2 for row in rows)
     if labelled not in (0, len(rows)):
         raise DataError(f"{path}: {labelled} of {len(rows)} lines name a label file; all or none")
-    images = _by_id((path.parent / row[0].strip() for row in rows), where)
+    images = _by_id((str(path.parent / row[0].strip()) for row in rows), where)
     if not images:
         raise DataError(f"{path}: lists no image")
-    labels = {image_id(Path(r[0].strip())): path.parent / r[1].strip() for r in rows if labelled}
-    pictures = [Picture(i, image, labels.get(i)) for i, image in images.items()]
+    labels = {
+        image_id(Path(r[0].strip()).name): path.parent / r[1].strip() for r in rows if labelled
+    }
+    pictures = [Picture(i, Path(image), labels.get(i)) for i, image in images.items()]
     gone = [p for pic in pictures for p in (pic.image, pic.labels) if p and not p.is_file()]
     raise_all([f"{path}: lists {p}, which is no file" for p in gone], DataError)
     return pictures
 
 
-def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, Path]:
+def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, str]:
     """Return the PNG of each image id below a folder of predictions.
+
+    As text: planning looks at thousands of them, and `Path` costs ten times as much.
 
     Raises
     ------
@@ -128,13 +136,15 @@ def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, Path]
     if not folder.is_dir():
         raise DataError(f"{where}: {folder} is no folder")
     wanted = set(ids)
-    files = (
-        Path(parent) / name
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(".png")
-    )
-    found = _by_id((f for f in files if image_id(f) in wanted), where)
+    found: dict[str, str] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            key = image_id(name)
+            if key in wanted and name.lower().endswith(".png"):
+                path = f"{parent}{os.sep}{name}"
+                if key in found:
+                    raise _twice(where, key, found[key], path)
+                found[key] = path
     missing = [i for i in ids if i not in found]
     if missing:
         raise DataError(
@@ -149,18 +159,29 @@ def overlap(one: Iterable[Picture], other: Iterable[Picture]) -> list[str]:
     return sorted({str(p.image) for p in one} & {str(p.image) for p in other})
 
 
-def _glob(pattern: str, base: Path) -> list[Path]:
+def _glob(pattern: str, base: Path) -> list[str]:
     # `root_dir` and not a joined pattern: the folder's own name may hold `[`
     full = str(Path(pattern).expanduser())
-    found = {base / p for p in glob.glob(full, root_dir=base, recursive=True)}  # noqa: PTH207
-    return [p for p in found if not p.is_dir()]  # `**` matches folders too
+    found = glob.glob(full, root_dir=base, recursive=True)  # noqa: PTH207
+    root = os.fspath(base)
+    # a set: `**/**` finds a file twice
+    paths = {os.path.normpath(os.path.join(root, p)) for p in found}  # noqa: PTH118
+    deep = "**" in pattern  # finds folders too, whatever they are called
+    return [
+        p for p in paths if (not deep and p.lower().endswith(_PICTURES)) or not Path(p).is_dir()
+    ]
 
 
-def _by_id(paths: Iterable[Path], where: str) -> Mapping[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(paths):
-        key = image_id(path)
+def _by_id(paths: Iterable[str], where: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for path in paths:
+        key = image_id(path.rpartition(os.sep)[2])
         if key in found:
-            raise DataError(f"{where}: {found[key]} and {path} have the same image id {key!r}")
+            raise _twice(where, key, found[key], path)
         found[key] = path
-    return dict(sorted(found.items()))
+    return {key: found[key] for key in sorted(found)}
+
+
+def _twice(where: str, key: str, *paths: str) -> DataError:
+    one, other = sorted(paths)
+    return DataError(f"{where}: {one} and {other} have the same image id {key!r}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ensdistill.pipeline.errors import DataError
 
@@ -20,30 +22,50 @@ _DEEP = ("RGB;16", "RGBA;16", "RGBX;16")  # Pillow keeps the upper 8 bits and sa
 _ID_MODES = ("L", "P", "1", "I", "I;16")
 
 
-def _open(path: Path) -> tuple[Image.Image, str]:
+def _open(path: Path | str, sha256: str | None) -> tuple[Image.Image, str]:
     """Return a decoded image and how its file holds the pixels: its mode, or more, as ``L;4``."""
     try:
-        with Image.open(path) as image:
+        content = Path(path).read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise DataError(
+                f"{path}: changed since this command looked at it; run it again (with --rehash if "
+                "the file's date was kept)"
+            )
+        with Image.open(io.BytesIO(content)) as image:
             layout: Any = image.tile[0].args if image.tile else ""
             if isinstance(layout, tuple):
                 layout = layout[0]
             image.load()  # Pillow is lazy: a truncated file shows itself only here
             return image, layout if isinstance(layout, str) and ";" in layout else image.mode
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:  # whose text names a buffer
+        raise DataError(
+            f"{path}: cannot be read as an image (cannot identify the kind of file); replace the "
+            "file"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"
         ) from error
 
 
-def read_image(path: Path) -> UInt8:
+def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
     """Return a photograph as (H, W, 3) uint8 RGB.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    sha256 : str, optional
+        What its bytes must be: the plan that is being carried out was made for these.
 
     Raises
     ------
     DataError
-        If the file is no whole 8-bit image.
+        If the file is no whole 8-bit image, or another one than was planned for.
     """
-    image, layout = _open(path)
+    image, layout = _open(path, sha256)
     if image.mode not in (*_COLOUR_MODES, "L", "P", "CMYK", "YCbCr") or layout.startswith(_DEEP):
         raise DataError(
             f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
@@ -79,23 +101,28 @@ def inspect_image(path: Path) -> dict[str, Any]:
     return {"height": height, "width": width}
 
 
-def read_values(path: Path, *, palette: bool) -> npt.NDArray[np.int64] | UInt8:
+def read_values(
+    path: Path | str, sha256: str | None = None, *, palette: bool
+) -> npt.NDArray[np.int64] | UInt8:
     """Return the raw values of a label file, (H, W).
 
     Parameters
     ----------
-    path : Path
+    path : Path or str
         A PNG of mode L, P, I or I;16, whose pixels (of P: indices) are ids; or of any colour
         mode where `palette` is set.
+    sha256 : str, optional
+        What its bytes must be.
     palette : bool
         Colours stand for classes; values are packed as ``red << 16 | green << 8 | blue``.
 
     Raises
     ------
     DataError
-        If the file is unreadable, or holds colours where ids are expected.
+        If the file is unreadable, another one than was planned for, or holds colours where ids
+        are expected.
     """
-    image, layout = _open(path)
+    image, layout = _open(path, sha256)
     if palette:
         if image.mode.startswith(("I", "F")) or layout.startswith(_DEEP):
             raise DataError(
@@ -151,15 +178,15 @@ class Decoder:
             if 0 <= value < 256:
                 self._lut[value], self._known[value] = train_id, True
 
-    def read(self, path: Path) -> UInt8:
+    def read(self, path: Path | str, sha256: str | None = None) -> UInt8:
         """Return a label file as (H, W) uint8 train ids, 255 where ignored.
 
         Raises
         ------
         DataError
-            If it cannot be read or holds a value outside the table.
+            If it cannot be read, is not what `sha256` says or holds a value outside the table.
         """
-        raw = read_values(path, palette=self._palette)
+        raw = read_values(path, sha256, palette=self._palette)
         if raw.dtype == np.uint8:
             known, ids = self._known[raw], self._lut[raw]
         else:

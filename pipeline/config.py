@@ -15,7 +15,8 @@ from ensdistill.pipeline.errors import ConfigError, raise_all
 class Section(BaseModel):
     """Base of all parts of an experiment file: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # built once, with the model that holds it, instead of once for itself and once in there
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 ModelT = TypeVar("ModelT", bound=Section)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,34 @@ class FileCache:
     def __init__(self, path: Path, *, rehash: bool = False):
         self._path = path
         self._lock = threading.Lock()
-        self._dirty = False
-        try:
-            stored = json.loads(path.read_bytes())
-            self._stats: dict[str, list[Any]] = dict(stored["stats"])
-            self._facts: dict[str, Any] = dict(stored["facts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self._stats, self._facts = {}, {}
-        if rehash:
-            self._stats = {}
+        self._dirty: set[str] = set()
+        # path to "size mtime_ns inode sha256": one text is read three times as fast as a list
+        self._stats: dict[str, str] = {} if rehash else _load(path)
 
-    def known(self, path: Path) -> str | None:
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """Apart from the digests: planning needs none of them."""
+        return _load(self._facts_path)
+
+    @property
+    def _facts_path(self) -> Path:
+        return self._path.with_name(f"{self._path.stem}-facts.json")
+
+    def known(self, path: Path | str) -> str | None:
         """Return the sha256 of `path` if it is remembered and the file has not changed since.
 
         The file is never opened, only its stat is read.
         """
+        entry = self._stats.get(os.fspath(path))
+        if not isinstance(entry, str):
+            return None
         try:
-            stat = path.stat()
+            stamp = _stamp(os.stat(path))  # noqa: PTH116
         except OSError:
             return None
-        entry = self._stats.get(str(path))
-        if entry is not None and entry[:3] == [stat.st_size, stat.st_mtime_ns, stat.st_ino]:
-            return str(entry[3])
-        return None
+        return entry[len(stamp) :] if entry.startswith(stamp) else None
 
-    def digest(self, path: Path) -> str:
+    def digest(self, path: Path | str) -> str:
         """Return the sha256 of the file's bytes, 64 hex digits.
 
         Raises
@@ -68,14 +72,30 @@ class FileCache:
         if known is not None:
             return known
         try:
-            with path.open("rb") as file:
-                stat = os.fstat(file.fileno())
+            with open(path, "rb") as file:  # noqa: PTH123
+                stamp = _stamp(os.fstat(file.fileno()))
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
         with self._lock:
-            self._stats[str(path)] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, found]
-            self._dirty = True
+            self._stats[os.fspath(path)] = stamp + found
+            self._dirty.add("stats")
+        return found
+
+    def digests(self, paths: Sequence[str]) -> list[str]:
+        """Return ``digest(path)`` of each: planning asks for tens of thousands."""
+        known, stat, found = self._stats, os.stat, []
+        for path in paths:
+            entry = known.get(path)
+            try:
+                s = stat(path)
+                stamp = f"{s.st_size} {s.st_mtime_ns} {s.st_ino} "
+                if entry is not None and entry.startswith(stamp):
+                    found.append(entry[len(stamp) :])
+                    continue
+            except (OSError, AttributeError):
+                pass
+            found.append(self.digest(path))
         return found
 
     def fact(
@@ -97,17 +117,35 @@ class FileCache:
             found = dict(find(path))
             with self._lock:
                 self._facts[key] = found
-                self._dirty = True
+                self._dirty.add("facts")
         fact: Mapping[str, Any] = self._facts[key]
         return fact
 
     def save(self) -> None:
-        """Write the cache if anything was learnt. The last of several writers wins.
+        """Write what was learnt, beside what other processes did.
 
         Where it cannot be written, as in a read-only workspace, what was learnt is forgotten.
         """
-        if self._dirty:
-            with suppress(OSError), self._lock:
+        with suppress(OSError), self._lock:
+            if self._dirty:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                atomic.write_json(self._path, {"stats": self._stats, "facts": self._facts})
-                self._dirty = False
+            for name, path, known in (
+                ("stats", self._path, self._stats),
+                ("facts", self._facts_path, self._facts if "facts" in self._dirty else {}),
+            ):
+                if name in self._dirty:
+                    # others may have learnt something meanwhile
+                    atomic.write_bytes(path, atomic.json_bytes(_load(path) | known), sync=False)
+                    self._dirty.discard(name)
+
+
+def _stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} "
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

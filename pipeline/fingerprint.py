@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Json: TypeAlias = (
     "bool | int | float | str | list[Json] | tuple[Json, ...] | dict[str, Json] | None"
 )
+
+HEX: Final = 16  # digits of a checksum that guards against accidents, not against forgery
 
 
 def canonical_json(value: Json) -> bytes:

@@ -1,50 +1,111 @@
-"""Append-only journals of finished items: what makes a killed run resume per image."""
+"""Records of finished items, one JSON object a line, each with its own checksum.
+
+A journal grows by one line an item and is what makes a killed run resume; the index of a published
+artifact has the same lines in stored order. So a torn or flipped line is told from a whole one
+without anything else to compare it with.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from ensdistill.pipeline.fingerprint import HEX
+
+Record = dict[str, Any]
+
+_CHECK: Final = re.compile(rb', "check": "([0-9a-f]{16})"\}\Z')
+_ID: Final = re.compile(rb'^\{"id": ("(?:[^"\\]|\\.)*")', re.MULTILINE)
+
+
+def seal(record: Record) -> bytes:
+    """Return a record as one line that ends with a checksum of all that stands before it."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    body = text.encode(errors="surrogatepass")
+    return body[:-1] + b', "check": "' + _check(body) + b'"}\n'
+
+
+def unseal(line: bytes) -> Record | None:
+    """Return the record of a line without its newline, None if the line is not whole."""
+    found = _CHECK.search(line)
+    if found is None:
+        return None
+    body = line[: found.start()] + b"}"
+    if _check(body) != found[1]:
+        return None
+    try:
+        record: Record = json.loads(body)
+    except ValueError:
+        return None
+    return record
+
+
+def _check(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:HEX].encode()
 
 
 class Journal:
-    """One writer's journal: a JSON object a line, each appended by a single write.
+    """One writer's journal, each record appended by a single write.
 
     A kill in the middle of a write can tear the last line only; the next writer of the same file
-    starts on a fresh line, and `read_journal` drops what does not parse.
+    starts on a fresh line, and `read_journal` drops what is not whole.
     """
 
     def __init__(self, path: Path):
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")
+        self._torn = bool(size) and os.pread(self._file, 1, size - 1) != b"\n"
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Add one record."""
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        line = text.encode(errors="surrogatepass") + b"\n"
+        line = seal(record)
         with self._lock:
-            written = os.write(self._file, line)
-            if written != len(line):  # a full disk writes a part; end the torn line
+            if self._torn:
                 os.write(self._file, b"\n")
+            self._torn = True
+            written = os.write(self._file, line)
+            if written != len(line):  # a full disk takes a part
                 raise OSError(f"only {written} of {len(line)} journal bytes could be written")
+            self._torn = False
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return all whole records of `path`, torn lines left out."""
-    records = []
-    for line in path.read_bytes().split(b"\n"):
+def read_journal(path: Path) -> list[Record]:
+    """Return all whole records of a journal or item index."""
+    return [record for _, _, record in numbered_lines(path) if record is not None]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Yield line number (from 1), raw line and its record (None if not whole)."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return records
+            yield number, line, unseal(line)
+
+
+def count_items(path: Path) -> set[str]:
+    """Return the ids that stand in a journal, without checking its lines: quick, for display."""
+    found = (_text(match[1]) for match in _ID.finditer(path.read_bytes()))
+    return {item_id for item_id in found if item_id is not None}
+
+
+def item_of(line: bytes) -> str | None:
+    """Return the item id that stands in a line, whole or not."""
+    found = _ID.match(line)
+    return None if found is None else _text(found[1])
+
+
+def _text(quoted: bytes) -> str | None:
+    try:
+        return str(json.loads(quoted))
+    except ValueError:
+        return None

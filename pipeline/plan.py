@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Node, WaitingError, Work
-from ensdistill.pipeline.workspace import SHORT, Artifact, Snapshot
+from ensdistill.pipeline.workspace import SHORT, Snapshot
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
     """How a node stands.
 
-    fresh: published. partial: a draft with finished items. stale: published for other settings.
-    missing: never made. waiting: what it is made from is not known before an upstream node is.
-    corrupt: its manifest cannot be read.
+    fresh: published. partial: a draft with finished items. stale: published for other settings,
+    or from an upstream that was made again and came out different. missing: never made. waiting:
+    what it is made from is not known before an upstream node is. corrupt: its manifest is spoilt.
     """
 
     FRESH = "fresh"
@@ -81,6 +84,13 @@ class _Known:
     """`Upstream` over the decisions made so far."""
 
     decisions: Mapping[str, Decision]
+    _made: dict[tuple[str, ...], Any] = field(default_factory=dict)
+
+    def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
 
     def content(self, node_id: str) -> Mapping[str, Any]:
         decision = self.decisions[node_id]
@@ -119,17 +129,42 @@ def plan(nodes: Iterable[Node], snapshot: Snapshot) -> dict[str, Decision]:
         except WaitingError as waiting:
             decisions[node.id] = Decision(node, State.WAITING, f"waits for {waiting}")
             continue
-        decisions[node.id] = _decide(node, work, inputs, snapshot)
+        upstream = {role: decisions[up].artifact for role, up in work.uses.items()}
+        decisions[node.id] = _decide(node, work, inputs, upstream, snapshot)
     return decisions
 
 
-def _decide(node: Node, work: Work, inputs: dict[str, str], snapshot: Snapshot) -> Decision:
+def still(decision: Decision, decisions: Mapping[str, Decision]) -> bool:
+    """Whether a node planned anew is what it was: no input file changed meanwhile."""
+    known = _Known(decisions)
+    try:
+        work = decision.node.plan(known)
+        inputs = {role: known.fingerprint(up) for role, up in sorted(work.uses.items())}
+    except WaitingError:
+        return False
+    node = decision.node
+    name = fingerprint(node.stage, node.version, work.hashed_recipe(), inputs)
+    return name == decision.fingerprint
+
+
+def _decide(
+    node: Node,
+    work: Work,
+    inputs: dict[str, str],
+    upstream: Mapping[str, Artifact | None],
+    snapshot: Snapshot,
+) -> Decision:
     recipe = work.hashed_recipe()
     name = fingerprint(node.stage, node.version, recipe, inputs)
     total = len(work.items)
     artifact = snapshot.published.get(name)
     if artifact is not None:
-        return Decision(node, State.FRESH, "", (), total, total, work, name, artifact)
+        other = other_content(artifact, upstream)
+        if not other:
+            return Decision(node, State.FRESH, "", (), total, total, work, name, artifact)
+        role = other[0].field.removeprefix("inputs.").removesuffix(".content")
+        reason = f"{role} was made again and came out different"
+        return Decision(node, State.STALE, reason, other, 0, total, work, name)
     key = (node.stage, name[:SHORT])
     if key in snapshot.corrupt:
         return Decision(node, State.CORRUPT, snapshot.corrupt[key], (), 0, total, work, name)
@@ -151,6 +186,19 @@ def _decide(node: Node, work: Work, inputs: dict[str, str], snapshot: Snapshot) 
     if len(changes) > 3:
         reason += f"; and {len(changes) - 3} more"
     return Decision(node, State.STALE, reason, changes, 0, total, work, name)
+
+
+def other_content(
+    artifact: Artifact, upstream: Mapping[str, Artifact | None]
+) -> tuple[Change, ...]:
+    """Return the upstreams that hold something else than what an artifact was made from."""
+    was = artifact.manifest.made_from
+    now = {role: a.manifest.content for role, a in upstream.items() if a is not None}
+    return tuple(
+        Change(f"inputs.{role}.content", was[role], content)
+        for role, content in sorted(now.items())
+        if role in was and was[role] != content
+    )
 
 
 def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ensdistill.pipeline.errors import CorruptError, NotReadyError
+from ensdistill.pipeline import provenance
+from ensdistill.pipeline.draft import Draft, UnfinishedError, discard, unpublish
+from ensdistill.pipeline.errors import CorruptError, DataError, NotReadyError
+from ensdistill.pipeline.locks import Claim, Part
+from ensdistill.pipeline.manifest import REPAIR, Artifact, Manifest
 from ensdistill.pipeline.node import Job, Node, Progress, Work
-from ensdistill.pipeline.plan import Decision, State, closure, plan
-from ensdistill.pipeline.workspace import Artifact, Draft, Manifest, Workspace, now
+from ensdistill.pipeline.plan import Decision, State, closure, other_content, plan, still
+from ensdistill.pipeline.verify import damaged_files
+from ensdistill.pipeline.workspace import Workspace, lock_name, now
 
 
 @dataclass
 class Ran:
-    """One node that was made.
+    """One node that was made, or of which a part was.
 
     Attributes
     ----------
     node : str
         Node id.
-    written, total : int
-        Items computed in this session and all items; both 0 for a node without items.
+    written, reused, total : int
+        Items computed in this session, items taken from other artifacts, and all items; 0 for a
+        node without items.
     seconds : float
         Wall time of this session.
+    open : int
+        Items that other parts have still to make; the node is published when none is left.
     """
 
     node: str
     written: int
+    reused: int
     total: int
     seconds: float
+    open: int = 0
 
 
 @dataclass
@@ -49,6 +60,8 @@ def run(
     progress: Callable[[Decision], Progress],
     *,
     upstream: bool = False,
+    part: Part | None = None,
+    about: Path | None = None,
 ) -> Report:
     """Make `targets` that are not fresh.
 
@@ -64,6 +77,10 @@ def run(
         Called with the decision for each node that is about to run.
     upstream : bool
         Also make nodes that the targets need.
+    part : Part, optional
+        Make this share of the items of each target; who finds all of them finished publishes.
+    about : Path, optional
+        A folder of the user's repository, whose state the manifests record.
 
     Raises
     ------
@@ -72,27 +89,36 @@ def run(
     """
     report = Report()
     wanted: set[str] | None = None
+    facts = provenance.facts(about or workspace.root)
     while True:
         decisions = plan(nodes, workspace.scan())
         if wanted is None:
             wanted = closure(decisions, targets) if upstream else set(targets)
-        todo = [n for n, d in decisions.items() if n in wanted and d.state is not State.FRESH]
+        made = {r.node for r in report.ran if not r.open}
+        handed_on = {r.node for r in report.ran if r.open}
+        todo = [
+            n
+            for n, d in decisions.items()
+            if n in wanted and d.state is not State.FRESH and n not in handed_on
+        ]
         if not todo:
             # only now: a node that waited may have turned out to be fresh
-            made = {r.node for r in report.ran}
-            report.fresh = [n for n in decisions if n in wanted and n not in made]
+            report.fresh = [n for n in decisions if n in wanted - made - handed_on]
             return report
         decision = decisions[todo[0]]
-        if decision.node.id in (made.node for made in report.ran):
+        if decision.node.id in made:
             raise CorruptError(
                 f"{decision.node.id} was made and is {decision.state} again ({decision.reason}); "
                 "did an input file change meanwhile? Run again"
             )
         _require_upstream(decision, decisions)
-        report.ran.append(_make(decision, decisions, workspace, progress))
+        mine = part if decision.node.id in targets else None
+        report.ran.append(
+            _Making(decision, decisions, workspace, progress(decision), facts).run(mine)
+        )
 
 
-def _require_upstream(decision: Decision, decisions: dict[str, Decision]) -> None:
+def _require_upstream(decision: Decision, decisions: Mapping[str, Decision]) -> None:
     needed = decision.work.uses.values() if decision.work else decision.node.needs
     for node_id in needed:
         upstream = decisions[node_id]
@@ -104,58 +130,132 @@ def _require_upstream(decision: Decision, decisions: dict[str, Decision]) -> Non
             )
 
 
-def _make(
-    decision: Decision,
-    decisions: dict[str, Decision],
-    workspace: Workspace,
-    progress: Callable[[Decision], Progress],
-) -> Ran:
-    node, work, name = decision.node, decision.work, decision.fingerprint
-    assert work is not None
-    assert name is not None
-    if decision.state is State.CORRUPT:
-        raise CorruptError(f"{node.id} is corrupt: {decision.reason}; delete that folder")
-    inputs: dict[str, Artifact] = {}
-    for role, node_id in work.uses.items():
-        artifact = decisions[node_id].artifact
+class _Making:
+    """One node being made."""
+
+    def __init__(
+        self,
+        decision: Decision,
+        decisions: Mapping[str, Decision],
+        workspace: Workspace,
+        progress: Progress,
+        facts: Mapping[str, Any],
+    ):
+        assert decision.work is not None
+        assert decision.fingerprint is not None
+        self.decision = decision
+        self.decisions = decisions
+        self.node: Node = decision.node
+        self.work: Work = decision.work
+        self.name: str = decision.fingerprint
+        self.workspace = workspace
+        self.progress = progress
+        self.facts = facts
+        self.inputs = {role: self._input(up) for role, up in sorted(self.work.uses.items())}
+
+    def _input(self, node_id: str) -> Artifact:
+        artifact = self.decisions[node_id].artifact
         assert artifact is not None
-        inputs[role] = artifact
-    begin = time.perf_counter()
-    with workspace.lock(node.stage, name, node.id):
-        if name in workspace.scan().published:  # another process was faster
-            return Ran(node.id, 0, len(work.items), 0.0)
-        draft = workspace.draft(node.stage, node.name, name)
-        module, function = node.run.split(":")
-        try:
-            job = Job(node, work, draft, inputs, progress(decision))
-            result = getattr(importlib.import_module(module), function)(job)
-            seconds = time.perf_counter() - begin
-            manifest = Manifest(
-                node=node.id,
-                stage=node.stage,
-                version=node.version,
-                fingerprint=name,
-                recipe=work.hashed_recipe(),
-                inputs={role: a.manifest.fingerprint for role, a in sorted(inputs.items())},
-                result=result,
-                runtime=work.runtime | job.ran_on,
-                seconds=round(seconds, 3),
-                written=draft.written,
-                finished=now(),
+        return artifact
+
+    def run(self, part: Part | None) -> Ran:
+        """Fill the draft, and publish it if nothing is missing."""
+        if self.decision.state is State.CORRUPT:
+            raise CorruptError(f"{self.node.id} is corrupt: {self.decision.reason}")
+        for artifact in self.inputs.values():
+            damage = next(damaged_files(artifact), None)
+            if damage is not None:
+                raise CorruptError(f"{damage}; {REPAIR}")
+        keys = item_keys(self.node, self.work, self.inputs)
+        part = part if keys else None
+        lock = lock_name(self.node.stage, self.name)
+        locks = self.workspace.locks
+        begin = time.perf_counter()
+        provenance.forget_peak_memory()
+        say = self.progress.message
+        with locks.hold(lock, self.node.id, part, say) as claim:
+            if claim.took_over:
+                say(claim.took_over)
+            published = self.workspace.scan().published.get(self.name)
+            if published is not None:
+                if not other_content(published, self.inputs):  # another process was faster
+                    return Ran(self.node.id, 0, 0, len(keys), 0.0)
+                unpublish(published.path)  # what is still right in it is kept, item by item
+            contents = {item.id: item.content for item in self.work.items}
+            draft = self.workspace.draft(self.node.stage, self.node.name, self.name, keys, contents)
+            try:
+                return self._fill(draft, claim, part, begin)
+            finally:
+                draft.close()
+
+    def _fill(self, draft: Draft, claim: Claim, part: Part | None, begin: float) -> Ran:
+        job = Job(self.node, self.work, draft, self.inputs, self.progress, part=part)
+        todo = {item_id: draft.keys[item_id] for item_id in job.todo()}
+        spares = self.workspace.spares(self.node.stage, todo, draft.path) if todo else {}
+        if spares:
+            self.progress.message(
+                f"{self.node.id}: {len(spares)} of {len(draft.keys)} are taken from other artifacts"
             )
-            draft.publish(manifest, _index(work, draft))
-        finally:
+        job = Job(self.node, self.work, draft, self.inputs, self.progress, spares, part, job.ran_on)
+        module, function = self.node.run.split(":")
+        total = len(draft.keys)
+        missing, result = 0, {}
+        try:
+            result = getattr(importlib.import_module(module), function)(job)
+            draft.reload()
+            draft.complete()
+        except UnfinishedError as error:
+            if part is None:
+                raise CorruptError(
+                    f"{draft.path}: the stage {self.node.stage} did not write {error}; run again"
+                ) from None
+            missing = total - len(draft.records())
+        seconds = time.perf_counter() - begin
+        claim.require()
+        if part is None:
+            self._publish(draft, self._manifest(result, job, seconds))
+        else:
+            with self.workspace.locks.turn(lock_name(self.node.stage, self.name), self.node.id):
+                if self.name not in self.workspace.scan().published:
+                    self._publish(draft, None if missing else self._manifest(result, job, seconds))
+        return Ran(self.node.id, draft.written, draft.reused, total, seconds, missing)
+
+    def _publish(self, draft: Draft, manifest: Manifest | None) -> None:
+        """Publish, or leave a part as it is, unless an input changed meanwhile."""
+        if not still(self.decision, self.decisions):
             draft.close()
-    return Ran(node.id, draft.written, len(work.items), seconds)
+            discard(draft.path)  # nobody knows which of it was made from what
+            raise DataError(
+                f"{self.node.id}: an input file changed while it was made; nothing is published, "
+                "run again"
+            )
+        if manifest is not None:
+            draft.publish(manifest)
 
-
-def _index(work: Work, draft: Draft) -> list[dict[str, Any]]:
-    """Return the item index in stored order; a missing item is a defect of the stage."""
-    records = draft.records() if work.items else {}
-    missing = [item.id for item in work.items if item.id not in records]
-    if missing:
-        raise CorruptError(
-            f"{draft.path}: {len(missing)} items were not written, the first is {missing[0]}; "
-            "run again"
+    def _manifest(self, result: dict[str, Any], job: Job, seconds: float) -> Manifest:
+        return Manifest(
+            node=self.node.id,
+            stage=self.node.stage,
+            version=self.node.version,
+            fingerprint=self.name,
+            recipe=self.work.hashed_recipe(),
+            inputs={role: a.manifest.fingerprint for role, a in self.inputs.items()},
+            made_from={role: a.manifest.content for role, a in self.inputs.items()},
+            result=result,
+            runtime=self.work.runtime | job.ran_on,
+            provenance={**self.facts, "peak_memory": provenance.peak_memory()},
+            seconds=round(seconds, 3),
+            finished=now(),
         )
-    return [records[item.id] for item in work.items]
+
+
+def item_keys(node: Node, work: Work, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the key of every item, given the upstream artifacts (see `Work.item_keys`)."""
+    upstream: dict[str, str | Mapping[str, str]] = {}
+    for role, artifact in inputs.items():
+        records = {r["id"]: r["sha256"] for r in artifact.items}
+        lacking = [item.id for item in work.items if item.id not in records]
+        if records and lacking:
+            raise CorruptError(f"{artifact.path}: has no item {lacking[0]}")
+        upstream[role] = records or artifact.manifest.fingerprint
+    return work.item_keys(node.stage, node.version, upstream)

@@ -25,13 +25,16 @@ def run(job: Job) -> dict[str, Any]:
     """
     local: Local = job.work.local
     classes = local.classes.classes
-    done = job.draft.records()
-    missing = [p for p in local.pictures if p.id not in done]
-    job.progress.start(len(local.pictures), len(done), "images")
+    for image_id, spare in job.spares.items():
+        job.draft.adopt(image_id, spare)
+    missing = set(job.todo())
+    job.start("images")
     network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
     job.ran_on.update(platform_facts(network.device))
-    for picture in missing:
-        image = read_image(picture.image)
+    for picture in local.pictures:
+        if picture.id not in missing:
+            continue
+        image = read_image(picture.image, local.digests[str(picture.image)])
         height, width, _ = image.shape
         labels, sure = unify(
             network.logits(image), (height, width), align_corners=network.align_corners
@@ -39,15 +42,13 @@ def run(job: Job) -> dict[str, Any]:
         found = certainty_sums(labels.cpu().numpy(), sure.cpu().numpy(), len(classes))
         job.draft.record(picture.id, sums=found.sums.tolist(), support=found.support.tolist())
         job.progress.advance()
-    records = job.draft.records()
     total = reduce(
         add,
         (
             CertaintySums(
-                np.array(records[item.id]["sums"], np.float64),
-                np.array(records[item.id]["support"], np.int64),
+                np.array(record["sums"], np.float64), np.array(record["support"], np.int64)
             )
-            for item in job.work.items
+            for record in job.records()
         ),
     )
     mean = [None if np.isnan(v) else float(v) for v in mean_certainty(total)]

@@ -86,7 +86,7 @@ def check(
                     continue
                 table = experiment.teacher_table(teacher)
                 values = _Values(f"teachers[{teacher.name}]", teacher.ids, table)
-                jobs += [(p, values, found[p.id]) for p in pictures[split]]
+                jobs += [(p, values, Path(found[p.id])) for p in pictures[split]]
     shared = [
         file
         for split in set(pictures) - {TRAIN}

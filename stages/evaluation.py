@@ -42,7 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     def one(image_id: str) -> None:
         file = truth[image_id]
         assert file is not None
-        target = decoder.read(file)
+        target = decoder.read(file, local.digests[str(file)])
         for role, labels in maps.items():
             found = confusion(target, labels.read(image_id), size)
             with lock:  # integers: the order of threads changes nothing

@@ -346,6 +346,14 @@ class Experiment:
         """Return a path of the file, relative to the file's folder unless absolute."""
         return self.base / Path(text).expanduser()
 
+    def named_paths(self) -> list[Path]:
+        """Return the networks and weights that the file names: they may lie in a workspace."""
+        config = self.config
+        texts = [t.network.folder for t in config.teachers if t.network is not None]
+        texts += [s.network.hf for s in (config.probe, config.student) if s.network.hf is not None]
+        texts += [config.student.init] if config.student.init is not None else []
+        return [self.folder(text) for text in texts]
+
     def teacher_table(self, teacher: Teacher) -> ClassTable:
         """Return a teacher's own classes (the experiment's, unless it declares others)."""
         return self.classes if teacher.classes is None else self.table(teacher.classes)

@@ -26,8 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     if not teachers:
         raise DataError("the policy gives no class to any teacher: there is nothing to fuse")
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
-    total = len(job.work.items)
-    job.progress.start(total, total - len(maps.missing), "images")
+    job.start("images")
     if recipe["method"] == "channel":
         owner = np.array([_or(recipe["owner"][c], -1) for c in classes], np.intp)
         certainty = None
@@ -50,16 +49,16 @@ def run(job: Job) -> dict[str, Any]:
         maps.write(image_id, fused, counts=_to_json(counts))
 
     for_each(maps.missing, one, workers=local.workers, progress=job.progress)
-    records = job.draft.records()
-    labelled = np.sum([records[item.id]["labels"] for item in job.work.items], axis=0)
-    pixels = sum(h * w for h, w in (records[item.id]["size"] for item in job.work.items))
+    records = job.records()
+    labelled = np.sum([record["labels"] for record in records], axis=0)
+    pixels = sum(h * w for h, w in (record["size"] for record in records))
     result: dict[str, Any] = {
-        "images": total,
+        "images": len(records),
         "coverage": float(labelled.sum() / pixels),
         "labels": dict(zip(classes, labelled.tolist(), strict=True)),
     }
     if recipe["method"] == "channel":
-        counted = (_from_json(records[item.id]["counts"]) for item in job.work.items)
+        counted = (_from_json(record["counts"]) for record in records)
         result |= shares(reduce(add, counted), classes)
     return result
 

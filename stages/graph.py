@@ -20,9 +20,10 @@ from ensdistill.data import images
 from ensdistill.data.classes import ClassTable, to_target_ids
 from ensdistill.data.images import Picture
 from ensdistill.pipeline.config import Section
-from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest
-from ensdistill.pipeline.node import Item, Node, Upstream, WaitingError, Work
+from ensdistill.pipeline.manifest import MANIFEST, read_manifest
+from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
 from ensdistill.stages.experiment import TRAIN, Experiment, Student, Teacher, Training
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
@@ -36,6 +37,10 @@ VERSIONS: Mapping[str, int] = {
     "evaluation": 1,
 }
 
+# Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
+_BYTES_PER_PIXEL = 0.03
+_BYTES_PER_RECORD = 700
+
 
 @dataclass(frozen=True)
 class Local:
@@ -47,8 +52,11 @@ class Local:
         The images of the node's split, sorted by id; their `labels` are the ground truth.
     classes : ClassTable
         The experiment's classes.
+    digests : mapping
+        Path to sha256, for every image, prediction and label file: what the plan was made for, and
+        so what a reader has to find.
     predictions : mapping
-        Image id to PNG, for a teacher given by its predictions.
+        Image id to the path of its PNG, for a teacher given by its predictions.
     network, init : Path or None
         Folder of a network; file of initial weights.
     to_target : mapping
@@ -67,7 +75,8 @@ class Local:
     workers: int
     threads: int | None
     checkpoint_every: int
-    predictions: Mapping[str, Path] = field(default_factory=dict)
+    digests: Mapping[str, str]
+    predictions: Mapping[str, str] = field(default_factory=dict)
     network: Path | None = None
     init: Path | None = None
     to_target: Mapping[int, int] = field(default_factory=dict)
@@ -131,30 +140,33 @@ class _Graph:
         table, mapping = exp.teacher_table(teacher), exp.teacher_map(teacher)
         to_target = to_target_ids(table, exp.classes, mapping)
 
-        def plan(_: Upstream) -> Work:
-            pictures = exp.pictures(split)
+        def plan(upstream: Upstream) -> Work:
+            items = self.items(split, upstream)
             recipe: dict[str, Json] = {"map": dict(mapping), "classes": list(exp.classes.classes)}
-            digests = [exp.files.digest(p.image) for p in pictures]
             if teacher.labels is not None:
                 where = f"teachers[{teacher.name}].labels.{split}"
                 folder = exp.folder(teacher.labels[split])
-                pngs = images.predictions(folder, [p.id for p in pictures], where)
+                pngs = images.predictions(folder, [item.id for item in items], where)
+                digests = exp.files.digests(list(pngs.values()))
                 legal = table.legal_values(teacher.ids)
                 recipe |= {"source": "labels", "ids": teacher.ids}
                 recipe["values"] = {str(raw): to_target[own] for raw, own in sorted(legal.items())}
                 return Work(
                     recipe,
-                    items=tuple(
-                        Item(p.id, (d, exp.files.digest(pngs[p.id])))
-                        for p, d in zip(pictures, digests, strict=True)
+                    items=Items(
+                        Item(item.id, {**item.content, "prediction": found})
+                        for item, found in zip(items, digests, strict=True)
                     ),
                     local=self.local(
                         split,
+                        upstream,
+                        more_digests=dict(zip(pngs.values(), digests, strict=True)),
                         predictions=pngs,
                         to_target={raw: to_target[own] for raw, own in legal.items()},
                         palette=teacher.ids == "palette",
                     ),
                     runtime={"folder": str(folder)},
+                    item_bytes=self.label_bytes(split),
                 )
             assert teacher.network is not None
             folder = exp.folder(teacher.network.folder)
@@ -166,9 +178,10 @@ class _Graph:
             }
             return Work(
                 recipe,
-                items=tuple(Item(p.id, (d,)) for p, d in zip(pictures, digests, strict=True)),
-                local=self.local(split, network=folder, to_target=to_target),
+                items=items,
+                local=self.local(split, upstream, network=folder, to_target=to_target),
                 runtime=self.runtime() | {"folder": str(folder)},
+                item_bytes=self.label_bytes(split),
             )
 
         return self.node(
@@ -188,11 +201,11 @@ class _Graph:
     def probe(self, teacher: Teacher) -> Node:
         """The small student that measures a teacher, trained on its labels alone."""
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             return Work(
                 self.training_recipe(self.experiment.config.probe),
                 uses={"labels": infer_id(teacher.name)},
-                local=self.training_local(self.experiment.config.probe),
+                local=self.training_local(self.experiment.config.probe, upstream),
                 runtime=self.runtime(),
             )
 
@@ -211,13 +224,14 @@ class _Graph:
         exp = self.experiment
         reached = {goal for goal in exp.teacher_map(teacher).values() if goal is not None}
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             return Work(
                 {"reached": [c for c in exp.classes.classes if c in reached]},
                 uses={"probe": f"probe[{teacher.name}]", "labels": infer_id(teacher.name)},
-                items=tuple(Item(p.id, (exp.files.digest(p.image),)) for p in exp.pictures(TRAIN)),
-                local=self.local(TRAIN),
+                items=self.items(TRAIN, upstream),
+                local=self.local(TRAIN, upstream),
                 runtime=self.runtime(),
+                item_bytes=lambda: _BYTES_PER_RECORD,
             )
 
         return self.node(
@@ -240,7 +254,7 @@ class _Graph:
                 assign = settings.assign or {}
                 return Work(
                     {"strategy": "manual", "assign": {c: assign.get(c) for c in classes}},
-                    local=self.local(TRAIN),
+                    local=self.local(TRAIN, upstream),
                 )
             evidence: dict[str, Json] = {
                 t: dict(upstream.content(f"certainty[{t}]")) for t in names
@@ -252,7 +266,7 @@ class _Graph:
                     "classes": list(classes),
                     "evidence": evidence,
                 },
-                local=self.local(TRAIN),
+                local=self.local(TRAIN, upstream),
             )
 
         return self.node(
@@ -268,20 +282,20 @@ class _Graph:
 
         def plan(upstream: Upstream) -> Work:
             prints = {t: upstream.fingerprint(node_id) for t, node_id in maps.items()}
-            items = tuple(
-                Item(p.id, (self.experiment.files.digest(p.image),))
-                for p in self.experiment.pictures(split)
-            )
+            items, local = self.items(split, upstream), self.local(split, upstream)
             if method == "majority":
                 return Work(
                     {"method": "majority", "classes": list(classes)},
                     # ties go to the name that sorts first, so here the order is part of it
                     uses={f"teacher{k:02}": maps[t] for k, t in enumerate(names)},
                     items=items,
-                    local=self.local(split),
+                    local=local,
+                    item_bytes=self.label_bytes(split),
                 )
             chosen = upstream.content(policy)
-            used = sorted({prints[t] for t in chosen["teacher"].values() if t is not None})
+            # by the first class that each one owns: neither names nor other teachers matter
+            owners = [prints[t] for t in chosen["teacher"].values() if t is not None]
+            used = list(dict.fromkeys(owners))
             by_print = {prints[t]: maps[t] for t in names}
             recipe: dict[str, Json] = {
                 "method": "channel",
@@ -300,7 +314,8 @@ class _Graph:
                 recipe,
                 uses={f"teacher{k:02}": by_print[fp] for k, fp in enumerate(used)},
                 items=items,
-                local=self.local(split),
+                local=local,
+                item_bytes=self.label_bytes(split),
             )
 
         return self.node(
@@ -317,18 +332,16 @@ class _Graph:
         """The final student, trained on the fused labels."""
         exp, settings = self.experiment, self.experiment.config.student
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             recipe, init = self.training_recipe(settings), None
-            watch: tuple[Picture, ...] = ()
             if settings.init is not None:
                 init = exp.folder(settings.init)
                 if not init.is_file():
                     raise DataError(f"student.init: {init} is no file")
                 recipe["init"] = exp.files.digest(init)
             if settings.watch is not None:
-                watch = tuple(exp.pictures(settings.watch))
                 recipe["watch"] = {
-                    "images": digest([[p.id, exp.files.digest(p.image)] for p in watch]),
+                    "images": self.items(settings.watch, upstream).sha256,
                     "labels": self.truth(settings.watch, "student"),
                     "every": settings.watch_every,
                     "keep": settings.keep,
@@ -336,7 +349,7 @@ class _Graph:
             return Work(
                 recipe,
                 uses={"labels": "fusion"},
-                local=self.training_local(settings, init=init, watch=watch),
+                local=self.training_local(settings, upstream, init),
                 runtime=self.runtime(),
             )
 
@@ -361,7 +374,7 @@ class _Graph:
         nodes.append(self.infer_student(split))
         uses["student:student"] = infer_id("student", split)
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             return Work(
                 {
                     "labels": self.truth(split, "evaluation"),
@@ -369,7 +382,7 @@ class _Graph:
                     "subsets": {k: list(v) for k, v in exp.classes.subsets.items()},
                 },
                 uses=uses,
-                local=self.truth_local(split),
+                local=self.truth_local(split, upstream),
             )
 
         nodes.append(
@@ -389,7 +402,7 @@ class _Graph:
         """Each class from the teacher that is best at it on the split's own ground truth."""
         uses = {t: infer_id(t, split) for t in names}
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             return Work(
                 {
                     "strategy": "oracle",
@@ -397,7 +410,7 @@ class _Graph:
                     "classes": list(self.experiment.classes.classes),
                 },
                 uses=uses,
-                local=self.truth_local(split),
+                local=self.truth_local(split, upstream),
             )
 
         return self.node(
@@ -414,14 +427,17 @@ class _Graph:
         """Label maps of the trained student, as of any network."""
         exp = self.experiment
 
-        def plan(_: Upstream) -> Work:
+        def plan(upstream: Upstream) -> Work:
             names: Json = {c: c for c in exp.classes.classes}
             return Work(
                 {"source": "student", "map": names, "classes": list(exp.classes.classes)},
                 uses={"network": "student"},
-                items=tuple(Item(p.id, (exp.files.digest(p.image),)) for p in exp.pictures(split)),
-                local=self.local(split, to_target={i: i for i in range(len(exp.classes))}),
+                items=self.items(split, upstream),
+                local=self.local(
+                    split, upstream, to_target={i: i for i in range(len(exp.classes))}
+                ),
                 runtime=self.runtime(),
+                item_bytes=self.label_bytes(split),
             )
 
         return self.node(
@@ -448,18 +464,54 @@ class _Graph:
         function = f"ensdistill.stages.{run}"
         return Node(node_id, stage, name, VERSIONS[stage], needs, plan, function, command)
 
-    def local(self, split: str, **more: Any) -> Local:
+    def items(self, split: str, upstream: Upstream) -> Items:
+        """Return the images of a split as items."""
+        files = self.experiment.files
+
+        def find() -> Items:
+            pictures = self.experiment.pictures(split)
+            digests = files.digests([str(p.image) for p in pictures])
+            pairs = zip(pictures, digests, strict=True)
+            return Items(Item(p.id, {"image": found}) for p, found in pairs)
+
+        return upstream.once(("items", split), find)
+
+    def local(
+        self,
+        split: str,
+        upstream: Upstream,
+        more_digests: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Local:
         """Return what is common to all stages, and `more`."""
         runtime = self.experiment.config.runtime
+        pictures = self.experiment.pictures(split)
+
+        def find() -> dict[str, str]:
+            pairs = zip(pictures, self.items(split, upstream), strict=True)
+            return {str(p.image): item.content["image"] for p, item in pairs}
+
         return Local(
-            pictures=tuple(self.experiment.pictures(split)),
+            pictures=tuple(pictures),
             classes=self.experiment.classes,
             device=runtime.device,
             workers=runtime.workers,
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,
+            digests={**upstream.once(("digests", split), find), **(more_digests or {})},
             **more,
         )
+
+    def label_bytes(self, split: str) -> Callable[[], int]:
+        """Return what tells about how much a label map of a split takes on disk."""
+
+        def find() -> int:
+            from ensdistill.data.pictures import image_size
+
+            height, width = image_size(self.experiment.pictures(split)[0].image)
+            return round(_BYTES_PER_PIXEL * height * width) + _BYTES_PER_RECORD
+
+        return find
 
     def runtime(self) -> dict[str, Json]:
         """Return the runtime as it is recorded."""
@@ -487,11 +539,15 @@ class _Graph:
         meaning: Json = {str(raw): train_id for raw, train_id in values.items()}
         return digest([encoding, meaning, *digests])
 
-    def truth_local(self, split: str) -> Local:
-        """Return `local` with what reading the split's ground truth needs."""
+    def truth_local(self, split: str, upstream: Upstream) -> Local:
+        """Return `local` with what reading the split's ground truth needs (see `truth`)."""
         encoding = self.experiment.config.target[split].encoding
+        labels = [p.labels for p in self.experiment.pictures(split) if p.labels is not None]
+        known = {str(file): self.experiment.files.known(file) for file in labels}
         return self.local(
             split,
+            upstream,
+            more_digests={file: found for file, found in known.items() if found is not None},
             to_target=self.experiment.classes.legal_values(encoding),
             palette=encoding == "palette",
         )
@@ -507,18 +563,17 @@ class _Graph:
         return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
 
     def training_local(
-        self, settings: Training, init: Path | None = None, watch: tuple[Picture, ...] = ()
+        self, settings: Training, upstream: Upstream, init: Path | None = None
     ) -> Local:
         """Return `local` of the training images with what training needs."""
-        network = settings.network.hf
-        more: dict[str, Any] = {"init": init, "watch": watch}
-        if network is not None:
-            more["network"] = self.experiment.folder(network)
-        if watch:
-            assert isinstance(settings, Student)
-            truth = self.truth_local(settings.watch or "")
+        more: dict[str, Any] = {"init": init}
+        if settings.network.hf is not None:
+            more["network"] = self.experiment.folder(settings.network.hf)
+        if isinstance(settings, Student) and settings.watch is not None:
+            truth = self.truth_local(settings.watch, upstream)
+            more |= {"watch": truth.pictures, "more_digests": truth.digests}
             more |= {"to_target": truth.to_target, "palette": truth.palette}
-        return self.local(TRAIN, **more)
+        return self.local(TRAIN, upstream, **more)
 
     def network_files(self, folder: Path, where: str) -> dict[str, Json]:
         """Return the digest of every file of a network's folder that can change its output."""
@@ -529,8 +584,18 @@ class _Graph:
         )
         if not found:
             raise DataError(f"{where}: {folder} holds no .json and .safetensors files")
-        skip = ("manifest.json", "items.json")
-        return {p.name: self.experiment.files.digest(p) for p in found if p.name not in skip}
+        digests: dict[str, Json] = {}
+        for path in found:
+            if path.name != MANIFEST:
+                digests[path.name] = self.experiment.files.digest(path)
+        if (folder / MANIFEST).exists():  # a student trained here says itself what it must be
+            for name, (_, written) in read_manifest(folder).files.items():
+                if digests.get(name, written) != written:
+                    raise CorruptError(
+                        f"{where}: {folder / name} is not what was written; "
+                        "run `ensdistill verify --repair` where it was made"
+                    )
+        return digests
 
 
 def _at(split: str) -> str:

@@ -24,11 +24,11 @@ def run_labels(job: Job) -> dict[str, Any]:
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     decoder = Decoder(local.to_target, palette=local.palette)
-    total = len(job.work.items)
-    job.progress.start(total, total - len(maps.missing), "images")
+    job.start("images")
 
     def one(image_id: str) -> None:
-        maps.write(image_id, decoder.read(local.predictions[image_id]))
+        file = local.predictions[image_id]
+        maps.write(image_id, decoder.read(file, local.digests[file]))
 
     for_each(maps.missing, one, workers=local.workers, progress=job.progress)
     return _summary(job)
@@ -46,8 +46,7 @@ def run_network(job: Job) -> dict[str, Any]:
 
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
-    total = len(job.work.items)
-    job.progress.start(total, total - len(maps.missing), "images")
+    job.start("images")
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
     network = load_network(folder, job.work.recipe, local)
     job.ran_on.update(platform_facts(network.device))
@@ -56,7 +55,8 @@ def run_network(job: Job) -> dict[str, Any]:
         to_target[own] = goal
     images = {p.id: p.image for p in local.pictures}
     for image_id in maps.missing:
-        image = read_image(images[image_id])
+        file = images[image_id]
+        image = read_image(file, local.digests[str(file)])
         height, width, _ = image.shape
         labels, sure = unify(
             network.logits(image), (height, width), align_corners=network.align_corners
@@ -70,8 +70,7 @@ def run_network(job: Job) -> dict[str, Any]:
 
 def _summary(job: Job) -> dict[str, Any]:
     """Return how many pixels the teacher gives to each class."""
-    records = job.draft.records()
-    counts = np.sum([records[item.id]["labels"] for item in job.work.items], axis=0)
+    counts = np.sum([record["labels"] for record in job.records()], axis=0)
     classes = job.work.local.classes.classes
     return {
         "images": len(job.work.items),

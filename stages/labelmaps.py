@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.pictures import image_size
-from ensdistill.data.store import LabelStore, UInt8, checksum
-from ensdistill.pipeline.errors import DataError
+from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
+from ensdistill.pipeline.draft import Spare
+from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.pipeline.journal import Record
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
-from ensdistill.pipeline.workspace import Artifact
 
 STORE: Final = "labels.zarr"
 
@@ -27,7 +30,7 @@ class LabelMaps:
     """
 
     def __init__(self, artifact: Artifact):
-        self.records: Mapping[str, Mapping[str, Any]] = {r["id"]: r for r in artifact.items()}
+        self.records: Mapping[str, Record] = {r["id"]: r for r in artifact.items}
         self._position = {image_id: k for k, image_id in enumerate(self.records)}
         self._store = LabelStore(artifact.path / STORE)
 
@@ -55,12 +58,19 @@ class LabelMaps:
 class LabelMapsDraft:
     """Label maps being written: chunk first, journal line after.
 
+    What other artifacts hold already is taken from there first.
+
     Parameters
     ----------
     job : Job
         Its draft is filled, its items are the images.
     sizes : mapping
         Image id to height and width, for every item.
+
+    Attributes
+    ----------
+    missing : list of str
+        Ids of the images that are left to compute.
     """
 
     def __init__(self, job: Job, sizes: Mapping[str, tuple[int, int]]):
@@ -72,8 +82,25 @@ class LabelMapsDraft:
         self._sizes = sizes
         self._position = {image_id: k for k, image_id in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
-        journalled, stored = job.draft.records(), self._store.present()
-        self.missing = [i for i in ids if i not in journalled or self._position[i] not in stored]
+        for image_id, spare in job.spares.items():
+            with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
+                self._take(image_id, spare)
+        self.missing = job.todo()
+
+    def _file(self, image_id: str) -> str:
+        return f"{STORE}/{chunk_name(self._position[image_id])}"
+
+    def _take(self, image_id: str, spare: Spare) -> None:
+        """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
+        store = LabelStore(spare.folder / STORE)
+        file = self._file(image_id)
+        if store.shape[1:] == self._store.shape[1:]:
+            self._draft.adopt(image_id, spare, file=file)
+            return
+        label_map = store.read(chunk_index(spare.record["file"][0]), *self._sizes[image_id])
+        if checksum(label_map) == spare.record["sha256"]:
+            self._store.write(self._position[image_id], label_map)
+            self._draft.adopt(image_id, spare, file=file, written=True)
 
     def write(self, image_id: str, label_map: UInt8, **more: Any) -> None:
         """Store an image's label map and journal it, with `more` in its record.
@@ -93,6 +120,7 @@ class LabelMapsDraft:
         counts = np.bincount(label_map.ravel(), minlength=256)[: self._classes]
         self._draft.record(
             image_id,
+            file=self._file(image_id),
             size=list(size),
             sha256=checksum(label_map),
             labels=counts.tolist(),

@@ -48,7 +48,7 @@ def run_oracle(job: Job) -> dict[str, Any]:
     job.progress.start(len(local.pictures), 0, "images")
     for picture in local.pictures:
         assert picture.labels is not None
-        target = decoder.read(picture.labels)
+        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
         for teacher, labels in maps.items():
             confmats[teacher] += confusion(target, labels.read(picture.id), len(classes))
         job.progress.advance()

@@ -68,7 +68,9 @@ def write_results(
     """
     found = results(experiment, split, decisions)
     name = "results.json" if split == experiment.labelled[0] else f"results-{split}.json"
-    atomic.write_json(experiment.workspace.root / name, found, indent=1)
+    file, content = experiment.workspace.root / name, atomic.json_bytes(found, indent=1)
+    if not file.exists() or file.read_bytes() != content:  # a finished workspace may be read-only
+        atomic.write_bytes(file, content)
     return found
 
 

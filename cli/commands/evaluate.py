@@ -41,7 +41,7 @@ def command(
         opens=("student", "evaluation"),
     )
     if dry_run:
-        say(report, decisions, dry_run=True, as_json=as_json)
+        say(experiment, report, decisions, dry_run=True, as_json=as_json)
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions)

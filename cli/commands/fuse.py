@@ -19,10 +19,10 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     Example:
       ensdistill fuse --upstream
     """
-    _, report, decisions = execute(
+    experiment, report, decisions = execute(
         config, lambda *_: ["fusion"], dry_run=dry_run, upstream=upstream, rehash=rehash
     )
-    say(report, decisions, dry_run=dry_run, as_json=as_json)
+    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     if not dry_run and not as_json:
         artifact = decisions["fusion"].artifact
         assert artifact is not None

@@ -10,6 +10,7 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.execute import execute, say
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment import Experiment
 from ensdistill.stages.graph import infer_id
@@ -17,17 +18,26 @@ from ensdistill.stages.graph import infer_id
 
 @click.command()
 @click.argument("names", nargs=-1)
+@options.part
 @options.stage
 def command(
-    names: tuple[str, ...], config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool
+    names: tuple[str, ...],
+    part: Part | None,
+    config: Path,
+    dry_run: bool,
+    upstream: bool,
+    rehash: bool,
+    as_json: bool,
 ) -> None:
     """Write the argmax label maps of each teacher (or of those NAMED) on the target images.
 
-    Only missing images are computed; a killed run goes on where it was.
+    Only missing images are computed; a killed run goes on where it was. The tasks of a cluster
+    array share the work with --part, in any order and at any time.
 
     \b
     Example:
       ensdistill infer-teacher dacs cbst
+      ensdistill infer-teacher --part $SLURM_ARRAY_TASK_ID/8
     """
 
     def choose(experiment: Experiment, _: Sequence[Node]) -> Sequence[str]:
@@ -37,7 +47,7 @@ def command(
             raise ConfigError(f"no teacher is named {unknown[0]!r}; there are {', '.join(known)}")
         return [infer_id(n) for n in names or known]
 
-    _, report, decisions = execute(
-        config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
+    experiment, report, decisions = execute(
+        config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part
     )
-    say(report, decisions, dry_run=dry_run, as_json=as_json)
+    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)

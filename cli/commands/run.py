@@ -48,7 +48,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         opens=("student",) if no_evaluate else ("student", "evaluation"),
     )
     if dry_run:
-        say(report, decisions, dry_run=True, as_json=as_json)
+        say(experiment, report, decisions, dry_run=True, as_json=as_json)
         return
     evaluated = splits(experiment)[1:]
     found = {s: results.write_results(experiment, s, decisions) for s in evaluated}

@@ -39,7 +39,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
     )
     if dry_run:
-        say(report, decisions, dry_run=True, as_json=as_json)
+        say(experiment, report, decisions, dry_run=True, as_json=as_json)
         return
     chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -14,7 +15,8 @@ from ensdistill.cli import options, render
 @options.rehash
 @options.as_json
 @click.option("--check", "check_fresh", is_flag=True, help="Exit with 3 unless all is fresh.")
-def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show how, where and when each was made.")
+def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbose: bool) -> None:
     """Show for every node whether it is fresh, stale, partial, missing or waiting, and why.
 
     `waiting` means that what the node is made from is known only after an upstream node ran: a
@@ -28,9 +30,14 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool) -> Non
     from ensdistill.stages.experiment import load
     from ensdistill.stages.graph import build
 
-    experiment = load(config, rehash=rehash)
-    found = plan(build(experiment), experiment.workspace.scan())
+    gc.disable()  # a hundred thousand objects that all stay: no garbage is worth looking for
+    try:
+        experiment = load(config, rehash=rehash)
+        found = plan(build(experiment), experiment.workspace.scan())
+    finally:
+        gc.freeze()
+        gc.enable()
     experiment.files.save()
-    render.decisions(found, as_json=as_json)
+    render.decisions(found, as_json=as_json, verbose=verbose)
     if check_fresh and any(d.state is not State.FRESH for d in found.values()):
         raise click.exceptions.Exit(3)

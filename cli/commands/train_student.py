@@ -22,7 +22,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     Example:
       ensdistill train-student --upstream
     """
-    _, report, decisions = execute(
+    experiment, report, decisions = execute(
         config,
         lambda *_: ["student"],
         dry_run=dry_run,
@@ -30,7 +30,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
         rehash=rehash,
         opens=("student",),
     )
-    say(report, decisions, dry_run=dry_run, as_json=as_json)
+    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     artifact = decisions["student"].artifact
     if not dry_run and not as_json and artifact is not None:
         click.echo(f"student: {artifact.path}")

@@ -76,7 +76,7 @@ def train(job: Job) -> dict[str, Any]:
     loss_of = PixelLoss(len(local.classes), recipe["rare_weight"], recipe["hard_share"], device)
     state = _State(job.draft.path, network, optimizer, loss_of)
     steps = recipe["steps"]
-    samples = Samples(local.pictures, labels, recipe, preprocessing.mean_pixel())
+    samples = Samples(local, labels, recipe, preprocessing.mean_pixel())
     start = state.load()
     if initialised is not None:
         job.progress.message(f"{job.node.id}: {initialised['loaded']} tensors of {local.init}")
@@ -319,11 +319,10 @@ def _watched_miou(
     confmat = np.zeros((size, size + 1), np.int64)
     for picture in local.watch:
         assert picture.labels is not None
-        target = decoder.read(picture.labels)
+        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
         height, width = target.shape
-        labels, _ = unify(
-            frozen.logits(read_image(picture.image)), (height, width), align_corners=False
-        )
+        image = read_image(picture.image, local.digests[str(picture.image)])
+        labels, _ = unify(frozen.logits(image), (height, width), align_corners=False)
         confmat += confusion(target, labels.cpu().numpy(), size)
     network.train()
     miou = 100 * mean_iou(iou(confmat))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.images import Picture
 from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
 
 Sample = tuple[Tensor, Tensor]
@@ -32,8 +32,8 @@ class Samples(Dataset[Sample]):
 
     Parameters
     ----------
-    pictures : sequence of Picture
-        The images, sorted by id.
+    local : Local
+        The images, sorted by id, and their digests.
     labels : LabelMaps
         A label map for each.
     recipe : mapping
@@ -44,12 +44,13 @@ class Samples(Dataset[Sample]):
 
     def __init__(
         self,
-        pictures: Sequence[Picture],
+        local: Local,
         labels: LabelMaps,
         recipe: Mapping[str, Any],
         pad: tuple[int, int, int],
     ):
-        self._pictures = pictures
+        self._pictures = local.pictures
+        self._digests = local.digests
         self._labels = labels
         self._recipe = recipe
         self._pad = pad
@@ -64,7 +65,8 @@ class Samples(Dataset[Sample]):
         order = _stream(seed, _ORDER, epoch).permutation(count)
         picture = self._pictures[order[position]]
         random = _stream(seed, _CROP, k)
-        image, label = self._crop(read_image(picture.image), self._labels.read(picture.id), random)
+        whole = read_image(picture.image, self._digests[str(picture.image)])
+        image, label = self._crop(whole, self._labels.read(picture.id), random)
         if self._recipe["flip"] and random.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         return (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ensdistill.data.store import UNWRITTEN, LabelStore, checksum
+from ensdistill.data.store import UNWRITTEN, LabelStore, checksum, chunk_index, chunk_name
 from ensdistill.pipeline.errors import CorruptError, DataError
 
 COUNT, HEIGHT, WIDTH = 3, 12, 17
@@ -137,22 +137,82 @@ def test_a_store_of_another_shape_is_refused(store, path, shape):
     assert store.present() == {0}
 
 
-def test_left_overs_of_a_kill_are_swept_and_never_counted(store, path):
+def test_left_overs_of_a_kill_are_never_counted_and_left_to_who_may_be_writing(store, path):
     store.write(0, random_map())
-    for name in ("c.1.0.0123abcd.partial", "zarr.0123abcd.partial"):
+    left_over = ("c.1.0.0.0123abcd.partial", "c.2.0.0123abcd.partial", "zarr.0123abcd.partial")
+    for name in left_over:
         (path / name).write_bytes(b"torn")
     assert store.present() == LabelStore(path).present() == {0}
     with pytest.raises(DataError, match="image 1 was not written"):
         store.read(1, HEIGHT, WIDTH)
-    LabelStore.create(path, COUNT, HEIGHT, WIDTH)
-    assert sorted(p.name for p in path.iterdir()) == ["c.0.0.0", "zarr.json"]
+    assert LabelStore.create(path, COUNT, HEIGHT, WIDTH).present() == {0}
+    assert sorted(p.name for p in path.iterdir()) == sorted(["c.0.0.0", "zarr.json", *left_over])
 
 
 def test_a_kill_before_the_array_exists_is_made_good(path):
     path.mkdir(parents=True)
     (path / "zarr.0123abcd.partial").write_bytes(b"{")
     assert LabelStore.create(path, COUNT, HEIGHT, WIDTH).shape == (COUNT, HEIGHT, WIDTH)
-    assert [p.name for p in path.iterdir()] == ["zarr.json"]
+    assert (path / "zarr.json").is_file()
+
+
+@pytest.mark.parametrize("spoil", [None, b"", b"{", b"[]", b'{"zarr_format": 2}', "flip", "cut"])
+def test_a_spoilt_description_is_written_anew_and_keeps_the_images(store, path, spoil):
+    store.write(1, random_map())
+    file = path / "zarr.json"
+    whole = file.read_bytes()
+    if spoil is None:
+        file.unlink()
+    else:
+        spoilt = {"flip": whole.replace(b'"."', b'"/"'), "cut": whole[:-9]}
+        file.write_bytes(spoilt.get(spoil, spoil))
+    again = LabelStore.create(path, COUNT, HEIGHT, WIDTH)
+    assert file.read_bytes() == whole
+    assert again.present() == {1}
+    np.testing.assert_array_equal(again.read(1, HEIGHT, WIDTH), random_map())
+    assert sorted(p.name for p in path.iterdir()) == ["c.1.0.0", "zarr.json"]
+
+
+def test_every_writer_describes_the_store_in_the_same_bytes(path, tmp_path):
+    stores = [LabelStore.create(p, COUNT, HEIGHT, WIDTH) for p in (path, tmp_path / "x", path)]
+    assert len({(store.path / "zarr.json").read_bytes() for store in stores}) == 1
+    other = LabelStore.create(tmp_path / "y", COUNT, HEIGHT, WIDTH + 1)
+    assert (other.path / "zarr.json").read_bytes() != (path / "zarr.json").read_bytes()
+
+
+def test_writers_that_begin_at_once_share_one_store(path):
+    start, stores = threading.Barrier(4), []
+
+    def work(k):
+        start.wait()
+        store = LabelStore.create(path, 4, HEIGHT, WIDTH)
+        store.write(k, random_map(seed=k))
+        stores.append(store)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4
+    for k, store in enumerate(stores):
+        assert store.present() == set(range(4))
+        np.testing.assert_array_equal(store.read(k, HEIGHT, WIDTH), random_map(seed=k))
+    assert len(list(path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("index", [-1, COUNT, COUNT + 7])
+def test_a_position_outside_the_store_is_refused(store, index):
+    with pytest.raises(ValueError, match=f"image {index} in a store of {COUNT}"):
+        store.write(index, random_map())
+    assert store.present() == set()
+
+
+def test_a_chunks_name_and_position_belong_together(store, path):
+    for k in range(COUNT):
+        store.write(k, random_map())
+        assert (path / chunk_name(k)).is_file()
+    assert [chunk_index(f"labels.zarr/{chunk_name(k)}") for k in (0, 9, 123)] == [0, 9, 123]
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed(store, path):
@@ -167,9 +227,7 @@ def test_every_flipped_byte_and_every_cut_is_noticed(store, path):
     reader = LabelStore(path)
     for content in [*spoilt, whole + b"\0"]:
         file.write_bytes(content)
-        with pytest.raises(
-            CorruptError, match=r"c\.0\.0\.0: does not decode .*delete the artifact"
-        ):
+        with pytest.raises(CorruptError, match=r"c\.0\.0\.0: does not decode .*verify --repair"):
             reader.read(0, HEIGHT, WIDTH)
     file.write_bytes(whole)
     np.testing.assert_array_equal(reader.read(0, HEIGHT, WIDTH), random_map())

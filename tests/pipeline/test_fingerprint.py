@@ -156,7 +156,7 @@ def test_every_part_enters_the_fingerprint(other):
     assert fingerprint(*other) != fingerprint("infer", 1, {"a": 1}, {"x": "1"})
 
 
-ITEMS = (Item("a", ("1", "2")), Item("b", ("3",)))
+ITEMS = (Item("a", {"image": "1", "label": "2"}), Item("b", {"image": "3"}))
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,13 @@ ITEMS = (Item("a", ("1", "2")), Item("b", ("3",)))
         ITEMS[:1],
         ITEMS[::-1],
         (*ITEMS, Item("c")),
-        (Item("A", ("1", "2")), ITEMS[1]),
-        (Item("a", ("1", "9")), ITEMS[1]),
-        (Item("a", ("2", "1")), ITEMS[1]),
-        (Item("a", ("12",)), ITEMS[1]),
-        (Item("a", ("1",)), Item("2"), ITEMS[1]),
-        (Item("a"), Item("b", ("1", "2", "3"))),
+        (Item("A", {"image": "1", "label": "2"}), ITEMS[1]),
+        (Item("a", {"image": "1", "label": "9"}), ITEMS[1]),
+        (Item("a", {"image": "2", "label": "1"}), ITEMS[1]),
+        (Item("a", {"image": "1", "labels": "2"}), ITEMS[1]),
+        (Item("a", {"image": "1"}), ITEMS[1]),
+        (Item("a", {"image": "1"}), Item("label"), ITEMS[1]),
+        (Item("a"), Item("b", {"image": "1", "label": "2"})),
     ],
     ids=repr,
 )
@@ -190,8 +191,84 @@ def test_paths_and_runtime_never_enter():
 
 def test_items_are_hashed_short():
     recipe = Work({"window": 3}, items=ITEMS).hashed_recipe()
+    listed = [["image", "label"], ["a", "1", "2", "b", "3", None]]
     assert recipe == {
         "window": 3,
-        "items": {"count": 2, "sha256": digest([["a", "1", "2"], ["b", "3"]])},
+        "items": {"count": 2, "sha256": digest(listed)},
     }
     assert Work({"window": 3}).hashed_recipe() == {"window": 3}
+
+
+def test_the_order_in_which_content_is_named_is_no_change():
+    other = Item("a", {"label": "2", "image": "1"}), ITEMS[1]
+    works = [Work({}, items=items) for items in (ITEMS, other)]
+    assert works[0].hashed_recipe() == works[1].hashed_recipe()
+    assert works[0].item_keys("s", 1, {}) == works[1].item_keys("s", 1, {})
+
+
+def test_a_recipe_cannot_hide_the_list_of_items():
+    with pytest.raises(ValueError, match="`items` is taken"):
+        Work({"items": 3}, items=ITEMS).hashed_recipe()
+    assert Work({"items": 3}).hashed_recipe() == {"items": 3}
+
+
+# the keys of items
+
+WORK = Work({"window": 3}, items=ITEMS)
+UPSTREAM = {"labels": {"a": "x", "b": "y", "c": "z"}, "network": "n" * 64}
+
+
+def keys(work=WORK, stage="infer", version=1, upstream=UPSTREAM):
+    return work.item_keys(stage, version, upstream)
+
+
+def test_an_items_key_is_of_itself_alone():
+    found = keys()
+    assert list(found) == ["a", "b"]
+    assert len({*found.values()}) == 2
+    assert {len(key) for key in found.values()} == {64}
+    assert keys(replace(WORK, items=ITEMS[::-1])) == found
+    assert keys(replace(WORK, items=ITEMS[:1])) == {"a": found["a"]}
+    renamed = replace(WORK, items=(Item("c", ITEMS[1].content),))
+    same = UPSTREAM | {"labels": {"c": "y"}}
+    assert keys(renamed, upstream=same) == {"c": found["b"]}
+    assert keys(replace(WORK, local=object(), runtime={"device": "x"}, uses={"x": "y"})) == found
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stage": "fusion"},
+        {"version": 2},
+        {"work": replace(WORK, recipe={"window": 3.0})},
+        {"work": replace(WORK, recipe={})},
+        {"upstream": UPSTREAM | {"network": "m" * 64}},
+        {"upstream": UPSTREAM | {"more": "m" * 64}},
+        {"upstream": {"labels": UPSTREAM["labels"]}},
+        {"upstream": {"label": UPSTREAM["labels"], "network": "n" * 64}},
+        {"upstream": UPSTREAM | {"labels": {"a": "y", "b": "x"}}},
+    ],
+    ids=repr,
+)
+def test_what_all_items_share_changes_every_key(other):
+    assert not {*keys(**other).values()} & {*keys().values()}
+
+
+def test_what_one_item_reads_changes_its_key_alone():
+    changed = keys(upstream=UPSTREAM | {"labels": {"a": "x", "b": "Y"}})
+    assert changed["a"] == keys()["a"]
+    assert changed["b"] != keys()["b"]
+    assert keys(upstream=UPSTREAM | {"labels": {"a": "x", "b": "y", "c": "other"}}) == keys()
+    items = (Item("a", {"image": "1", "label": "9"}), ITEMS[1])
+    changed = keys(replace(WORK, items=items))
+    assert changed["a"] != keys()["a"]
+    assert changed["b"] == keys()["b"]
+
+
+def test_an_image_that_changes_its_role_changes_its_key():
+    items = (Item("a", {"label": "1", "image": "2"}), ITEMS[1])
+    assert keys(replace(WORK, items=items))["a"] != keys()["a"]
+
+
+def test_a_recorded_key_stays():
+    assert keys()["a"] == "1bd26b71fffab28e2336b1987291fde23d262a480cfd81744fe6ce9cd0c269ce"

@@ -1,4 +1,4 @@
-"""Journals under kills, full disks and threads."""
+"""Journals under kills, spoilt bytes, full disks and threads."""
 
 import errno
 import json
@@ -8,7 +8,15 @@ import threading
 import pytest
 
 from ensdistill.pipeline import journal as module
-from ensdistill.pipeline.journal import Journal, read_journal
+from ensdistill.pipeline.journal import (
+    Journal,
+    count_items,
+    item_of,
+    numbered_lines,
+    read_journal,
+    seal,
+    unseal,
+)
 
 RECORDS = [
     {"id": "a", "labels": [1, 2], "note": 'quote " and \\ and {'},
@@ -62,7 +70,7 @@ def test_a_journal_torn_twice_keeps_the_rest(tmp_path, whole):
 def test_a_reopened_whole_journal_gets_no_empty_line(tmp_path, whole):
     path = tmp_path / "whole.jsonl"
     write(path, [{"id": "x"}])
-    assert path.read_bytes() == whole + b'{"id": "x"}\n'
+    assert path.read_bytes() == whole + seal({"id": "x"})
 
 
 def test_threads_append_without_mixing_lines(tmp_path):
@@ -81,7 +89,7 @@ def test_threads_append_without_mixing_lines(tmp_path):
         thread.join()
     journal.close()
     lines = (tmp_path / "j.jsonl").read_bytes().splitlines()
-    found = [json.loads(line)["id"] for line in lines]
+    found = [unseal(line)["id"] for line in lines]
     assert len(found) == 400
     for k in range(8):
         assert [i for i in found if i.startswith(f"{k}-")] == [f"{k}-{n}" for n in range(50)]
@@ -90,13 +98,13 @@ def test_threads_append_without_mixing_lines(tmp_path):
 def test_a_disk_that_fills_in_a_line_tears_only_that_line(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"id": "a"})
-    real = os.write
+    real, size = os.write, len(seal({"id": "b"}))
 
     def short(file, line):
         return real(file, line[: len(line) // 2] if len(line) > 1 else line)
 
     monkeypatch.setattr(module.os, "write", short)
-    with pytest.raises(OSError, match="only 6 of 12 journal bytes"):
+    with pytest.raises(OSError, match=f"only {size // 2} of {size} journal bytes"):
         journal.append({"id": "b"})
     monkeypatch.undo()
     journal.append({"id": "c"})
@@ -128,3 +136,105 @@ def test_an_id_that_is_no_utf8_survives(tmp_path):
     record = {"id": b"stra\xdfe".decode(errors="surrogateescape")}
     write(tmp_path / "j.jsonl", [record])
     assert read_journal(tmp_path / "j.jsonl") == [record]
+
+
+def single_byte_changes(text, others=range(256)):
+    """Yield the text with each byte replaced, taken out, or with another byte before it."""
+    others = [bytes([other]) for other in others]
+    for k in range(len(text)):
+        yield text[:k] + text[k + 1 :]
+        for other in others:
+            yield text[:k] + other + text[k:]
+            if other != text[k : k + 1]:
+                yield text[:k] + other + text[k + 1 :]
+
+
+@pytest.mark.parametrize("record", [*RECORDS, {}, {"id": "a", "check": "0" * 16}], ids=repr)
+def test_no_byte_of_a_line_can_change_unnoticed(record):
+    line = seal(record)[:-1]
+    assert unseal(line) == record
+    for changed in single_byte_changes(line):
+        assert unseal(changed) is None, changed
+    for more in (b"\n", b" ", b"}", b"\0", b"\r"):
+        assert unseal(line + more) is None, more
+
+
+def test_no_byte_of_a_journal_can_change_without_its_record_being_dropped(tmp_path, whole):
+    path = tmp_path / "j.jsonl"
+    for k in range(len(whole) - 1):  # without its last newline it is torn, but whole
+        number = whole[:k].count(b"\n")
+        dropped = {number, number + 1} if whole[k] == ord("\n") else {number}
+        kept = [record for n, record in enumerate(RECORDS) if n not in dropped]
+        for other in (b"", b"\n", b"x", bytes([whole[k] ^ 1]), bytes([whole[k] ^ 128])):
+            if other != whole[k : k + 1]:
+                content = whole[:k] + other + whole[k + 1 :]
+                path.write_bytes(content)
+                assert read_journal(path) == kept, content
+        path.write_bytes(whole[:k] + b"x" + whole[k:])
+        kept = [record for n, record in enumerate(RECORDS) if n != number]
+        assert read_journal(path) == kept, k
+
+
+def test_empty_lines_change_nothing(tmp_path, whole):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b"\n" + whole.replace(b"\n", b"\n\n"))
+    assert read_journal(path) == RECORDS
+    assert [number for number, _, _ in numbered_lines(path)] == [2, 4, 6]
+
+
+def test_a_line_that_is_not_whole_is_told_with_number_and_item(tmp_path, whole):
+    path = tmp_path / "j.jsonl"
+    spoilt = whole.replace(b'"nested"', b'"nestes"')
+    path.write_bytes(spoilt)
+    lines = list(numbered_lines(path))
+    assert [number for number, _, record in lines if record is None] == [2]
+    assert item_of(lines[1][1]) == "straße"
+    assert [item_of(line) for _, line, _ in lines] == [r["id"] for r in RECORDS]
+    for line in (b"", b'{"id": 3', b'{"id": "a', b'{"id": "\\x"', b'{"id": "\xff"', b"\0"):
+        assert item_of(line) is None
+
+
+def test_lines_of_a_sealed_journal_stay_readable_json(whole):
+    for line, record in zip(whole.splitlines(), RECORDS, strict=True):
+        found = json.loads(line)
+        assert len(found.pop("check")) == 16
+        assert found == record
+
+
+def test_the_seal_stays_as_it_is():
+    assert seal({"id": "a", "n": [1, 2.5]}) == (
+        b'{"id": "a", "n": [1, 2.5], "check": "a53dd95f6f83b6c2"}\n'
+    )
+
+
+def test_counting_tells_each_item_once(tmp_path, whole):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(whole + whole + seal({"id": "d"}))
+    assert len(count_items(path)) == len(RECORDS) + 1
+
+
+def test_counting_does_not_take_what_lies_in_a_record_for_an_item(tmp_path):
+    path = tmp_path / "j.jsonl"
+    write(path, [{"id": "a", "content": {"id": "no item"}, "note": '"id": "nor this"'}])
+    assert len(count_items(path)) == 1
+
+
+def test_a_full_disk_does_not_spoil_the_line_after_it(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append({"id": "a"})
+    real, room = os.write, [10]
+
+    def filling(file, line):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = line[: room[0]]
+        room[0] -= len(part)
+        return real(file, part)
+
+    monkeypatch.setattr(module.os, "write", filling)
+    with pytest.raises(OSError, match=r"journal bytes|No space left"):
+        journal.append({"id": "b"})
+    monkeypatch.undo()
+    journal.append({"id": "c"})
+    journal.close()
+    assert read_journal(tmp_path / "j.jsonl") == [{"id": "a"}, {"id": "c"}]

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 
 from ensdistill.pipeline.fingerprint import fingerprint
+from ensdistill.pipeline.manifest import Artifact, Manifest
 from ensdistill.pipeline.node import Item, Node, Work
-from ensdistill.pipeline.plan import Change, State, closure, describe, differences, plan
-from ensdistill.pipeline.workspace import Artifact, Manifest, Snapshot
+from ensdistill.pipeline.plan import (
+    Change,
+    State,
+    closure,
+    describe,
+    differences,
+    plan,
+    still,
+)
+from ensdistill.pipeline.workspace import Snapshot
 
 
 class Memory(Snapshot):
@@ -34,7 +43,7 @@ def node(name, recipe=None, uses=(), contents=(), items=(), version=1, stage=Non
     return Node(name, stage or name, name, version, [*uses.values(), *contents], make, "m:f", name)
 
 
-def publish(decision, result=None, finished="2024-01-01"):
+def publish(decision, result=None, finished="2024-01-01", content="", made_from=None):
     """Return the artifact that running a decision would publish."""
     work = decision.work
     manifest = Manifest(
@@ -44,7 +53,9 @@ def publish(decision, result=None, finished="2024-01-01"):
         fingerprint=decision.fingerprint,
         recipe=work.hashed_recipe(),
         inputs={},
+        made_from=made_from or {},
         result=result or {},
+        content=content,
         finished=finished,
     )
     return Artifact(Path("nowhere"), manifest)
@@ -114,7 +125,7 @@ def test_a_setting_that_changes_back_finds_its_artifact():
 
 
 def test_changed_items_make_a_node_stale():
-    one, two = (node("a", items=[Item("i", (c,))]) for c in "xy")
+    one, two = (node("a", items=[Item("i", {"image": c})]) for c in "xy")
     decision = plan([two], snapshot(publish(plan([one], snapshot())["a"])))["a"]
     assert decision.state is State.STALE
     assert [c.field for c in decision.changes] == ["recipe.items.sha256"]
@@ -230,6 +241,80 @@ def test_a_renamed_node_is_fresh_by_its_fingerprint():
     old = plan([node("probe[a]", {"x": 1}, stage="probe")], snapshot())["probe[a]"]
     renamed = node("probe[b]", {"x": 1}, stage="probe")
     assert plan([renamed], snapshot(publish(old)))["probe[b]"].state is State.FRESH
+
+
+def test_what_was_made_from_other_content_is_stale_and_names_the_role():
+    nodes = [node("up"), node("more"), node("a", uses={"labels.b": "up", "other": "more"})]
+    first = plan(nodes, snapshot())
+    more = publish(first["more"], content="m")
+    a = publish(first["a"], made_from={"labels.b": "old", "other": "m"})
+    same = plan(nodes, snapshot(publish(first["up"], content="old"), more, a))
+    assert states(same) == {"up": "fresh", "more": "fresh", "a": "fresh"}
+    decision = plan(nodes, snapshot(publish(first["up"], content="new"), more, a))["a"]
+    assert decision.state is State.STALE
+    assert decision.fingerprint == a.manifest.fingerprint
+    assert decision.changes == (Change("inputs.labels.b.content", "old", "new"),)
+    assert decision.reason == "labels.b was made again and came out different"
+    assert decision.artifact is None
+
+
+def test_an_upstream_that_is_gone_leaves_what_was_made_from_it_fresh():
+    nodes = [node("up"), node("a", uses={"labels": "up"})]
+    a = publish(plan(nodes, snapshot())["a"], made_from={"labels": "old"})
+    assert states(plan(nodes, snapshot(a))) == {"up": "missing", "a": "fresh"}
+    up = key(plan(nodes, snapshot())["up"])
+    assert states(plan(nodes, snapshot(a, drafts={up: 1}))) == {"up": "partial", "a": "fresh"}
+
+
+def test_what_is_below_waits_until_a_remade_upstream_is_known():
+    nodes = [
+        node("up"),
+        node("a", uses={"labels": "up"}),
+        node("by-content", contents=["a"]),
+        node("by-print", uses={"x": "a"}),
+    ]
+    made = [publish(plan(nodes, snapshot())["up"], content="new")]
+    a = publish(plan(nodes, snapshot())["a"], {"n": 1}, made_from={"labels": "old"})
+    below = plan(nodes, snapshot(*made, a))
+    assert states(below)["by-content"] == "waiting"
+    assert states(below)["by-print"] == "missing"
+
+
+def test_a_node_planned_anew_is_still_the_same_until_its_inputs_change():
+    items = [Item("i", {"image": "x"})]
+    recipe = {"x": 1}
+    up = node("up")
+
+    def make(upstream):
+        told = dict(upstream.content("up"))
+        return Work(recipe | told, {"labels": "up"}, tuple(items))
+
+    a = Node("a", "a", "a", 1, ["up"], make, "m:f", "a")
+    made = publish(plan([up], snapshot())["up"], {"n": 1})
+    decisions = plan([up, a], snapshot(made))
+    decision = decisions["a"]
+    assert still(decision, decisions)
+    items[0] = Item("i", {"image": "y"})
+    assert not still(decision, decisions)
+    items[0] = Item("i", {"image": "x"})
+    assert still(decision, decisions)
+    recipe["x"] = 2
+    assert not still(decision, decisions)
+    recipe["x"] = 1
+    assert not still(decision, plan([up, a], snapshot()))  # it would wait
+
+
+def test_what_nodes_share_is_made_once_a_plan():
+    made = []
+
+    def make(upstream):
+        return Work({"n": upstream.once(("a", "b"), lambda: made.append(1) or len(made))})
+
+    nodes = [Node(x, x, x, 1, [], make, "m:f", x) for x in "uv"]
+    decisions = plan(nodes, snapshot())
+    assert [d.work.recipe["n"] for d in decisions.values()] == [1, 1]
+    assert plan(nodes, snapshot())["u"].work.recipe["n"] == 2
+    assert made == [1, 1]
 
 
 def test_closure_takes_all_that_is_needed_and_nothing_else():

@@ -1,30 +1,20 @@
-"""The folder of artifacts: what counts as published, drafts, publishing and locks."""
-
-import errno
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import asdict
-from pathlib import Path
+"""The folder of artifacts: what counts as published, what is a draft, who can lend what."""
 
 import pytest
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline import workspace as module
-from ensdistill.pipeline.errors import CorruptError, LockedError
-from ensdistill.pipeline.workspace import Artifact, Draft, Manifest, Workspace, now
+from ensdistill.pipeline.fingerprint import fingerprint
+from ensdistill.pipeline.journal import seal
+from ensdistill.pipeline.manifest import Artifact, Manifest
+from ensdistill.pipeline.workspace import Workspace, lock_name, now
 
-A, B = "a" * 64, "b" * 64
+A, B, C = (fingerprint("fusion", 1, {"window": n}, {}) for n in (3, 5, 7))
+KEYS = {"x": "key of x", "y": "key of y"}
 
 
-def manifest(fingerprint=A, node="fusion", **more):
-    fields = {"version": 1, "recipe": {"window": 3}, "inputs": {}, "result": {"n": 1}}
-    return Manifest(node=node, stage="fusion", fingerprint=fingerprint, **(fields | more))
+def manifest(name=A, node="fusion", **more):
+    window = {A: 3, B: 5, C: 7}[name]
+    return Manifest(node, "fusion", 1, name, {"window": window}, {}, **({"result": {}} | more))
 
 
 @pytest.fixture
@@ -33,14 +23,26 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def publish(workspace):
+def begin(workspace):
+    """Record items, each with a file of its own, in a draft, and return it."""
+
+    def run(name=A, keys=KEYS, items=None):
+        draft = workspace.draft("fusion", "fused", name, keys)
+        for item_id in keys if items is None else items:
+            (draft.path / f"c.{item_id}").write_bytes(b"map")
+            draft.record(item_id, file=f"c.{item_id}", size=[1, 2])
+        draft.close()
+        return draft
+
+    return run
+
+
+@pytest.fixture
+def publish(begin):
     """Publish an artifact with two items and return it."""
 
-    def run(fingerprint=A, **more):
-        draft = workspace.draft("fusion", "fused", fingerprint)
-        for item in ("x", "y"):
-            draft.record(item, size=[1, 2])
-        return draft.publish(manifest(fingerprint, **more), list(draft.records().values()))
+    def run(name=A, keys=KEYS, **more):
+        return begin(name, keys).publish(manifest(name, **more))
 
     return run
 
@@ -53,131 +55,59 @@ def test_a_workspace_that_is_not_there_is_empty(workspace):
     snapshot = workspace.scan()
     assert (snapshot.published, snapshot.drafts, snapshot.corrupt) == ({}, {}, {})
     assert snapshot.latest("fusion") is None
+    assert workspace.spares("fusion", KEYS, workspace.root / "fusion") == {}
+    assert not workspace.root.exists()
 
 
-def test_a_draft_becomes_an_artifact_with_its_manifest(workspace, publish):
+def test_a_draft_becomes_an_artifact_with_its_manifest(workspace, begin, publish):
     key = ("fusion", A[:12])
-    draft = workspace.draft("fusion", "fused", A)
-    assert draft.path == workspace.root / "fusion" / "fused-aaaaaaaaaaaa"
-    assert workspace.scan().drafts == {key: draft.path}
-    draft.record("x")
-    draft.close()
+    draft = begin(items=["x"])
+    assert draft.path == workspace.root / "fusion" / f"fused-{A[:12]}"
     snapshot = workspace.scan()
+    assert snapshot.drafts == {key: draft.path}
     assert snapshot.progress(key) == 1
     artifact = publish()
     snapshot = workspace.scan()
     assert snapshot.drafts == snapshot.corrupt == {}
     assert snapshot.published == {A: artifact}
-    assert snapshot.published[A].manifest == manifest()
-    assert artifact.items() == [{"id": "x", "size": [1, 2]}, {"id": "y", "size": [1, 2]}]
-    assert names(artifact.path) == ["items.json", "manifest.json"]
+    assert [r["id"] for r in snapshot.published[A].items] == ["x", "y"]
+    assert names(artifact.path) == ["c.x", "c.y", "items.jsonl", "manifest.json"]
 
 
-def test_the_manifest_comes_last_and_what_a_draft_needed_goes_after_it(
-    workspace, publish, monkeypatch
-):
-    (workspace.draft("fusion", "fused", A).path / "draft-state.pt").write_bytes(b"state")
-    events, replace, unlink = [], Path.replace, Path.unlink
-
-    def replaced(self, target):
-        events.append(target.name)
-        return replace(self, target)
-
-    def unlinked(self, *arguments, **more):
-        events.append(self.name.split("-")[0])
-        return unlink(self, *arguments, **more)
-
-    monkeypatch.setattr(Path, "replace", replaced)
-    monkeypatch.setattr(Path, "unlink", unlinked)
-    publish()
-    assert events == ["items.json", "manifest.json", "journal", "draft"]
-
-
-def test_what_a_kill_left_of_a_write_is_not_published(workspace, publish):
-    draft = workspace.draft("fusion", "fused", A)
-    for name in ("manifest.json.0123abcd.partial", "items.json.0123abcd.partial"):
-        (draft.path / name).write_bytes(b"{")
-    assert names(publish().path) == ["items.json", "manifest.json"]
+def test_a_draft_knows_what_its_items_are_made_from(workspace):
+    draft = workspace.draft("fusion", "fused", A, KEYS, {"x": {"image": "abc"}})
+    draft.record("x")
+    draft.close()
+    assert workspace.draft("fusion", "fused", A, KEYS).records()["x"]["content"] == {"image": "abc"}
+    assert workspace.draft("fusion", "fused", A).records() == {}
 
 
 def test_journals_beside_a_manifest_are_harmless(workspace, publish):
     artifact = publish()
-    (artifact.path / "journal-1.jsonl").write_text('{"id": "z"}\n{"id"')
+    (artifact.path / "journal-1.jsonl").write_bytes(seal({"id": "z"}) + b'{"id"')
     assert workspace.scan().published == {A: artifact}
-    assert [r["id"] for r in artifact.items()] == ["x", "y"]
+    assert [r["id"] for r in workspace.scan().published[A].items] == ["x", "y"]
 
 
-def test_records_of_all_sessions_are_found(workspace):
-    draft = workspace.draft("fusion", "fused", A)
-    (draft.path / "journal-1.jsonl").write_text('{"id": "x", "n": 1}\n{"id": "y", "n"')
-    (draft.path / "journal-2.jsonl").write_text('{"id": "y", "n": 2}\n')
-    draft.record("z", n=3)
-    draft.close()
-    assert draft.records() == {i: {"id": i, "n": n} for i, n in (("x", 1), ("y", 2), ("z", 3))}
-    assert draft.written == 1
-
-
-def test_records_may_be_counted_while_another_process_publishes(workspace, monkeypatch):
-    draft = workspace.draft("fusion", "fused", A)
-    draft.record("x")
-    draft.close()
-    real = module.read_journal
-
-    def published_meanwhile(path):
-        path.unlink()
-        return real(path)
-
-    monkeypatch.setattr(module, "read_journal", published_meanwhile)
-    assert workspace.scan().progress(("fusion", A[:12])) == 0
-
-
-def test_threads_share_one_journal(workspace, monkeypatch):
-    draft = workspace.draft("fusion", "fused", A)
-    made, real = [], module.Journal
-
-    def slow(path):
-        made.append(path)
-        time.sleep(0.02)
-        return real(path)
-
-    monkeypatch.setattr(module, "Journal", slow)
-    start = threading.Barrier(6)
-
-    def work(k):
-        start.wait()
-        for n in range(20):
-            draft.record(f"{k}-{n}")
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    draft.close()
-    assert len(made) == 1
-    assert draft.written == len(draft.records()) == 120
-
-
-def test_a_draft_is_found_again_under_another_name(workspace):
-    first = workspace.draft("fusion", "fused", A)
-    first.record("x")
-    first.close()
-    renamed = first.path.rename(first.path.with_name("nicer-name-aaaaaaaaaaaa"))
+def test_a_draft_is_found_again_under_another_name(workspace, begin):
+    first = begin(items=["x"])
+    renamed = first.path.rename(first.path.with_name(f"nicer-name-{A[:12]}"))
     assert workspace.draft("fusion", "other", A).path == renamed
-    assert workspace.draft("fusion", "other", A).records() == {"x": {"id": "x"}}
+    assert workspace.draft("fusion", "other", A, KEYS).records() == first.records()
     assert workspace.draft("fusion", "other", B).path != renamed
     assert workspace.draft("probe", "other", A).path.parent.name == "probe"
 
 
 def test_a_renamed_artifact_is_still_published(workspace, publish):
     path = publish().path
-    path.rename(path.with_name("my-favourite-aaaaaaaaaaaa"))
-    assert workspace.scan().published[A].path.name == "my-favourite-aaaaaaaaaaaa"
+    path.rename(path.with_name(f"my-favourite-{A[:12]}"))
+    assert workspace.scan().published[A].path.name == f"my-favourite-{A[:12]}"
 
 
 def test_other_folders_are_not_artifacts(workspace, publish):
     publish()
-    for name in ("fusion/notes", "fusion/x-aaaa", "fusion/x-AAAAAAAAAAAA", ".trash/x-aaaaaaaaaaaa"):
+    others = ("fusion/notes", "fusion/x-aaaa", "fusion/x-AAAAAAAAAAAA", ".trash/x-aaaaaaaaaaaa")
+    for name in others:
         (workspace.root / name).mkdir(parents=True)
     (workspace.root / "files.json").write_text("{}")
     snapshot = workspace.scan()
@@ -185,26 +115,17 @@ def test_other_folders_are_not_artifacts(workspace, publish):
     assert snapshot.drafts == snapshot.corrupt == {}
 
 
-GOOD = json.dumps(asdict(manifest()))
+GOOD = manifest().to_bytes()
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "",
-        GOOD[:-1],
-        "[]",
-        "null",
-        "{}",
-        GOOD[:-1] + ', "unheard": 1}',
-        GOOD.replace(A, B),
-        GOOD.replace('"node"', '"nodes"'),
-        GOOD.replace("fusion", "fus\udcffion"),
-    ],
+    [b"", GOOD[:-1], b"[]", b"null", b"{}", GOOD.replace(b"3", b"4"), b"\xff" + GOOD[1:]],
+    ids=repr,
 )
 def test_a_spoilt_manifest_is_corrupt_and_says_where(workspace, publish, content):
     path = publish().path / "manifest.json"
-    path.write_bytes(content.encode(errors="surrogateescape"))
+    path.write_bytes(content)
     snapshot = workspace.scan()
     assert snapshot.published == snapshot.drafts == {}
     assert list(snapshot.corrupt) == [("fusion", A[:12])]
@@ -215,21 +136,21 @@ def test_a_folder_copied_under_another_fingerprint_is_corrupt(workspace, publish
     path = publish().path
     path.rename(path.with_name(f"fused-{B[:12]}"))
     said = workspace.scan().corrupt["fusion", B[:12]]
-    assert f"fingerprint {A[:12]} in a folder named for {B[:12]}" in said
+    assert f"holds fusion {A[:12]}, not what the folder is named for" in said
 
 
-@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b"[{")])
-def test_an_unreadable_item_index_is_refused_with_the_way_out(publish, spoil):
-    artifact = publish()
-    spoil(artifact.path / "items.json")
-    with pytest.raises(CorruptError, match=r"items\.json: .*delete the folder .* and run again"):
-        artifact.items()
+def test_a_folder_moved_to_another_stage_is_corrupt(workspace, publish):
+    path = publish().path
+    path.parent.rename(path.parent.with_name("infer"))
+    snapshot = workspace.scan()
+    assert snapshot.published == {}
+    assert list(snapshot.corrupt) == [("infer", A[:12])]
 
 
 def test_the_latest_artifact_of_a_node_is_the_one_finished_last(workspace, publish):
     publish(A, finished="2024-02-01T00:00:00+00:00")
     publish(B, finished="2024-01-01T00:00:00+00:00")
-    publish("c" * 64, node="probe", finished="2024-03-01T00:00:00+00:00")
+    publish(C, node="probe", finished="2024-03-01T00:00:00+00:00")
     assert workspace.scan().latest("fusion").manifest.fingerprint == A
     assert workspace.scan().latest("student") is None
 
@@ -240,33 +161,6 @@ def test_times_sort_as_text():
     assert all(t.endswith("+00:00") for t in times)
 
 
-def test_a_failed_publish_leaves_a_draft_and_its_journal(workspace, publish, monkeypatch):
-    replace = Path.replace
-
-    def full(self, target):
-        if target.name == "manifest.json":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        publish()
-    monkeypatch.undo()
-    draft = workspace.draft("fusion", "fused", A)
-    assert names(draft.path) == ["items.json", f"journal-{os.getpid()}.jsonl"]
-    assert list(draft.records()) == ["x", "y"]
-    assert workspace.scan().published == {}
-    assert workspace.scan().drafts == {("fusion", A[:12]): draft.path}
-    assert publish() == workspace.scan().published[A]
-
-
-@pytest.mark.parametrize("result", [{"miou": float("nan")}, {"x": [float("inf")]}, {"x": {1, 2}}])
-def test_a_result_that_json_cannot_carry_is_not_published(workspace, publish, result):
-    with pytest.raises((ValueError, TypeError)):
-        publish(result=result)
-    assert workspace.scan().published == {}
-
-
 def test_a_replaced_file_is_old_or_new_but_never_torn(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     atomic.write_bytes(path, b"old")
@@ -275,91 +169,94 @@ def test_a_replaced_file_is_old_or_new_but_never_torn(tmp_path, monkeypatch):
         assert path.read_bytes() == b"old"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic.os, "fsync", fail)
-    with pytest.raises(KeyboardInterrupt):
-        atomic.write_bytes(path, b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "fsync", fail)
+        with pytest.raises(KeyboardInterrupt):
+            atomic.write_bytes(path, b"new")
     assert names(tmp_path) == ["x.json"]
     assert path.read_bytes() == b"old"
-    monkeypatch.undo()
     atomic.write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
-
-
-def test_a_name_that_is_no_utf8_survives_publishing(workspace):
-    name = b"stra\xdfe".decode(errors="surrogateescape")
-    draft = workspace.draft("fusion", "fused", A)
-    draft.record(name)
-    draft.publish(manifest(runtime={"folder": name}), [{"id": name}])
-    artifact = workspace.scan().published[A]
-    assert artifact.items() == [{"id": name}]
-    assert artifact.manifest.runtime == {"folder": name}
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from ensdistill.pipeline.workspace import Workspace
-with Workspace(Path(sys.argv[1])).lock("fusion", "a" * 64, "fusion@val"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(workspace):
-    """A process that holds the lock of artifact A until its stdin ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, workspace.root],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_a_lock_names_its_holder_until_that_is_gone(workspace, holder):
-    with pytest.raises(LockedError) as caught, workspace.lock("fusion", A, "fusion@val"):
-        pytest.fail("two processes hold one lock")
-    said = str(caught.value)
-    for part in ("fusion@val", f"process {holder.pid}", socket.gethostname(), "since 20"):
-        assert part in said
-    assert "wait for it or stop it" in said
-    with workspace.lock("fusion", B, "other"), workspace.lock("probe", A, "other"):
-        pass
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with workspace.lock("fusion", A, "fusion@val"):
-        pass
-
-
-def test_a_lock_without_a_readable_holder_still_refuses(workspace, holder):
-    for path in (workspace.root / ".locks").glob("*.json"):
-        path.write_bytes(b"{")
-    with (
-        pytest.raises(LockedError, match="by another process"),
-        workspace.lock("fusion", A, "fusion"),
-    ):
-        pytest.fail("two processes hold one lock")
-
-
-def test_a_lock_is_free_after_a_failure(workspace):
-    for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), workspace.lock("fusion", A, "fusion"):
-            raise error
-    with workspace.lock("fusion", A, "fusion"):
-        said = json.loads((workspace.root / ".locks" / "fusion-aaaaaaaaaaaa.json").read_text())
-        assert (said["pid"], said["node"]) == (os.getpid(), "fusion")
-    assert list((workspace.root / ".locks").glob("*.json")) == []
+    assert names(tmp_path) == ["x.json"]
 
 
 def test_locks_are_no_artifacts(workspace):
-    with workspace.lock("fusion", A, "fusion"):
+    with workspace.locks.hold(lock_name("fusion", A), "fusion"):
+        assert workspace.locks.folder.is_relative_to(workspace.root)
         snapshot = workspace.scan()
     assert (snapshot.published, snapshot.drafts, snapshot.corrupt) == ({}, {}, {})
 
 
-def test_a_draft_needs_no_lock_to_be_counted(tmp_path):
-    assert Draft(tmp_path).records() == {}
+def test_a_lock_is_named_for_stage_and_folder():
+    assert lock_name("fusion", A) == f"fusion-{A[:12]}"
+
+
+def test_an_artifact_is_its_folder_and_manifest(tmp_path):
     assert Artifact(tmp_path, manifest()).manifest.format == 1
+
+
+# spares
+
+
+def test_items_of_artifacts_and_drafts_are_lent_by_key_alone(workspace, begin, publish):
+    published = publish(A, {"other name": "k1", "x": "k2"})
+    draft = begin(B, {"y": "k3", "z": "k4"}, items=["y"])
+    mine = workspace.draft("fusion", "fused", C)
+    wanted = {"x": "k1", "other name": "k3", "a": "k4", "b": "k5", "c": "key of x"}
+    found = workspace.spares("fusion", wanted, mine.path)
+    assert {i: (s.folder, s.record["id"]) for i, s in found.items()} == {
+        "x": (published.path, "other name"),
+        "other name": (draft.path, "y"),
+    }
+    assert {s.file() for s in found.values()} == {b"map"}
+    assert workspace.spares("fusion", {}, mine.path) == {}
+
+
+def test_one_item_is_lent_to_all_that_want_it(workspace, publish):
+    publish(A)
+    found = workspace.spares("fusion", dict.fromkeys("abc", "key of x"), workspace.root)
+    assert {i: s.record["id"] for i, s in found.items()} == {"a": "x", "b": "x", "c": "x"}
+
+
+def test_nothing_is_lent_from_the_folder_that_asks(workspace, begin, publish):
+    draft, published = begin(A), publish(B)
+    assert {s.folder for s in workspace.spares("fusion", KEYS, draft.path).values()} == {
+        published.path
+    }
+    assert {s.folder for s in workspace.spares("fusion", KEYS, published.path).values()} == {
+        draft.path
+    }
+
+
+def test_nothing_is_lent_to_another_stage(workspace, publish):
+    publish(A)
+    assert workspace.spares("infer", KEYS, workspace.root) == {}
+
+
+def test_spoilt_lines_are_not_lent(workspace, begin):
+    folder = begin(A).path
+    (file,) = folder.glob("journal-*.jsonl")
+    file.write_bytes(file.read_bytes().replace(b'"id": "x"', b'"id": "X"') + b'{"id": "y"')
+    assert set(workspace.spares("fusion", KEYS, workspace.root)) == {"y"}
+
+
+def test_items_are_lent_from_an_artifact_whose_manifest_is_spoilt(workspace, publish):
+    (publish(A).path / "manifest.json").write_bytes(b"{")
+    assert set(workspace.spares("fusion", KEYS, workspace.root)) == {"x", "y"}
+
+
+def test_a_whole_item_is_lent_where_another_copy_is_spoilt(workspace, publish):
+    folders = [publish(A).path, publish(B).path]
+    for spoilt in folders:
+        (spoilt / "c.x").write_bytes(b"Map")
+        found = workspace.spares("fusion", KEYS, workspace.root)
+        assert found["x"].file() == found["y"].file() == b"map"
+        (spoilt / "c.x").write_bytes(b"map")
+
+
+def test_a_folder_that_goes_meanwhile_lends_nothing(workspace, begin, monkeypatch):
+    begin(A)
+    monkeypatch.setattr(
+        "ensdistill.pipeline.workspace.read_journal", lambda path: path.with_name("x").read_bytes()
+    )
+    assert workspace.spares("fusion", KEYS, workspace.root) == {}

@@ -13,7 +13,10 @@ def refused(world, *words):
     for word in words:
         assert word in text, text
     work = world.root / "work"
-    assert not work.exists() or {p.name for p in work.iterdir()} <= {"files.json"}
+    assert not work.exists() or {p.name for p in work.iterdir()} <= {
+        "files.json",
+        "files-facts.json",
+    }
     return text
 
 

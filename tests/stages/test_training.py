@@ -1,6 +1,8 @@
 """Samples, losses and the loop."""
 
 import json
+from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +54,9 @@ def samples(tmp_path):
         arrays[str(k)] = label
 
     def make(**more):
-        return Samples(pictures, Labels(arrays), RECIPE | more, (1, 2, 3))
+        digests = {str(p.image): sha256(p.image.read_bytes()).hexdigest() for p in pictures}
+        local = SimpleNamespace(pictures=pictures, digests=digests)
+        return Samples(local, Labels(arrays), RECIPE | more, (1, 2, 3))
 
     return make
 
@@ -295,14 +299,14 @@ def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
     world.write()
     world.call("fuse", "--upstream")
-    write = atomic.write_json
+    write = atomic.write_bytes
 
-    def full(path, value, **more):
+    def full(path, content, **more):
         if path.name == "manifest.json":
             raise OSError(28, "No space left on device")
-        write(path, value, **more)
+        write(path, content, **more)
 
-    monkeypatch.setattr(atomic, "write_json", full)
+    monkeypatch.setattr(atomic, "write_bytes", full)
     assert "No space left" in world.refuse("train-student")
     monkeypatch.undo()
     steps = []

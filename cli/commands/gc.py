@@ -1,0 +1,77 @@
+"""`ensdistill gc`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ensdistill.cli import options, render
+from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.gc import clear, survey
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "configs",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=[Path("experiment.yaml")],
+    show_default="experiment.yaml",
+    help="An experiment file whose artifacts stay; give every one that uses the workspace.",
+)
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Keep this many artifacts of every node, reached or not, the latest first.",
+)
+@click.option("--delete", is_flag=True, help="Delete; without it nothing is touched.")
+@options.as_json
+def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bool) -> None:
+    """List the artifacts and drafts that no experiment reaches any more, and delete them.
+
+    What an experiment file makes stays, and what it may turn out to make; so does what another
+    process is working on. Deleted work has to be done again if a setting changes back.
+
+    \b
+    Example:
+      ensdistill gc -c gta5.yaml -c synthia.yaml
+      ensdistill gc -c gta5.yaml -c synthia.yaml --delete
+    """
+    experiments = [load(config) for config in configs]
+    roots = {e.workspace.root.resolve() for e in experiments}
+    if len(roots) > 1:
+        raise ConfigError(
+            f"these experiments have different workspaces ({', '.join(map(str, sorted(roots)))}); "
+            "clear one at a time"
+        )
+    workspace = experiments[0].workspace
+    plans = [plan(build(e), workspace.scan()) for e in experiments]
+    for experiment in experiments:
+        experiment.files.save()
+    in_use = [path for e in experiments for path in e.named_paths()]
+    found = survey(workspace, plans, keep_last=keep_last, in_use=in_use)
+    garbage = [kept for kept in found if kept.reason is None]
+    outcome = clear(workspace, garbage) if delete else {}
+    if as_json:
+        rows = [
+            asdict(k)
+            | {
+                "path": str(k.path),
+                "deleted": k.path in outcome and outcome[k.path] is None,
+                "left": outcome.get(k.path),
+            }
+            for k in found
+        ]
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        render.garbage(found, outcome, delete=delete)

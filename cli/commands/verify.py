@@ -1,0 +1,85 @@
+"""`ensdistill verify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensdistill.cli import options, render
+from ensdistill.cli.execute import announced
+from ensdistill.cli.progress import display
+from ensdistill.pipeline.repair import Repair, repair
+from ensdistill.pipeline.verify import Damage, damages
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build
+
+
+@click.command()
+@options.config
+@click.option("--repair", "mend", is_flag=True, help="Make again what is damaged, and only that.")
+@options.as_json
+def command(config: Path, mend: bool, as_json: bool) -> None:
+    """Read every published artifact of the workspace and compare it with what was written.
+
+    Names the damaged field, file or image, and exits with 1 if there is any. With --repair a
+    damaged artifact is unpublished, and its damaged images are computed again; a damaged training
+    is trained again.
+
+    \b
+    Example:
+      ensdistill verify
+      ensdistill verify --repair
+    """
+    experiment = load(config)
+    workspace = experiment.workspace
+    snapshot = workspace.scan()
+    with display() as shown:
+        folders = [f for f in workspace.folders() if (f / "manifest.json").exists()]
+        bar = shown.bar("verify")
+        total = sum(a.manifest.disk_bytes for a in snapshot.published.values())
+        bar.start(total, 0, "bytes")
+        damaged = {f: found for f in folders if (found := damages(f, bar.advance))}
+        outcome = None
+        if mend and damaged:
+            nodes = build(experiment)
+            outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
+            experiment.files.save()
+    if as_json:
+        click.echo(json.dumps(_json(len(folders), damaged, outcome), indent=1))
+    else:
+        for found in damaged.values():
+            for damage in found:
+                click.echo(str(damage))
+        count = sum(map(len, damaged.values()))
+        text = f"{count} damages in {len(damaged)}" if damaged else "no damage in any"
+        click.echo(f"{text} of {len(folders)} artifacts, {render.size(total)} read")
+        if outcome is not None:
+            render.repaired(outcome)
+        elif damaged:
+            click.echo("`ensdistill verify --repair` makes it good")
+    if damaged if outcome is None else outcome.left:
+        raise click.exceptions.Exit(1)
+
+
+def _json(
+    artifacts: int, damaged: Mapping[Path, list[Damage]], outcome: Repair | None
+) -> dict[str, Any]:
+    return {
+        "artifacts": artifacts,
+        "damages": [
+            asdict(damage) | {"folder": str(folder)}
+            for folder, found in damaged.items()
+            for damage in found
+        ],
+        "repair": outcome
+        and {
+            "ran": [asdict(ran) for ran in outcome.ran],
+            "different": outcome.different,
+            "left": {str(folder): why for folder, why in outcome.left.items()},
+        },
+    }

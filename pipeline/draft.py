@@ -1,0 +1,261 @@
+"""Drafts: artifacts being filled, and the finished items that others can lend them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.fingerprint import digest
+from ensdistill.pipeline.journal import Journal, Record, count_items, read_journal, seal
+from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Manifest
+
+JOURNALS: Final = "journal-*.jsonl"
+_PASSING: Final = (JOURNALS, "draft-*")  # goes when the draft is published
+_HALF_WRITTEN: Final = "*.partial"
+
+
+class UnfinishedError(LookupError):
+    """Items are missing: other parts of the work are not done yet."""
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A finished item of another artifact or draft, with the same key.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies.
+    record : dict
+        Its record there.
+    """
+
+    folder: Path
+    record: Record
+
+    def file(self) -> bytes | None:
+        """Return the bytes of the item's file, None if they are not what was written."""
+        return _whole_file(self.folder, self.record)
+
+
+class Draft:
+    """An artifact being filled, found again by the next run under the same name.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder.
+    keys : mapping
+        Item id to the key of what the item is made from, in stored order. A record counts only
+        under its key, and only if the file it speaks of is whole: nothing was forced to the disk
+        before a power loss, and nobody knows what became of a draft since.
+    contents : mapping
+        Item id to `Item.content`, kept in the records so that a later change can be named.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        keys: Mapping[str, str] | None = None,
+        contents: Mapping[str, Mapping[str, str]] | None = None,
+    ):
+        self.path = path
+        self.keys = keys or {}
+        self._contents = contents or {}
+        self.written = 0
+        self.reused = 0
+        self._journal: Journal | None = None
+        self._lock = threading.Lock()
+        self._records: dict[str, Record] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the records of all sessions, those of other processes included."""
+        for record in self._stored() if self.keys else ():
+            item_id = str(record.get("id"))
+            if (
+                item_id in self.keys
+                and item_id not in self._records
+                and self.keys[item_id] == record.get("key")
+                and ("file" not in record or _whole_file(self.path, record) is not None)
+            ):
+                self._records[item_id] = record
+
+    def _stored(self) -> Iterator[Record]:
+        for pattern in (JOURNALS, ITEMS):
+            for path in sorted(self.path.glob(pattern)):
+                with suppress(FileNotFoundError):  # published meanwhile by another process
+                    yield from read_journal(path)
+
+    def records(self) -> dict[str, Record]:
+        """Return the finished items by id."""
+        return dict(self._records)
+
+    def complete(self) -> list[Record]:
+        """Return the record of every item, in stored order.
+
+        Raises
+        ------
+        UnfinishedError
+            If one is missing; the text says how many.
+        """
+        missing = [i for i in self.keys if i not in self._records]
+        if missing:
+            raise UnfinishedError(f"{len(missing)} items, the first is {missing[0]}")
+        return [self._records[i] for i in self.keys]
+
+    def record(self, item_id: str, *, file: str | None = None, **fields: Any) -> None:
+        """Journal one finished item.
+
+        Parameters
+        ----------
+        item_id : str
+            One of `keys`.
+        file : str, optional
+            The file below `path` that holds it, already written.
+        **fields
+            What else is known of it; ``sha256`` is the digest of its content, made from the other
+            fields where none is given.
+        """
+        if file is not None:
+            whole = (self.path / file).read_bytes()
+            found = hashlib.sha256(whole).hexdigest()
+            fields.setdefault("sha256", digest({**fields, "file": found}))  # wherever it lies
+            fields["file"] = [file, len(whole), found]
+        fields.setdefault("sha256", digest(fields))
+        content = dict(self._contents.get(item_id, {}))
+        self._append({"id": item_id, "key": self.keys[item_id], "content": content, **fields})
+        with self._lock:
+            self.written += 1
+
+    def adopt(
+        self, item_id: str, spare: Spare, *, file: str | None = None, written: bool = False
+    ) -> None:
+        """Take a finished item over, unless its file is not what it was.
+
+        Parameters
+        ----------
+        item_id : str
+            The item.
+        spare : Spare
+            Where to take it from.
+        file : str, optional
+            The name that its file gets here.
+        written : bool
+            The file is here already, encoded anew.
+        """
+        record = spare.record | {"id": item_id}
+        if file is not None:
+            content = (self.path / file).read_bytes() if written else spare.file()
+            if content is None:
+                return
+            if not written:
+                atomic.write_bytes(self.path / file, content, sync=False)
+            record["file"] = [file, len(content), hashlib.sha256(content).hexdigest()]
+        self._append(record)
+        with self._lock:
+            self.reused += 1
+
+    def _append(self, record: Record) -> None:
+        with self._lock:
+            if self._journal is None:
+                self._journal = Journal(self.path / f"journal-{os.urandom(6).hex()}.jsonl")
+            self._journal.append(record)
+            self._records[record["id"]] = record
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def publish(self, manifest: Manifest) -> Artifact:
+        """Turn the draft into an artifact: item index, then the manifest by rename.
+
+        Before the manifest stands, everything it speaks of has reached the disk. Journals, and
+        files that a stage named ``draft-*``, go last; left behind by a kill they are harmless.
+        What a kill left of a write is swept away first, so that equal artifacts are equal folders.
+        """
+        self.close()
+        for path in self.path.rglob(_HALF_WRITTEN):
+            path.unlink()
+        records = self.complete()
+        if records:
+            atomic.write_bytes(self.path / ITEMS, b"".join(seal(r) for r in records))
+        of_items = {r["file"][0] for r in records if "file" in r}
+        passing = {p for pattern in _PASSING for p in self.path.glob(pattern)}
+        files: dict[str, list[Any]] = {}
+        folders = {self.path.parent.parent, self.path.parent, self.path}
+        for path in sorted(self.path.rglob("*")):
+            if path in passing or path == self.path / MANIFEST:
+                continue
+            if path.is_dir():
+                folders.add(path)
+                continue
+            name = path.relative_to(self.path).as_posix()
+            if name not in of_items:
+                content = path.read_bytes()
+                files[name] = [len(content), hashlib.sha256(content).hexdigest()]
+            atomic.sync_file(path)
+        for folder in folders:
+            atomic.sync_folder(folder)
+        content_of: Any = [[r["id"], r["sha256"]] for r in records] or [
+            [name, entry[1]] for name, entry in files.items()
+        ]
+        manifest = replace(
+            manifest,
+            content=digest([manifest.result, content_of]),
+            files=files,
+            disk_bytes=sum(size for size, _ in files.values())
+            + sum(r["file"][1] for r in records if "file" in r),
+            written=self.written,
+            reused=self.reused,
+        )
+        atomic.write_bytes(self.path / MANIFEST, manifest.to_bytes())
+        for path in passing:
+            path.unlink(missing_ok=True)
+        return Artifact(self.path, manifest)
+
+
+def _whole_file(folder: Path, record: Record) -> bytes | None:
+    try:
+        name, _, expected = record["file"]
+        content = (folder / name).read_bytes()
+    except (OSError, KeyError, ValueError):
+        return None
+    return content if hashlib.sha256(content).hexdigest() == expected else None
+
+
+def discard(path: Path) -> None:
+    """Forget all that a draft holds."""
+    for pattern in (*_PASSING, ITEMS):
+        for file in path.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def progress_of(folder: Path) -> int:
+    """Return how many items a draft has journalled, unchecked: quick, for display."""
+    found: set[str] = set()
+    for path in (*folder.glob(JOURNALS), *folder.glob(ITEMS)):
+        with suppress(FileNotFoundError):
+            found |= count_items(path)
+    return len(found)
+
+
+def unpublish(path: Path, bad_files: Sequence[str] = ()) -> None:
+    """Turn an artifact back into a draft, without the files named.
+
+    The manifest goes first: from then on nothing trusts the folder, and what is left is checked
+    item by item when the draft is filled again.
+    """
+    (path / MANIFEST).unlink(missing_ok=True)
+    atomic.sync_folder(path)
+    for name in bad_files:
+        (path / name).unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""Clearing away what no experiment reaches any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ensdistill.pipeline.draft import unpublish
+from ensdistill.pipeline.errors import LockedError
+from ensdistill.pipeline.plan import Decision, State
+from ensdistill.pipeline.workspace import SHORT, Snapshot, Workspace
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of the workspace, and whether and why it stays.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    kind : str
+        ``artifact``, ``draft`` or ``corrupt``.
+    node : str or None
+        The node it was made for, where that is known.
+    bytes : int
+        What it takes on disk.
+    reason : str or None
+        Why it stays; None if nothing needs it.
+    """
+
+    path: Path
+    kind: Literal["artifact", "draft", "corrupt"]
+    node: str | None
+    bytes: int
+    reason: str | None
+
+
+def survey(
+    workspace: Workspace,
+    plans: Sequence[Mapping[str, Decision]],
+    *,
+    keep_last: int = 0,
+    in_use: Collection[Path] = (),
+) -> list[Kept]:
+    """Say of every artifact and draft whether it stays.
+
+    It does if a node of the plans is it, or may turn out to be it (a node that waits); if it is
+    the last one of a node that is not fresh, since that takes finished items from it; if it is
+    one of the `keep_last` last of its node; or if an experiment names a path in it.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        The folder of artifacts.
+    plans : sequence of mapping
+        A plan for each experiment that uses the workspace.
+    keep_last : int
+        Published artifacts to keep of every node, fresh or not.
+    in_use : collection of Path
+        Paths that experiments name, such as the folder of a student that teaches.
+    """
+    snapshot = workspace.scan()
+    decisions = [d for found in plans for d in found.values()]
+    reached = {
+        (d.node.stage, d.fingerprint[:SHORT]): f"is {d.node.id}"
+        for d in decisions
+        if d.fingerprint is not None
+    }
+    waiting = {d.node.id for d in decisions if d.state is State.WAITING}
+    waiting_names = {(d.node.stage, d.node.name) for d in decisions if d.state is State.WAITING}
+    lending = _latest(snapshot, [d.node.id for d in decisions if d.state is not State.FRESH])
+    nodes = {a.manifest.node for a in snapshot.published.values()}
+    last = _last(snapshot, nodes, keep_last)
+    named = [path.resolve() for path in in_use]
+
+    def reason(folder: Path, key: Key, node: str | None) -> str | None:
+        if key in reached:
+            return reached[key]
+        if node in waiting or (
+            node is None and (key[0], folder.name[: -SHORT - 1]) in waiting_names
+        ):
+            return "may be a node that waits"
+        if folder in lending:
+            return f"lends its items to {node}"
+        if folder in last:
+            return f"is one of the last {keep_last} of {node}"
+        if any(path.is_relative_to(folder.resolve()) for path in named):
+            return "is named in an experiment"
+        return None
+
+    found = []
+    for artifact in snapshot.published.values():
+        manifest = artifact.manifest
+        key = (manifest.stage, manifest.fingerprint[:SHORT])
+        why = reason(artifact.path, key, manifest.node)
+        found.append(Kept(artifact.path, "artifact", manifest.node, disk_usage(artifact.path), why))
+    for key, folder in snapshot.drafts.items():
+        found.append(Kept(folder, "draft", None, disk_usage(folder), reason(folder, key, None)))
+    for folder in workspace.folders():
+        key = (folder.parent.name, folder.name[-SHORT:])
+        if key in snapshot.corrupt:
+            found.append(
+                Kept(folder, "corrupt", None, disk_usage(folder), reason(folder, key, None))
+            )
+    return sorted(found, key=lambda kept: kept.path)
+
+
+def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Path, str | None]:
+    """Delete folders that nothing needs.
+
+    Returns
+    -------
+    dict
+        Folder to why it was left after all, such as a process that works on it; None if it is gone.
+    """
+    outcome: dict[Path, str | None] = {}
+    for kept in garbage:
+        folder = kept.path
+        name = f"{folder.parent.name}-{folder.name[-SHORT:]}"
+        try:
+            with workspace.locks.hold(name, folder.name):
+                unpublish(folder)  # from here on nothing takes it for whole
+                shutil.rmtree(folder)
+            outcome[folder] = None
+        except LockedError as error:
+            outcome[folder] = str(error)
+    return outcome
+
+
+def disk_usage(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).lstat().st_size
+            except OSError:  # gone meanwhile
+                continue
+    return total
+
+
+def _latest(snapshot: Snapshot, nodes: Iterable[str]) -> set[Path]:
+    found = (snapshot.latest(node) for node in nodes)
+    return {artifact.path for artifact in found if artifact is not None}
+
+
+def _last(snapshot: Snapshot, nodes: Iterable[str], count: int) -> set[Path]:
+    kept: set[Path] = set()
+    for node in nodes if count else ():
+        of_node = [a for a in snapshot.published.values() if a.manifest.node == node]
+        of_node.sort(key=lambda a: a.manifest.finished, reverse=True)
+        kept |= {a.path for a in of_node[:count]}
+    return kept

@@ -1,0 +1,128 @@
+"""Making damaged artifacts good: unpublished, without what is damaged, and made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensdistill.pipeline.manifest import SpoiltManifestError, read_manifest
+from ensdistill.pipeline.node import Node, Progress
+from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.pipeline.runner import Ran, run
+from ensdistill.pipeline.verify import Damage, withdraw
+from ensdistill.pipeline.workspace import SHORT, Workspace, lock_name
+
+
+@dataclass
+class Repair:
+    """What came of a repair.
+
+    Attributes
+    ----------
+    ran : list of Ran
+        What was made again.
+    different : list of str
+        Nodes that came out different from before; what is below them is stale now.
+    left : dict
+        Folder to why it was left as it is.
+    """
+
+    ran: list[Ran] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    left: dict[Path, str] = field(default_factory=dict)
+
+
+def repair(
+    nodes: Sequence[Node],
+    workspace: Workspace,
+    damaged: Mapping[Path, list[Damage]],
+    progress: Callable[[Decision], Progress],
+    about: Path | None = None,
+) -> Repair:
+    """Make damaged artifacts of a graph good.
+
+    Only damaged items are computed again; a node without items is made again as a whole.
+
+    Parameters
+    ----------
+    nodes, workspace, progress, about
+        See `runner.run`.
+    damaged : mapping
+        Folder to its damage (see `verify.damages`).
+
+    Raises
+    ------
+    LockedError
+        If another process is working on one of them.
+    """
+    report = Repair()
+    remaining = dict(damaged)
+    while remaining:
+        decisions = plan(nodes, workspace.scan())
+        damaged_nodes = {n for n, d in decisions.items() if _folder(d, remaining) is not None}
+        done = None
+        for decision in decisions.values():  # upstream before downstream
+            folder = _folder(decision, remaining)
+            if folder is None:
+                continue
+            missing = _missing(decision, decisions, damaged_nodes)
+            if missing is None:
+                report.left.pop(folder, None)
+                _repair(decision, folder, remaining.pop(folder), nodes, workspace, progress, report)
+                done = folder
+                break  # what could not be planned before may be now
+            report.left[folder] = f"{decision.node.id} is made from {missing}, which is missing"
+        if done is None:
+            break
+    for folder in remaining:
+        report.left.setdefault(
+            folder, "this experiment does not make it; `ensdistill gc` clears it away"
+        )
+    return report
+
+
+def _repair(
+    decision: Decision,
+    folder: Path,
+    found: list[Damage],
+    nodes: Sequence[Node],
+    workspace: Workspace,
+    progress: Callable[[Decision], Progress],
+    report: Repair,
+) -> None:
+    assert decision.fingerprint is not None
+    was = _content(folder)
+    with workspace.locks.hold(
+        lock_name(decision.node.stage, decision.fingerprint), decision.node.id
+    ):
+        again = withdraw(folder, found)
+    if again:
+        report.ran += run(nodes, workspace, [decision.node.id], progress).ran
+        if was is not None and _content(folder) != was:
+            report.different.append(decision.node.id)
+
+
+def _folder(decision: Decision, damaged: Mapping[Path, list[Damage]]) -> Path | None:
+    """Return the damaged folder that a node makes."""
+    if decision.fingerprint is None:
+        return None
+    key = (decision.node.stage, decision.fingerprint[:SHORT])
+    return next((f for f in damaged if (f.parent.name, f.name[-SHORT:]) == key), None)
+
+
+def _missing(
+    decision: Decision, decisions: Mapping[str, Decision], damaged: Collection[str]
+) -> str | None:
+    """Return an upstream that would have to be made first."""
+    uses = decision.work.uses.values() if decision.work else ()
+    return next(
+        (up for up in uses if decisions[up].state is not State.FRESH or up in damaged), None
+    )
+
+
+def _content(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder).content
+    except SpoiltManifestError as error:
+        return None if error.found is None else error.found.content

@@ -1,0 +1,173 @@
+"""Finding damage in published artifacts, and making it good.
+
+Every byte of an artifact is covered: the manifest proves itself field by field, names the digest of
+every other file, and the item index names that of each item's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.draft import unpublish
+from ensdistill.pipeline.journal import Record, item_of, numbered_lines
+from ensdistill.pipeline.manifest import (
+    ITEMS,
+    MANIFEST,
+    Artifact,
+    Manifest,
+    SpoiltManifestError,
+    read_manifest,
+)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not what was written.
+
+    Attributes
+    ----------
+    folder : Path
+        The artifact's.
+    file : str
+        The file in it.
+    reason : str
+        What was found.
+    item : str or None
+        The item, such as an image, that is lost with it.
+    field : str or None
+        The field of the manifest.
+    """
+
+    folder: Path
+    file: str
+    reason: str
+    item: str | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        of = f" (item {self.item})" if self.item else f" (field {self.field})" if self.field else ""
+        return f"{self.folder / self.file}{of}: {self.reason}"
+
+
+def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> list[Damage]:
+    """Return all damage of a published artifact.
+
+    Parameters
+    ----------
+    folder : Path
+        Its folder, with a manifest.
+    checked : callable
+        Told the bytes that were read, file by file.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except SpoiltManifestError as error:
+        names = error.spoilt or [""]
+        found = [
+            Damage(folder, MANIFEST, "is not what was written", field=name or None)
+            for name in names
+        ]
+        if error.found is None:
+            return found
+        manifest = error.found
+    else:
+        found = []
+    artifact = Artifact(folder, manifest)
+    found += damaged_files(artifact, checked)
+    return found + list(_damaged_items(artifact, checked))
+
+
+def damaged_files(
+    artifact: Artifact, checked: Callable[[int], None] = lambda _: None
+) -> Iterator[Damage]:
+    """Yield the damage of all files but the manifest and those of the items."""
+    for name, (size, sha256) in artifact.manifest.files.items():
+        reason = _damage(artifact.path / name, size, sha256)
+        checked(size)
+        if reason is None:
+            continue
+        lines = list(_damaged_lines(artifact.path, reason)) if name == ITEMS else []
+        yield from lines or [Damage(artifact.path, name, reason)]
+
+
+def _damaged_lines(folder: Path, reason: str) -> Iterator[Damage]:
+    try:
+        lines = list(numbered_lines(folder / ITEMS))
+    except OSError:
+        return
+    for number, line, record in lines:
+        if record is None:
+            yield Damage(
+                folder, ITEMS, f"line {number} is not what was written", item=item_of(line)
+            )
+
+
+def _damaged_items(artifact: Artifact, checked: Callable[[int], None]) -> Iterator[Damage]:
+    for record in whole_records(artifact):
+        if "file" in record:
+            name, size, sha256 = record["file"]
+            reason = _damage(artifact.path / name, size, sha256)
+            checked(size)
+            if reason is not None:
+                yield Damage(artifact.path, name, reason, item=record["id"])
+
+
+def whole_records(artifact: Artifact) -> list[Record]:
+    """Return the records of an item index that are what was written."""
+    if ITEMS not in artifact.manifest.files:
+        return []
+    try:
+        lines = list(numbered_lines(artifact.path / ITEMS))
+    except OSError:
+        return []
+    return [record for _, _, record in lines if record is not None]
+
+
+def _damage(path: Path, size: int, sha256: str) -> str | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return "is gone"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if len(content) != size:
+        return f"holds {len(content)} bytes, {size} were written"
+    if hashlib.sha256(content).hexdigest() != sha256:
+        return "its bytes are not what was written"
+    return None
+
+
+def withdraw(folder: Path, found: list[Damage]) -> bool:
+    """Take the damaged parts out of an artifact, under its lock.
+
+    Returns
+    -------
+    bool
+        True if it is a draft now and has to be made good by a run; False if only fields that
+        nothing depends on were spoilt: it is published again without them.
+    """
+    manifest = _only_recorded(folder)
+    unpublish(folder, sorted({d.file for d in found} - {MANIFEST, ITEMS}))
+    if manifest is not None and all(d.file == MANIFEST for d in found):
+        atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
+        return False
+    return True
+
+
+def _only_recorded(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except SpoiltManifestError as error:
+        return error.found
+
+
+def by_folder(found: list[Damage]) -> Mapping[Path, list[Damage]]:
+    """Return damage by artifact."""
+    grouped: dict[Path, list[Damage]] = {}
+    for damage in found:
+        grouped.setdefault(damage.folder, []).append(damage)
+    return grouped
