@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         damaged = {f: found for f in folders if (found := damages(f, bar.advance))}
         outcome = None
         if mend and damaged:
-            nodes = build(experiment)
+            nodes = build(experiment, opens=_opened(damaged))
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
             experiment.files.save()
     if as_json:
@@ -64,6 +64,14 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
             click.echo("`ensdistill verify --repair` makes it good")
     if damaged if outcome is None else outcome.left:
         raise click.exceptions.Exit(1)
+
+
+def _opened(damaged: Iterable[Path]) -> list[str]:
+    """Return the stages that cannot be made again without opening ground truth."""
+    found = {folder.parent.name for folder in damaged} & {"student", "evaluation"}
+    if any(folder.name.startswith("oracle-") for folder in damaged):
+        found.add("evaluation")
+    return sorted(found)
 
 
 def _json(

@@ -1,0 +1,167 @@
+"""`ensdistill explain`, `status -v` and dry runs: why, what it would cost, how it was made."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from ensdistill.pipeline import atomic
+
+
+@pytest.fixture
+def made(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
+    world.write()
+    world.call("run")
+    return world
+
+
+def would(world, *arguments):
+    return {row["node"]: row["would"] for row in world.json(*arguments)}
+
+
+def test_a_changed_setting_is_named_with_old_and_new(made):
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    text = made.call("explain", "fusion")
+    assert text.startswith("fusion is stale: recipe.window changed from 5 to 3\n")
+    assert "  recipe.window: 5 -> 3\n" in text
+    assert "compute 5 items" in text
+    assert "to make it: ensdistill fuse" in text
+    found = made.json("explain", "fusion")
+    assert found["changes"] == [{"field": "recipe.window", "old": 5, "new": 3}]
+    assert found["would"]["compute"] == 5
+    assert found["below"] == ["student", "infer[student]@val", "evaluation@val"]
+    assert found["needs"] == {"infer[a]": "fresh", "infer[b]": "fresh", "policy": "fresh"}
+
+
+def test_changed_new_and_gone_images_are_named(made):
+    made.save("teachers/a", "train", "train_000001_000019", np.full((48, 64), 2))
+    for kind in ("images", "teachers/a", "teachers/b"):
+        folder = made.root / kind / "train"
+        (folder / "train_000004_000019.png").rename(folder / "train_000007_000019.png")
+    found = made.json("explain", "infer[a]")
+    assert found["items"] == {
+        "new": ["train_000007_000019"],
+        "gone": ["train_000004_000019"],
+        "changed": {"train_000001_000019": ["prediction"]},
+    }
+    assert (found["would"]["compute"], found["would"]["reuse"]) == (1, 4)
+    text = made.call("explain", "infer[a]")
+    assert "1 items are new: train_000007_000019" in text
+    assert "1 items changed: train_000001_000019 (prediction)" in text
+    assert made.json("explain", "infer[b]")["would"] | {"bytes": 0} == {
+        "compute": 0,
+        "reuse": 5,
+        "bytes": 0,
+        "at_most": False,
+    }
+    report = made.json("infer-teacher")
+    assert [(r["written"], r["reused"]) for r in report["ran"]] == [(1, 4), (0, 5)]
+
+
+def test_a_fresh_node_says_how_it_was_made(made):
+    text = made.call("explain", "fusion")
+    assert text.startswith("fusion is fresh\n")
+    assert "command: " in text
+
+
+def test_an_unknown_node_is_refused_with_the_nearest(made):
+    assert "did you mean 'infer[a]'?" in made.refuse("explain", "infer[aa]")
+    assert made.refuse("explain", "infr[b]").endswith("did you mean 'infer[b]'?")
+
+
+def test_a_dry_run_tells_what_is_computed_taken_over_and_written(made):
+    image = np.zeros((48, 64, 3))
+    made.save("images", "train", "train_000009_000019", image)
+    for teacher in "ab":
+        made.save(f"teachers/{teacher}", "train", "train_000009_000019", image[..., 0])
+    found = would(made, "run", "--dry-run")
+    assert found["infer[a]@val"] is None
+    assert found["infer[a]"]["compute"] == 1
+    assert found["infer[a]"]["reuse"] == 5
+    assert found["infer[a]"]["bytes"] > 0
+    assert found["fusion"]["at_most"]
+    assert found["student"] == {"compute": 0, "reuse": 0, "at_most": True} | {
+        "bytes": found["student"]["bytes"]
+    }
+    text = made.call("run", "--dry-run")
+    assert re.search(r"\ninfer\[a\] +stale +1 +5 +~\S+ [kM]?B ", text)
+    assert re.search(r"would compute at most \d+ items, take 10 from other artifacts", text)
+    made.call("run")
+    assert set(would(made, "run", "--dry-run").values()) == {None}
+
+
+def test_an_estimate_before_anything_was_made_is_of_the_right_size(world):
+    found = would(world, "infer-teacher", "--dry-run")
+    world.call("infer-teacher")
+    for node in ("infer[a]", "infer[b]"):
+        size = world.artifact(node).manifest.disk_bytes
+        assert size / 3 < found[node]["bytes"] < size * 3
+
+
+def test_a_dry_run_writes_nothing_but_the_cache_of_digests(world):
+    for command in ("run", "infer-teacher", "select-policy", "fuse", "train-student", "evaluate"):
+        world.call(command, "--dry-run")
+    assert {p.name for p in (world.root / "work").iterdir()} == {"files.json"}
+
+
+def test_status_v_prints_how_each_was_made(made):
+    text = made.call("status", "-v")
+    manifest = made.artifact("student").manifest
+    for said in (f"finished {manifest.finished}", "peak memory", "python: 3.", "torch 2."):
+        assert said in text
+    rows = {row["node"]: row["made"] for row in made.json("status", "-v")}
+    about = rows["student"]["provenance"]
+    assert set(about) == {
+        "command",
+        "git",
+        "host",
+        "platform",
+        "python",
+        "packages",
+        "peak_memory",
+    }
+    assert about["peak_memory"] > 10**7
+    assert rows["student"]["seconds"] > 0
+    assert "made" not in made.json("status")[0]
+
+
+def test_the_state_of_the_users_repository_is_recorded(world, tmp_path):
+    import subprocess
+
+    def git(*arguments):
+        me = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        done = subprocess.run(
+            ["git", *me, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", "experiment.yaml")
+    git("commit", "-qm", "x")
+    world.call("infer-teacher", "a")
+    commit = git("rev-parse", "HEAD")
+    assert world.artifact("infer[a]").manifest.provenance["git"] == {
+        "commit": commit,
+        "changed": False,
+    }
+    world.settings["fusion"]["window"] = 3
+    world.write()
+    world.call("infer-teacher", "b")
+    assert world.artifact("infer[b]").manifest.provenance["git"]["changed"]
+    assert f"git: {commit} and changed files" in world.call("status", "-v")
+
+
+def test_a_finished_workspace_may_be_read_only(made, monkeypatch):
+    before = json.loads((made.root / "work" / "results.json").read_text())
+
+    def refuse(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(atomic, "write_bytes", refuse)
+    assert "nothing to do" in made.call("run")
+    assert made.json("run") == before
+    made.call("status", "--check")
+    made.call("verify")

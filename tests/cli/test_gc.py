@@ -1,0 +1,123 @@
+"""`ensdistill gc`: what stays, what goes, and that nothing goes unasked."""
+
+import pytest
+from worlds import TINY
+
+
+def garbage(world, *more):
+    return {row["node"] or row["kind"] for row in world.json("gc", *more) if row["reason"] is None}
+
+
+@pytest.fixture
+def made(world):
+    """A world in which all but the evaluation was made, with a policy by hand."""
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
+    world.write()
+    world.call("run", "--no-evaluate")
+    return world
+
+
+def test_what_the_experiment_makes_stays(made):
+    assert garbage(made) == set()
+    assert "nothing reaches 0 of 5 folders" in made.call("gc")
+    made.call("gc", "--delete")
+    assert made.call("run", "--no-evaluate").startswith("nothing to do")
+
+
+def test_what_a_changed_setting_left_behind_goes_when_asked(made):
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    made.call("run", "--no-evaluate")
+    assert garbage(made) == {"fusion", "student"}
+    text = made.call("gc")
+    assert "nothing reaches 2 of 7 folders" in text
+    assert "nothing was deleted" in text
+    assert len(made.artifacts()) == 7
+    assert garbage(made, "--keep-last", "2") == set()
+    rows = made.json("gc", "--delete")
+    assert [r["node"] for r in rows if r["deleted"]] == ["fusion", "student"]
+    assert all(r["bytes"] > 0 for r in rows)
+    assert len(made.artifacts()) == 5
+    assert made.call("run", "--no-evaluate").startswith("nothing to do")
+
+
+def test_what_lends_its_images_to_the_next_run_stays(made):
+    made.save("images", "train", "train_000009_000019", made_image(made))
+    for teacher in "ab":
+        label = made_image(made)[..., 0] + (teacher == "a")
+        made.save(f"teachers/{teacher}", "train", "train_000009_000019", label)
+    assert garbage(made) == set()
+    made.call("gc", "--delete")
+    report = made.json("infer-teacher")
+    assert [(r["written"], r["reused"]) for r in report["ran"]] == [(1, 5), (1, 5)]
+    assert garbage(made) == {"infer[a]", "infer[b]"}
+
+
+def made_image(world):
+    import numpy as np
+
+    return np.full((48, 64, 3), 2, np.uint8)
+
+
+def test_what_may_turn_out_to_be_fresh_stays(world):
+    world.call("run", "--no-evaluate")
+    world.add_teacher("c", lambda label: label)
+    assert world.states()["fusion"] == "waiting"
+    assert garbage(world) <= {"policy"}
+    world.call("gc", "--delete")
+    assert {"fusion", "student"} <= {a.manifest.node for a in world.artifacts()}
+
+
+def test_a_student_that_teaches_stays(made):
+    student = made.artifact("student").path
+    made.settings["teachers"].append({"name": "s", "network": {"student": str(student)}})
+    made.settings["student"] = TINY | {"lr": 0.02}
+    made.write()
+    made.call("run", "--no-evaluate")
+    assert garbage(made) == set()
+    made.call("gc", "--delete")
+    assert student.exists()
+
+
+def test_every_experiment_given_keeps_what_it_makes(made):
+    first = made.file.read_text()
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    made.call("run", "--no-evaluate")
+    other = made.root / "other.yaml"
+    other.write_text(first)
+    assert garbage(made, "-c", str(other)) == set()
+    assert garbage(made) == {"fusion", "student"}
+
+
+def test_experiments_of_two_workspaces_are_refused(made):
+    other = made.root / "other.yaml"
+    other.write_text(made.file.read_text().replace("workspace: work", "workspace: elsewhere"))
+    assert "different workspaces" in made.refuse("gc", "-c", str(other))
+
+
+def test_drafts_and_corrupt_artifacts_that_nothing_reaches_go(made):
+    draft = made.root / "work" / "fusion" / "old-0123456789ab"
+    draft.mkdir()
+    (draft / "journal-1.jsonl").write_bytes(b"x" * 100)
+    corrupt = made.root / "work" / "fusion" / "old-ba9876543210"
+    corrupt.mkdir()
+    (corrupt / "manifest.json").write_bytes(b"{")
+    found = {r["kind"]: r for r in made.json("gc") if r["reason"] is None}
+    assert found["draft"]["bytes"] == 100
+    assert set(found) == {"draft", "corrupt"}
+    made.call("gc", "--delete")
+    assert not draft.exists()
+    assert not corrupt.exists()
+
+
+def test_a_draft_that_the_experiment_fills_stays(made):
+    folder = made.artifact("fusion").path
+    (folder / "manifest.json").unlink()
+    assert made.states()["fusion"] == "partial"
+    assert garbage(made) == set()
+
+
+def test_an_artifact_of_the_experiment_stays_when_it_is_corrupt(made):
+    (made.artifact("fusion").path / "manifest.json").write_bytes(b"{")
+    assert garbage(made) == set()

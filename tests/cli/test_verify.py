@@ -1,0 +1,184 @@
+"""`ensdistill verify`, on artifacts of every stage."""
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+from worlds import World, files_of
+
+from ensdistill.data.pictures import Decoder
+from ensdistill.pipeline.verify import damages
+from ensdistill.stages.experiment import load
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A world in which everything was made."""
+    world = World(tmp_path_factory.mktemp("made"))
+    world.call("run")
+    return world
+
+
+@pytest.fixture
+def world(made, tmp_path):
+    """A copy of it."""
+    root = tmp_path / "copy"
+    shutil.copytree(made.root, root)
+    copy = World.__new__(World)
+    copy.__dict__ |= vars(made) | {"root": root, "file": root / "experiment.yaml"}
+    copy.settings = made.settings
+    copy.call("run")  # makes nothing, but the ground truth in its new place is known
+    return copy
+
+
+def flip(path, position=None, rng=random):
+    content = bytearray(path.read_bytes())
+    position = rng.randrange(len(content)) if position is None else position
+    content[position] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def files(world):
+    return [f for a in world.artifacts() for f in sorted(a.path.rglob("*")) if f.is_file()]
+
+
+def test_undamaged_is_said_to_be_so(world):
+    assert "no damage in any of 17 artifacts" in world.call("verify")
+    assert world.json("verify")["damages"] == []
+
+
+def test_two_hundred_flipped_bits_are_all_found_and_named(world):
+    rng = random.Random(0)
+    everything = files(world)
+    workspace = load(world.file).workspace
+    for _ in range(200):
+        path = rng.choice(everything)
+        folder = next(f for f in workspace.folders() if path.is_relative_to(f))
+        before = path.read_bytes()
+        flip(path, rng=rng)
+        found = damages(folder)
+        name = path.relative_to(folder).as_posix()
+        assert {d.file for d in found} == {name}
+        if name == "manifest.json":
+            assert all(d.field for d in found)
+        elif name.startswith("labels.zarr/c."):
+            k = int(name.split(".")[2])
+            assert found[0].item.endswith(f"_{k:06}_000019")
+        elif name == "items.jsonl":
+            assert all("line" in d.reason for d in found)
+        path.write_bytes(before)
+    assert "no damage" in world.call("verify")
+
+
+def test_the_command_names_file_and_image_and_exits_with_1(world):
+    chunk = world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0"
+    flip(chunk)
+    text = world.call("verify", expect=1)
+    assert f"{chunk} (item train_000003_000019): its bytes are not what was written" in text
+    assert "1 damages in 1 of 17 artifacts" in text
+    assert "`ensdistill verify --repair` makes it good" in text
+
+
+def test_a_damaged_image_alone_is_computed_again(world):
+    before = files_of(world.artifact("infer[a]").path)
+    flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+    found = world.json("verify", "--repair")["repair"]
+    assert [(r["node"], r["written"], r["total"]) for r in found["ran"]] == [("infer[a]", 1, 5)]
+    assert found["different"] == []
+    assert found["left"] == {}
+    after = files_of(world.artifact("infer[a]").path)
+    assert {**after, "manifest.json": b""} == {**before, "manifest.json": b""}
+    assert "nothing to do" in world.call("run")
+    assert "no damage" in world.call("verify")
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["infer[a]", "probe[a]", "certainty[a]", "policy", "fusion", "student", "evaluation@val"],
+)
+def test_every_damaged_file_of_every_stage_is_made_good(world, node):
+    folder = world.artifact(node).path
+    before = files_of(folder)
+    for name in before:
+        flip(folder / name)
+        world.call("verify", expect=1)
+        assert "all damage is made good" in world.call("verify", "--repair")
+        after = files_of(folder)
+        assert {**after, "manifest.json": b""} == {**before, "manifest.json": b""}
+    assert set(world.states().values()) == {"fresh"}
+
+
+def test_damage_everywhere_is_made_good_at_once(world):
+    before = {a.manifest.node: a.manifest.content for a in world.artifacts()}
+    for path in files(world):
+        flip(path)
+    world.call("verify", expect=1)
+    world.call("verify", "--repair")
+    assert {a.manifest.node: a.manifest.content for a in world.artifacts()} == before
+    assert set(world.states().values()) == {"fresh"}
+
+
+def test_no_later_stage_reads_damage_in_silence(world):
+    shutil.rmtree(world.root / "work" / "student")
+    folder = world.artifact("fusion").path
+    for name, content in files_of(folder).items():
+        flip(folder / name)
+        text = world.refuse("train-student")
+        assert "CorruptError" in text or "NotReadyError" in text, text
+        assert "verify --repair" in text
+        assert not list(world.root.glob("work/student/*/manifest.json"))
+        (folder / name).write_bytes(content)
+    world.call("train-student")
+
+
+def test_a_damaged_student_does_not_teach(world):
+    student = world.artifact("student").path
+    world.settings = {**world.settings, "workspace": "other"}
+    world.settings["teachers"] = [
+        *world.settings["teachers"],
+        {"name": "s", "network": {"student": str(student)}},
+    ]
+    world.write()
+    flip(student / "model.safetensors")
+    assert "is not what was written" in world.refuse("infer-teacher", "s")
+
+
+def test_what_comes_out_different_makes_what_is_below_stale(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
+    world.write()
+    world.call("run", "--no-evaluate")
+    flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+    read = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda *a: np.where(read(*a) == 0, 2, read(*a)))
+    found = world.json("verify", "--repair")["repair"]
+    assert found["different"] == ["infer[a]"]
+    monkeypatch.undo()
+    states = {d["node"]: d for d in world.json("status")}
+    assert states["infer[a]"]["state"] == "fresh"
+    assert states["fusion"]["state"] == "stale"
+    assert states["student"]["state"] == "fresh"  # until fusion comes out different too
+    assert states["fusion"]["reason"] == "teacher00 was made again and came out different"
+    report = world.json("run", "--no-evaluate")
+    assert [(r["node"], r["written"]) for r in report["ran"]] == [("fusion", 1), ("student", 0)]
+    assert "nothing to do" in world.call("run", "--no-evaluate")
+
+
+def test_what_the_experiment_does_not_make_is_left_with_the_reason(world):
+    old = world.artifact("fusion").path
+    world.settings = {**world.settings, "fusion": {"window": 3}}
+    world.write()
+    flip(old / "labels.zarr" / "c.0.0.0")
+    text = world.call("verify", "--repair", expect=1)
+    assert f"{old}: left as it is (this experiment does not make it" in text
+    assert files_of(old)["manifest.json"]
+
+
+def test_what_lacks_its_upstream_is_left_as_it_is(world):
+    folder = world.artifact("fusion").path
+    flip(folder / "labels.zarr" / "c.0.0.0")
+    shutil.rmtree(world.artifact("infer[a]").path)
+    text = world.call("verify", "--repair", expect=1)
+    assert "fusion is made from infer[a], which is missing" in text
+    assert (folder / "manifest.json").exists()
