@@ -128,7 +128,7 @@ def planned(
     known = [c for c in costs.values() if c is not None]
     click.echo(
         f"would compute {'at most ' if any(c.at_most for c in known) else ''}"
-        f"{sum(c.compute for c in known)} items, take {sum(c.reuse for c in known)} from other "
+        f"{sum(c.compute for c in known)} images, take {sum(c.reuse for c in known)} from other "
         f"artifacts and write about {size(sum(c.bytes or 0 for c in known))}"
     )
     open_ends = [n for n, c in costs.items() if c is not None and c.bytes is None]
@@ -188,13 +188,13 @@ def explanation(
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):
             if ids:
-                click.echo(f"  {len(ids)} items are {what}: {_some(ids)}")
+                click.echo(f"  {len(ids)} images are {what}: {_some(ids)}")
         if images.changed:
             named = [f"{i} ({', '.join(names)})" for i, names in images.changed.items()]
-            click.echo(f"  {len(named)} items changed: {_some(named)}")
+            click.echo(f"  {len(named)} images changed: {_some(named)}")
     if cost is not None:
         compute, reuse, disk = _cost(d, cost)
-        items = f"compute {compute} items, take {reuse or 0} from other artifacts and " * bool(
+        items = f"compute {compute} images, take {reuse or 0} from other artifacts and " * bool(
             d.total
         )
         click.echo(f"a run would {items}write {disk}, then look at what is below")
@@ -217,7 +217,7 @@ def _some(names: Sequence[str]) -> str:
 def repaired(outcome: Repair) -> None:
     """Print what a repair did."""
     for r in outcome.ran:
-        items = f"{r.written} of {r.total} items computed again" if r.total else "made again"
+        items = f"{r.written} of {r.total} images computed again" if r.total else "made again"
         click.echo(f"{r.node}: {items}, {r.seconds:.1f} s")
     for node_id in outcome.different:
         click.echo(f"{node_id} came out different from before: what is below it is stale now")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
 from ensdistill.pipeline.manifest import Artifact
@@ -13,6 +13,9 @@ from ensdistill.pipeline.node import Node, WaitingError, Work
 from ensdistill.pipeline.workspace import SHORT, Snapshot
 
 T = TypeVar("T")
+
+_COUNT: Final = "recipe.items.count"
+_LIST: Final = "recipe.items.sha256"
 
 
 class State(StrEnum):
@@ -182,10 +185,15 @@ def _decide(
         return Decision(node, State.PARTIAL, reason, changes, done, total, work, name)
     if previous is None:
         return Decision(node, State.MISSING, "never made", (), 0, total, work, name)
-    reason = "; ".join(describe(change) for change in changes[:3])
-    if len(changes) > 3:
-        reason += f"; and {len(changes) - 3} more"
-    return Decision(node, State.STALE, reason, changes, 0, total, work, name)
+    return Decision(node, State.STALE, _reason(changes), changes, 0, total, work, name)
+
+
+def _reason(changes: Sequence[Change]) -> str:
+    fields = [change.field for change in changes]
+    # another number of items is another list of items: one clause is enough
+    told = [c for c in changes if c.field != _LIST or _COUNT not in fields]
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return "; ".join(describe(change) for change in told[:3]) + more
 
 
 def other_content(

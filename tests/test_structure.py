@@ -77,6 +77,7 @@ def test_package_inits_are_light():
 
 
 def test_status_imports_nothing_heavy(world, python):
+    world.call("run")
     code = """
 import sys
 from click.testing import CliRunner

@@ -27,7 +27,7 @@ def test_a_changed_setting_is_named_with_old_and_new(made):
     text = made.call("explain", "fusion")
     assert text.startswith("fusion is stale: recipe.window changed from 5 to 3\n")
     assert "  recipe.window: 5 -> 3\n" in text
-    assert "compute 5 items" in text
+    assert "compute 5 images" in text
     assert "to make it: ensdistill fuse" in text
     found = made.json("explain", "fusion")
     assert found["changes"] == [{"field": "recipe.window", "old": 5, "new": 3}]
@@ -49,8 +49,8 @@ def test_changed_new_and_gone_images_are_named(made):
     }
     assert (found["would"]["compute"], found["would"]["reuse"]) == (1, 4)
     text = made.call("explain", "infer[a]")
-    assert "1 items are new: train_000007_000019" in text
-    assert "1 items changed: train_000001_000019 (prediction)" in text
+    assert "1 images are new: train_000007_000019" in text
+    assert "1 images changed: train_000001_000019 (prediction)" in text
     assert made.json("explain", "infer[b]")["would"] | {"bytes": 0} == {
         "compute": 0,
         "reuse": 5,
@@ -88,7 +88,7 @@ def test_a_dry_run_tells_what_is_computed_taken_over_and_written(made):
     }
     text = made.call("run", "--dry-run")
     assert re.search(r"\ninfer\[a\] +stale +1 +5 +~\S+ [kM]?B ", text)
-    assert re.search(r"would compute at most \d+ items, take 10 from other artifacts", text)
+    assert re.search(r"would compute at most \d+ images, take 10 from other artifacts", text)
     made.call("run")
     assert set(would(made, "run", "--dry-run").values()) == {None}
 
