@@ -18,6 +18,7 @@ from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Manifest
 
 JOURNALS: Final = "journal-*.jsonl"
 _PASSING: Final = (JOURNALS, "draft-*")  # goes when the draft is published
+_INPUTS: Final = "draft-inputs.json"
 _HALF_WRITTEN: Final = "*.partial"
 
 
@@ -93,6 +94,19 @@ class Draft:
             for path in sorted(self.path.glob(pattern)):
                 with suppress(FileNotFoundError):  # published meanwhile by another process
                     yield from read_journal(path)
+
+    def bind(self, made_from: Mapping[str, str]) -> None:
+        """Forget what was begun from other content: a checkpoint does not say what it has seen.
+
+        Parameters
+        ----------
+        made_from : mapping
+            Role to the content digest of each upstream artifact.
+        """
+        file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
+        if not file.exists() or file.read_bytes() != content:
+            discard(self.path)
+            atomic.write_bytes(file, content)
 
     def records(self) -> dict[str, Record]:
         """Return the finished items by id."""

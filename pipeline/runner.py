@@ -184,6 +184,8 @@ class _Making:
             contents = {item.id: item.content for item in self.work.items}
             draft = self.workspace.draft(self.node.stage, self.node.name, self.name, keys, contents)
             try:
+                if not keys:
+                    draft.bind({role: a.manifest.content for role, a in self.inputs.items()})
                 return self._fill(draft, claim, part, begin)
             finally:
                 draft.close()

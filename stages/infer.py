@@ -47,6 +47,8 @@ def run_network(job: Job) -> dict[str, Any]:
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
+    if not maps.missing:
+        return _summary(job)
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
     network = load_network(folder, job.work.recipe, local)
     job.ran_on.update(platform_facts(network.device))

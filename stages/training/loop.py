@@ -8,6 +8,8 @@ same number of threads).
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import json
 import math
 import pickle
@@ -78,6 +80,8 @@ def train(job: Job) -> dict[str, Any]:
     steps = recipe["steps"]
     samples = Samples(local, labels, recipe, preprocessing.mean_pixel())
     start = state.load()
+    if start == 0 and (job.draft.path / CHECKPOINT).exists():
+        job.progress.message(f"{job.node.id}: its checkpoint is damaged; beginning anew")
     if initialised is not None:
         job.progress.message(f"{job.node.id}: {initialised['loaded']} tensors of {local.init}")
     job.progress.start(steps, start, "steps")
@@ -132,6 +136,19 @@ def train(job: Job) -> dict[str, Any]:
     return result
 
 
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint; None if there is none or it is not what was written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    sha256, content = content[:64], content[64:]
+    if hashlib.sha256(content).hexdigest().encode() != sha256:
+        return None
+    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return found
+
+
 class _State:
     """All that a checkpoint holds: weights, optimizer, loss state, metrics and the best weights."""
 
@@ -152,10 +169,9 @@ class _State:
 
     def load(self) -> int:
         """Restore the last checkpoint and return the number of steps done, 0 without one."""
-        path = self._folder / CHECKPOINT
-        if not path.exists():
+        found = read_checkpoint(self._folder / CHECKPOINT)
+        if found is None:
             return 0
-        found = torch.load(path, map_location="cpu", weights_only=True)
         self._network.load_state_dict(found["network"])
         self._optimizer.load_state_dict(found["optimizer"])
         self._loss_of.absence.copy_(found["absence"])
@@ -166,8 +182,7 @@ class _State:
 
     def save(self, step: int) -> None:
         """Replace the checkpoint in one step."""
-        path = self._folder / CHECKPOINT
-        temporary = path.with_suffix(".partial")
+        buffer = io.BytesIO()
         torch.save(
             {
                 "step": step,
@@ -178,15 +193,18 @@ class _State:
                 "losses": self.losses,
                 "best_weights": self.best_weights,
             },
-            temporary,
+            buffer,
         )
-        temporary.replace(path)
+        content = buffer.getvalue()
+        # torch does not notice a flipped bit in a tensor
+        sha256 = hashlib.sha256(content).hexdigest().encode()
+        atomic.write_bytes(self._folder / CHECKPOINT, sha256 + content)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a record to the metrics file, rewritten whole so that a resume leaves no doubles."""
         self.metrics.append(record)
         text = "".join(json.dumps(m) + "\n" for m in self.metrics)
-        atomic.write_bytes(self._folder / METRICS, text.encode())
+        atomic.write_bytes(self._folder / METRICS, text.encode(), sync=False)
 
     def watched(self, step: int, miou: float) -> None:
         """Log a watched mIoU and keep the weights if it is the best so far."""

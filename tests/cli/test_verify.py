@@ -182,3 +182,35 @@ def test_what_lacks_its_upstream_is_left_as_it_is(world):
     text = world.call("verify", "--repair", expect=1)
     assert "fusion is made from infer[a], which is missing" in text
     assert (folder / "manifest.json").exists()
+
+
+def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
+    world.settings["runtime"]["checkpoint_every"] = 1
+    world.write()
+    world.call("fuse", "--upstream")
+    from ensdistill.stages.training import loop
+
+    steps, mix = [], loop._mix
+
+    def stop(seed, step):
+        steps.append(step)
+        if step == 4:
+            raise KeyboardInterrupt
+        return mix(seed, step)
+
+    monkeypatch.setattr(loop, "_mix", stop)
+    world.call("train-student", expect=1)
+    read = Decoder.read
+    with monkeypatch.context() as other:
+        flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+        other.setattr(Decoder, "read", lambda *a: np.where(read(*a) == 0, 2, read(*a)))
+        world.call("verify", "--repair")
+        world.call("fuse")
+    monkeypatch.setattr(loop, "_mix", mix)
+    seen = []
+    monkeypatch.setattr(loop, "_mix", lambda seed, step: seen.append(step) or mix(seed, step))
+    world.call("train-student")
+    assert steps == [0, 1, 2, 3, 4]
+    assert seen == [0, 1, 2, 3, 4, 5]

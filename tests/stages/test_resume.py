@@ -152,11 +152,10 @@ def test_killed_training_ends_in_the_same_student(large):
 
 
 def checkpoint_step(path):
-    import torch
+    from ensdistill.stages.training.loop import read_checkpoint
 
-    with contextlib.suppress(OSError, RuntimeError):
-        return torch.load(path, weights_only=True)["step"]
-    return 0
+    found = read_checkpoint(path)
+    return 0 if found is None else found["step"]
 
 
 def test_a_second_process_is_refused_by_name(large):
@@ -189,3 +188,21 @@ def test_interrupt_ends_with_130_and_keeps_what_is_done(large):
     assert b"finished work is kept" in process.stderr.read()
     process.stderr.close()
     assert large.states()["student"] == "partial"
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "empty"])
+def test_a_damaged_checkpoint_is_noticed_and_costs_time_alone(large, spoil):
+    expected = fresh_start(large, "student")
+    process = start(large, "train-student", "--upstream")
+    kill_when(
+        process,
+        lambda: (folder := draft(large, "student")) and (folder / "draft-checkpoint.pt").exists(),
+    )
+    path = draft(large, "student") / "draft-checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[spoil])
+    large.call("train-student")
+    found = files_of(large.artifact("student").path)
+    found.pop("manifest.json")
+    assert found == expected
