@@ -190,6 +190,9 @@ def _check_network(experiment: Experiment, teacher: Teacher) -> None:
     assert teacher.network is not None
     folder = experiment.folder(teacher.network.folder)
     where = f"teachers[{teacher.name}].network.{teacher.network.kind}"
+    if teacher.network.kind == "factory":
+        _require_module(folder, teacher.network.factory or "", where)
+        return
     found = network_classes(folder, teacher.network.kind, where)
     table = experiment.teacher_table(teacher)
     count = found if isinstance(found, int) else len(found)
@@ -209,6 +212,13 @@ def _check_network(experiment: Experiment, teacher: Teacher) -> None:
                 f"{where}: class {i} is {own!r} in {folder} and {declared!r} in class table "
                 f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
             )
+
+
+def _require_module(root: Path, function: str, where: str) -> None:
+    """Refuse a function whose module is not there; whether it works shows when it runs."""
+    module = root / function.split(":")[0].replace(".", "/")
+    if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
+        raise DataError(f"{where}: {function} is in no module below {root}")
 
 
 def _plain(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from ensdistill.data.images import Picture
 from ensdistill.pipeline.config import Section, read_model, read_yaml
 from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
 from ensdistill.pipeline.files import FileCache
+from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.pipeline.workspace import Workspace
 
 Positive = Annotated[int, Field(gt=0)]
@@ -32,6 +33,7 @@ TRAIN = "train"
 MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
 RESERVED = ("majority", "channel", "channel-oracle", "student")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -92,27 +94,50 @@ class Preprocess(Section):
 
 
 class Network(Section):
-    """A frozen network: a folder of transformers, or of a student trained here."""
+    """A frozen network: a folder of transformers, that of a student trained here, or a function.
+
+    `factory` names a function of modules below `root`; it gets `kwargs`, and the paths of `files`,
+    and returns a `torch.nn.Module` that turns images into logits. Its code and its files are part
+    of the teacher's key.
+    """
 
     hf: str | None = None
     student: str | None = None
+    factory: str | None = None
+    root: str | None = None
+    kwargs: Mapping[str, Any] = {}
+    files: Mapping[str, str] = {}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Network:
-        given = [k for k in ("hf", "student") if getattr(self, k) is not None]
+        given = [k for k in ("hf", "student", "factory") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected one of hf and student, found {given or 'none'}")
+            raise ValueError(f"expected one of hf, student and factory, found {given or 'none'}")
+        if self.factory is not None and not _FUNCTION.fullmatch(self.factory):
+            raise ValueError(f"factory is {self.factory!r}; expected package.module:function")
+        if (self.factory is None) != (self.root is None):
+            raise ValueError("`factory` and `root`, the folder its modules are in, go together")
+        if self.factory is None and (self.kwargs or self.files):
+            raise ValueError("`kwargs` and `files` go with `factory`")
+        try:
+            canonical_json(dict(self.kwargs))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"kwargs: {error}; expected what JSON can say") from None
+        if twice := set(self.kwargs) & set(self.files):
+            raise ValueError(f"{min(twice)!r} is in both `kwargs` and `files`")
         return self
 
     @property
-    def kind(self) -> Literal["hf", "student"]:
-        """Which of the two it is."""
+    def kind(self) -> Literal["hf", "student", "factory"]:
+        """Which of the three it is."""
+        if self.factory is not None:
+            return "factory"
         return "hf" if self.hf is not None else "student"
 
     @property
     def folder(self) -> str:
         """The folder, as written in the file."""
-        return self.hf or self.student or ""
+        return self.hf or self.student or self.root or ""
 
 
 class Teacher(Section):
@@ -144,6 +169,11 @@ class Teacher(Section):
             raise ValueError("expected one of labels and network")
         if self.network is not None and "ids" in self.model_fields_set:
             raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
+        if self.network is not None and self.network.factory and self.trust != "code":
+            raise ValueError(
+                f"{self.network.factory} is code that would run here with your rights; if you "
+                "trust it, say `trust: code` on this teacher"
+            )
         if self.labels is not None and "preprocess" in self.model_fields_set:
             raise ValueError("`preprocess` is for networks")
         return self
@@ -349,7 +379,8 @@ class Experiment:
     def named_paths(self) -> list[Path]:
         """Return the networks and weights that the file names: they may lie in a workspace."""
         config = self.config
-        texts = [t.network.folder for t in config.teachers if t.network is not None]
+        networks = [t.network for t in config.teachers if t.network is not None]
+        texts = [n.folder for n in networks] + [f for n in networks for f in n.files.values()]
         texts += [s.network.hf for s in (config.probe, config.student) if s.network.hf is not None]
         texts += [config.student.init] if config.student.init is not None else []
         return [self.folder(text) for text in texts]

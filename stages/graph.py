@@ -24,7 +24,7 @@ from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
-from ensdistill.stages.experiment import TRAIN, Experiment, Student, Teacher, Training
+from ensdistill.stages.experiment import TRAIN, Experiment, Network, Student, Teacher, Training
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
@@ -40,6 +40,25 @@ VERSIONS: Mapping[str, int] = {
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
 _BYTES_PER_PIXEL = 0.03
 _BYTES_PER_RECORD = 700
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A function that returns a network.
+
+    Attributes
+    ----------
+    root : Path
+        The folder that its modules are imported from.
+    function : str
+        ``"package.module:function"``.
+    kwargs : mapping
+        Its arguments; files by their absolute paths.
+    """
+
+    root: Path
+    function: str
+    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,8 @@ class Local:
         Image id to the path of its PNG, for a teacher given by its predictions.
     network, init : Path or None
         Folder of a network; file of initial weights.
+    factory : Factory or None
+        What makes the network, where its own code does.
     to_target : mapping
         Teacher's id (or raw value of a PNG) to train id or 255.
     device, workers, threads, checkpoint_every
@@ -79,6 +100,7 @@ class Local:
     predictions: Mapping[str, str] = field(default_factory=dict)
     network: Path | None = None
     init: Path | None = None
+    factory: Factory | None = None
     to_target: Mapping[int, int] = field(default_factory=dict)
     palette: bool = False
     watch: tuple[Picture, ...] = ()
@@ -170,16 +192,25 @@ class _Graph:
                 )
             assert teacher.network is not None
             folder = exp.folder(teacher.network.folder)
+            where = f"teachers[{teacher.name}].network"
+            factory = None
+            if teacher.network.factory is not None:
+                factory = self.factory(teacher.network)
+                network = self.factory_files(teacher.network, where)
+            else:
+                network = self.network_files(folder, where)
             recipe |= {
                 "source": teacher.network.kind,
-                "network": self.network_files(folder, f"teachers[{teacher.name}].network"),
+                "network": network,
                 "teacher_classes": list(table.classes),
                 "preprocess": _settings(teacher.preprocess),
             }
             return Work(
                 recipe,
                 items=items,
-                local=self.local(split, upstream, network=folder, to_target=to_target),
+                local=self.local(
+                    split, upstream, network=folder, factory=factory, to_target=to_target
+                ),
                 runtime=self.runtime() | {"folder": str(folder)},
                 item_bytes=self.label_bytes(split),
             )
@@ -596,6 +627,30 @@ class _Graph:
                         "run `ensdistill verify --repair` where it was made"
                     )
         return digests
+
+    def factory(self, network: Network) -> Factory:
+        """Return the function that makes a network, with absolute paths."""
+        paths = {key: str(self.experiment.folder(text)) for key, text in network.files.items()}
+        root = self.experiment.folder(network.folder).resolve()
+        return Factory(root, network.factory or "", {**network.kwargs, **paths})
+
+    def factory_files(self, network: Network, where: str) -> dict[str, Json]:
+        """Return what a factory's network is made from: its function, code, arguments and files."""
+        root = self.experiment.folder(network.folder)
+        if not root.is_dir():
+            raise DataError(f"{where}.root: {root} is no folder")
+        files = {key: self.experiment.folder(text) for key, text in network.files.items()}
+        gone = [f"{key}: {path}" for key, path in files.items() if not path.is_file()]
+        if gone:
+            raise DataError(f"{where}.files.{gone[0]} is no file")
+        digest_of = self.experiment.files.digest
+        code = sorted(p for p in root.rglob("*.py") if "__pycache__" not in p.parts)
+        return {
+            "factory": network.factory,
+            "kwargs": dict(network.kwargs),
+            "files": {key: digest_of(path) for key, path in files.items()},
+            "code": {p.relative_to(root).as_posix(): digest_of(p) for p in code},
+        }
 
 
 def _at(split: str) -> str:

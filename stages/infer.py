@@ -6,17 +6,21 @@ no scale is.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.pictures import Decoder, read_image
-from ensdistill.pipeline.errors import DataError
+from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
 from ensdistill.stages.parallel import for_each
+
+if TYPE_CHECKING:
+    from ensdistill.stages.networks.factory import FactoryNetwork
+    from ensdistill.stages.networks.frozen import FrozenNetwork
 
 
 def run_labels(job: Job) -> dict[str, Any]:
@@ -39,35 +43,41 @@ def run_network(job: Job) -> dict[str, Any]:
 
     Single images, since logits differ in their last bits between batch sizes.
     """
-    import torch
-
-    from ensdistill.stages.functional.unify import unify
-    from ensdistill.stages.networks.frozen import load_network, platform_facts
-
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
     if not maps.missing:
         return _summary(job)
-    folder = job.inputs["network"].path if "network" in job.inputs else local.network
-    network = load_network(folder, job.work.recipe, local)
-    job.ran_on.update(platform_facts(network.device))
     to_target = np.full(256, IGNORE_INDEX, np.uint8)
     for own, goal in local.to_target.items():
         to_target[own] = goal
     images = {p.id: p.image for p in local.pictures}
-    for image_id in maps.missing:
-        file = images[image_id]
-        image = read_image(file, local.digests[str(file)])
-        height, width, _ = image.shape
-        labels, sure = unify(
-            network.logits(image), (height, width), align_corners=network.align_corners
-        )
-        if torch.isnan(sure).any():
-            raise DataError(f"{job.node.id}: the network's output for {image_id} is not a number")
-        maps.write(image_id, to_target[labels.cpu().numpy()])
-        job.progress.advance()
+    with closing(_network(job)) as network:
+        job.ran_on.update(network.facts)
+        for image_id in maps.missing:
+            file = images[image_id]
+            labels = network.label(file, local.digests[str(file)])
+            maps.write(image_id, to_target[labels])
+            job.progress.advance()
     return _summary(job)
+
+
+def _network(job: Job) -> FrozenNetwork | FactoryNetwork:
+    from ensdistill.stages.networks.factory import FactoryNetwork
+    from ensdistill.stages.networks.frozen import load_network
+
+    local: Local = job.work.local
+    recipe: dict[str, Any] = job.work.recipe
+    if local.factory is not None:
+        return FactoryNetwork(
+            local.factory,
+            recipe["preprocess"],
+            recipe["teacher_classes"],
+            local.device,
+            local.threads,
+        )
+    folder = job.inputs["network"].path if "network" in job.inputs else local.network
+    return load_network(folder, recipe, local)
 
 
 def _summary(job: Job) -> dict[str, Any]:

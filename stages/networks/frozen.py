@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ensdistill.data.pictures import UInt8
+from ensdistill.data.pictures import UInt8, read_image
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
 from ensdistill.stages.networks.folders import NETWORK, hf_preprocessing, read_description
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -32,9 +34,18 @@ class FrozenNetwork:
         What happens to the photograph before.
     device : torch.device
         Where it runs.
+    classes : int, optional
+        Channels that its logits must have.
     """
 
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing, device: torch.device):
+    def __init__(
+        self,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        classes: int | None = None,
+    ):
+        self._classes = classes
         self.module = module.to(device).eval()
         self.preprocessing = preprocessing
         self.device = device
@@ -44,13 +55,46 @@ class FrozenNetwork:
         """How its logits are to be resized."""
         return self.preprocessing.align_corners
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the last bits of its results."""
+        return platform_facts(self.device)
+
+    def label(self, image: Path, sha256: str) -> UInt8:
+        """Return the (H, W) uint8 argmax labels of one photograph, in the network's own ids.
+
+        Raises
+        ------
+        DataError
+            If the file is another one than was planned for, or the output is not a number.
+        """
+        photograph = read_image(image, sha256)
+        height, width, _ = photograph.shape
+        logits = self.logits(photograph)
+        labels, sure = unify(logits, (height, width), align_corners=self.align_corners)
+        if torch.isnan(sure).any():
+            raise DataError(f"the network's output for {image} is not a number")
+        return np.asarray(labels.cpu().numpy(), np.uint8)
+
+    def close(self) -> None:
+        """Nothing to do: it goes with this process."""
+
     def logits(self, image: UInt8) -> Tensor:
         """Return the (C, h, w) float32 logits of one (H, W, 3) uint8 RGB photograph."""
         resized = self.preprocessing.resize(image)
         batch = torch.tensor(resized).permute(2, 0, 1)[None].to(self.device)
         with torch.inference_mode():
-            logits: Tensor = self.module(self.preprocessing.normalise(batch))[0]
-        return logits.float()
+            found = self.module(self.preprocessing.normalise(batch))
+        if not isinstance(found, Tensor) or found.ndim != 4:
+            raise DataError(
+                f"the network returned {type(found).__name__}; expected (N, C, h, w) logits"
+            )
+        if self._classes not in (None, found.shape[1]):
+            raise DataError(
+                f"the network has {found.shape[1]} classes, the declared table {self._classes}; "
+                "declare the teacher's own `classes:`"
+            )
+        return found[0].float()
 
 
 def pick_device(name: str) -> torch.device:

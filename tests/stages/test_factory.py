@@ -1,0 +1,176 @@
+"""Teachers whose networks a user's own code builds."""
+
+import pytest
+from worlds import World
+
+# two repositories whose modules have the same names
+MODEL = """
+import torch
+from torch import nn
+from utils import answer
+
+class Constant(nn.Module):
+    def __init__(self, more):
+        super().__init__()
+        self.one = answer() + more
+
+    def forward(self, images):
+        print("a message of the user's code")
+        logits = torch.zeros(len(images), 19, 3, 4)
+        logits[:, self.one] = 1
+        return logits
+
+def build(more=0, weights=None):
+    return Constant(more)
+"""
+NAMES = ("road", "sidewalk", "building", "wall", "fence", "pole")
+
+
+@pytest.fixture
+def code(tmp_path):
+    """Write a repository whose network answers with one class."""
+
+    def write(name, label):
+        root = tmp_path / name
+        root.mkdir()
+        (root / "model.py").write_text(MODEL)
+        (root / "utils.py").write_text(f"def answer():\n    return {label}\n")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def world(tmp_path, code):
+    world = World(tmp_path)
+    world.settings["teachers"] = [entry("p", code("one", 2)), entry("q", code("two", 5))]
+    world.settings["policy"] = {"strategy": "manual", "assign": {"building": "p", "pole": "q"}}
+    world.write()
+    return world
+
+
+def entry(name, root, **more):
+    network = {"factory": "model:build", "root": root.name, **more}
+    return {"name": name, "trust": "code", "network": network}
+
+
+def answered(world, teacher):
+    counts = world.artifact(f"infer[{teacher}]").manifest.result["labels"]
+    return {name for name, pixels in counts.items() if pixels}
+
+
+def fingerprints(world):
+    return {d["node"]: d["fingerprint"] for d in world.json("status")}
+
+
+def test_two_repositories_with_clashing_modules_teach_together(world):
+    world.call("run", "--no-evaluate")
+    assert (answered(world, "p"), answered(world, "q")) == ({"building"}, {"pole"})
+    runtime = world.artifact("infer[p]").manifest.runtime
+    assert runtime["device"] == "cpu"
+    assert runtime["torch"]
+
+
+def test_its_code_its_arguments_and_its_files_are_its_key_and_nothing_else(world):
+    weights = world.root / "weights.bin"
+    weights.write_bytes(b"1")
+    network = world.settings["teachers"][0]["network"]
+    network |= {"kwargs": {"more": 0}, "files": {"weights": "weights.bin"}}
+    world.write()
+    world.call("infer-teacher")
+    before = fingerprints(world)
+
+    def changed():
+        world.write()
+        after = fingerprints(world)
+        found = {n for n in before if before[n] != after[n]}
+        assert found <= {n for n in before if n.startswith(("infer[p]", "fusion", "student"))}
+        return "infer[p]" in found
+
+    utils = world.root / "one" / "utils.py"
+    text = utils.read_text()
+    utils.write_text(text + "# other words\n")
+    assert changed()
+    reason = {d["node"]: d["reason"] for d in world.json("status")}["infer[p]"]
+    assert reason.startswith("recipe.network.code.utils.py changed from ")
+    utils.write_text(text)
+    assert not changed()
+    (world.root / "one" / "deep").mkdir()
+    (world.root / "one" / "deep" / "more.py").write_text("")
+    assert changed()
+    (world.root / "one" / "deep" / "more.py").unlink()
+    (world.root / "one" / "notes.txt").write_text("no code")
+    assert not changed()
+    weights.write_bytes(b"2")
+    assert changed()
+    weights.write_bytes(b"1")
+    weights.rename(world.root / "renamed.bin")
+    network["files"] = {"weights": "renamed.bin"}
+    (world.root / "one").rename(world.root / "moved")
+    network["root"] = "moved"
+    assert not changed()
+    network["kwargs"] = {"more": 1}
+    assert changed()
+
+
+def test_arguments_and_paths_reach_the_function(world):
+    (world.root / "one" / "model.py").write_text(
+        MODEL.replace("return Constant(more)", "return Constant(int(open(weights).read()) + more)")
+    )
+    (world.root / "w.txt").write_text("1")
+    network = world.settings["teachers"][0]["network"]
+    network |= {"kwargs": {"more": 1}, "files": {"weights": "w.txt"}}
+    world.write()
+    world.call("infer-teacher", "p")
+    assert answered(world, "p") == {NAMES[2 + 1 + 1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("trust"), ["trust: code", "your rights"]),
+        (lambda t: t["network"].pop("root"), ["`factory` and `root`"]),
+        (lambda t: t["network"].update(factory="model.build"), ["package.module:function"]),
+        (lambda t: t["network"].update(hf="x"), ["expected one of hf, student and factory"]),
+        (lambda t: t["network"].update(root="nowhere"), ["nowhere", "no module"]),
+        (lambda t: t["network"].update(factory="modle:build"), ["modle:build", "no module below"]),
+        (lambda t: t["network"].update(files={"weights": "w.pt"}), ["w.pt", "no file"]),
+        (lambda t: t["network"].update(factory="model:bulid"), ["bulid"]),
+        (lambda t: t["network"].update(kwargs={"less": 1}), ["less"]),
+        (lambda t: t["network"].update(kwargs={"more": 99}), ["IndexError"]),
+        (lambda t: t.update(classes="camvid11"), ["19 classes", "table 11"]),
+    ],
+    ids=lambda value: value if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_is_refused_by_name(world, change, words):
+    change(world.settings["teachers"][0])
+    world.write()
+    text = world.refuse("infer-teacher", "p")
+    for word in words:
+        assert word in text
+    assert "Error" in text.split(":")[0]
+    assert not list(world.root.glob("work/infer/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return {'out': 1}", ["returned dict", "torch.nn.Module"]),
+        ("import os; os._exit(7)", ["ended with 7"]),
+        ("raise ValueError('no such backbone')", ["ValueError: no such backbone"]),
+        ("import missing_package", ["missing_package"]),
+    ],
+)
+def test_a_function_that_fails_is_told_with_its_reason(world, body, words):
+    (world.root / "one" / "model.py").write_text(f"def build():\n    {body}\n")
+    text = world.refuse("infer-teacher", "p")
+    assert text.startswith("DataError")
+    for word in words:
+        assert word in text
+
+
+def test_its_code_runs_in_its_own_folder(world):
+    model = world.root / "one" / "model.py"
+    model.write_text(MODEL.replace("print(", "open('n', 'a').write('x'); print("))
+    world.call("infer-teacher", "p")
+    assert (world.root / "one" / "n").read_text() == "x" * 5
