@@ -325,16 +325,13 @@ class _Graph:
                 )
             chosen = upstream.content(policy)
             # by the first class that each one owns: neither names nor other teachers matter
-            owners = [prints[t] for t in chosen["teacher"].values() if t is not None]
-            used = list(dict.fromkeys(owners))
+            owner = {c: chosen["teacher"][c] for c in classes}
+            used = list(dict.fromkeys(prints[t] for t in owner.values() if t is not None))
             by_print = {prints[t]: maps[t] for t in names}
             recipe: dict[str, Json] = {
                 "method": "channel",
                 "classes": list(classes),
-                "owner": {
-                    c: None if t is None else used.index(prints[t])
-                    for c, t in chosen["teacher"].items()
-                },
+                "owner": {c: None if t is None else used.index(prints[t]) for c, t in owner.items()},
                 "window": settings.window,
                 "conflict": settings.conflict,
                 "holes": settings.holes,

@@ -176,7 +176,9 @@ def describe(
 ) -> dict[str, Any]:
     """Return the content of ``network.json``."""
     if isinstance(module, HfSegmentation) and not isinstance(architecture, str):
-        architecture = {"hf_config": module.config.to_dict()}
+        settings = module.config.to_dict()
+        settings.pop("_name_or_path", None)  # the folder it came from: no part of what it is
+        architecture = {"hf_config": settings}
     return {
         "format": 1,
         "architecture": architecture,
