@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +52,8 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder have reached the disk, where the file system can tell."""
-    with suppress(OSError):  # some network file systems know no fsync of a folder
+    try:
         sync_file(path)
+    except OSError as error:  # some network file systems know no fsync of a folder
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise

@@ -17,7 +17,8 @@ from ensdistill.pipeline.journal import Journal, Record, count_items, read_journ
 from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Manifest
 
 JOURNALS: Final = "journal-*.jsonl"
-_PASSING: Final = (JOURNALS, "draft-*")  # goes when the draft is published
+REPAIR_BEGUN: Final = "repair-begun"  # an artifact that was withdrawn to be made good
+_PASSING: Final = (JOURNALS, "draft-*", REPAIR_BEGUN)  # goes when the draft is published
 _INPUTS: Final = "draft-inputs.json"
 _HALF_WRITTEN: Final = "*.partial"
 
@@ -249,7 +250,7 @@ def _whole_file(folder: Path, record: Record) -> bytes | None:
 
 def discard(path: Path) -> None:
     """Forget all that a draft holds."""
-    for pattern in (*_PASSING, ITEMS):
+    for pattern in (JOURNALS, "draft-*", ITEMS):
         for file in path.glob(pattern):
             file.unlink(missing_ok=True)
 

@@ -58,7 +58,7 @@ class FileCache:
             stamp = _stamp(os.stat(path))  # noqa: PTH116
         except OSError:
             return None
-        return entry[len(stamp) :] if entry.startswith(stamp) else None
+        return entry[len(stamp) :] if _is_digest(entry, stamp) else None
 
     def digest(self, path: Path | str) -> str:
         """Return the sha256 of the file's bytes, 64 hex digits.
@@ -90,10 +90,10 @@ class FileCache:
             try:
                 s = stat(path)
                 stamp = f"{s.st_size} {s.st_mtime_ns} {s.st_ino} "
-                if entry is not None and entry.startswith(stamp):
+                if entry is not None and _is_digest(entry, stamp):
                     found.append(entry[len(stamp) :])
                     continue
-            except (OSError, AttributeError):
+            except (OSError, AttributeError, TypeError):
                 pass
             found.append(self.digest(path))
         return found
@@ -137,6 +137,10 @@ class FileCache:
                     # others may have learnt something meanwhile
                     atomic.write_bytes(path, atomic.json_bytes(_load(path) | known), sync=False)
                     self._dirty.discard(name)
+
+
+def _is_digest(entry: str, stamp: str) -> bool:
+    return len(entry) == len(stamp) + 64 and entry.startswith(stamp)
 
 
 def _stamp(stat: os.stat_result) -> str:

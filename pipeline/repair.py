@@ -124,5 +124,7 @@ def _missing(
 def _content(folder: Path) -> str | None:
     try:
         return read_manifest(folder).content
+    except FileNotFoundError:
+        return None
     except SpoiltManifestError as error:
         return None if error.found is None else error.found.content

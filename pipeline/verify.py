@@ -7,12 +7,12 @@ every other file, and the item index names that of each item's file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.draft import unpublish
+from ensdistill.pipeline.draft import REPAIR_BEGUN, unpublish
 from ensdistill.pipeline.journal import Record, item_of, numbered_lines
 from ensdistill.pipeline.manifest import (
     ITEMS,
@@ -54,17 +54,21 @@ class Damage:
 
 
 def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> list[Damage]:
-    """Return all damage of a published artifact.
+    """Return all damage of a published artifact, or that its repair was not finished.
 
     Parameters
     ----------
     folder : Path
-        Its folder, with a manifest.
+        Its folder.
     checked : callable
         Told the bytes that were read, file by file.
     """
     try:
         manifest = read_manifest(folder)
+    except FileNotFoundError:
+        if not (folder / REPAIR_BEGUN).exists():
+            return []  # a draft: it is checked, item by item, when it is gone on with
+        return [Damage(folder, MANIFEST, "was withdrawn by a repair that did not finish")]
     except SpoiltManifestError as error:
         names = error.spoilt or [""]
         found = [
@@ -151,6 +155,8 @@ def withdraw(folder: Path, found: list[Damage]) -> bool:
         nothing depends on were spoilt: it is published again without them.
     """
     manifest = _only_recorded(folder)
+    if manifest is None or any(d.file != MANIFEST for d in found):
+        atomic.write_bytes(folder / REPAIR_BEGUN, b"")  # so that a killed repair is gone on with
     unpublish(folder, sorted({d.file for d in found} - {MANIFEST, ITEMS}))
     if manifest is not None and all(d.file == MANIFEST for d in found):
         atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
@@ -161,13 +167,7 @@ def withdraw(folder: Path, found: list[Damage]) -> bool:
 def _only_recorded(folder: Path) -> Manifest | None:
     try:
         return read_manifest(folder)
+    except FileNotFoundError:
+        return None
     except SpoiltManifestError as error:
         return error.found
-
-
-def by_folder(found: list[Damage]) -> Mapping[Path, list[Damage]]:
-    """Return damage by artifact."""
-    grouped: dict[Path, list[Damage]] = {}
-    for damage in found:
-        grouped.setdefault(damage.folder, []).append(damage)
-    return grouped

@@ -11,6 +11,7 @@ reruns no network.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,8 @@ class Local:
         What makes the network, where its own code does.
     to_target : mapping
         Teacher's id (or raw value of a PNG) to train id or 255.
+    weights : mapping
+        Path to sha256 of every file of a network that was not made here.
     device, workers, threads, checkpoint_every
         See `experiment.Runtime`.
     watch : tuple of Picture
@@ -97,6 +100,7 @@ class Local:
     threads: int | None
     checkpoint_every: int
     digests: Mapping[str, str]
+    weights: Mapping[str, str] = field(default_factory=dict)
     predictions: Mapping[str, str] = field(default_factory=dict)
     network: Path | None = None
     init: Path | None = None
@@ -104,6 +108,23 @@ class Local:
     to_target: Mapping[int, int] = field(default_factory=dict)
     palette: bool = False
     watch: tuple[Picture, ...] = ()
+
+    def require_weights(self) -> None:
+        """Refuse weights that are not those that the plan was made for, whatever their date says.
+
+        Raises
+        ------
+        DataError
+            If the bytes of a file are others.
+        """
+        for path, sha256 in self.weights.items():
+            with open(path, "rb") as file:  # noqa: PTH123
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                raise DataError(
+                    f"{path}: changed since this command looked at it; run it again (with --rehash "
+                    "if the file's date was kept)"
+                )
 
 
 def infer_id(teacher: str, split: str = TRAIN) -> str:
@@ -193,12 +214,13 @@ class _Graph:
             assert teacher.network is not None
             folder = exp.folder(teacher.network.folder)
             where = f"teachers[{teacher.name}].network"
-            factory = None
+            factory: Factory | None = None
+            weights: dict[str, str]
             if teacher.network.factory is not None:
                 factory = self.factory(teacher.network)
-                network = self.factory_files(teacher.network, where)
+                network, weights = self.factory_files(teacher.network, where)
             else:
-                network = self.network_files(folder, where)
+                network, weights = self.network_files(folder, where)
             recipe |= {
                 "source": teacher.network.kind,
                 "network": network,
@@ -209,7 +231,12 @@ class _Graph:
                 recipe,
                 items=items,
                 local=self.local(
-                    split, upstream, network=folder, factory=factory, to_target=to_target
+                    split,
+                    upstream,
+                    network=folder,
+                    factory=factory,
+                    weights=weights,
+                    to_target=to_target,
                 ),
                 runtime=self.runtime() | {"folder": str(folder)},
                 item_bytes=self.label_bytes(split),
@@ -331,7 +358,9 @@ class _Graph:
             recipe: dict[str, Json] = {
                 "method": "channel",
                 "classes": list(classes),
-                "owner": {c: None if t is None else used.index(prints[t]) for c, t in owner.items()},
+                "owner": {
+                    c: None if t is None else used.index(prints[t]) for c, t in owner.items()
+                },
                 "window": settings.window,
                 "conflict": settings.conflict,
                 "holes": settings.holes,
@@ -587,24 +616,31 @@ class _Graph:
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.arch
         if settings.network.hf is not None:
-            network = self.network_files(self.experiment.folder(settings.network.hf), "network.hf")
+            folder = self.experiment.folder(settings.network.hf)
+            network, _ = self.network_files(folder, "network.hf")
         return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
 
     def training_local(
         self, settings: Training, upstream: Upstream, init: Path | None = None
     ) -> Local:
         """Return `local` of the training images with what training needs."""
-        more: dict[str, Any] = {"init": init}
+        more: dict[str, Any] = {"init": init, "weights": {}}
         if settings.network.hf is not None:
             more["network"] = self.experiment.folder(settings.network.hf)
+            _, more["weights"] = self.network_files(more["network"], "network.hf")
+        if init is not None:
+            more["weights"] |= {str(init): self.experiment.files.digest(init)}
         if isinstance(settings, Student) and settings.watch is not None:
             truth = self.truth_local(settings.watch, upstream)
             more |= {"watch": truth.pictures, "more_digests": truth.digests}
             more |= {"to_target": truth.to_target, "palette": truth.palette}
         return self.local(TRAIN, upstream, **more)
 
-    def network_files(self, folder: Path, where: str) -> dict[str, Json]:
-        """Return the digest of every file of a network's folder that can change its output."""
+    def network_files(self, folder: Path, where: str) -> tuple[dict[str, Json], dict[str, str]]:
+        """Return the digest of every file of a network's folder that can change its output.
+
+        By name, as it enters a recipe, and by path.
+        """
         if not folder.is_dir():
             raise DataError(f"{where}: {folder} is no folder")
         found = sorted(
@@ -612,10 +648,8 @@ class _Graph:
         )
         if not found:
             raise DataError(f"{where}: {folder} holds no .json and .safetensors files")
-        digests: dict[str, Json] = {}
-        for path in found:
-            if path.name != MANIFEST:
-                digests[path.name] = self.experiment.files.digest(path)
+        digest_of = self.experiment.files.digest
+        digests: dict[str, Json] = {p.name: digest_of(p) for p in found if p.name != MANIFEST}
         if (folder / MANIFEST).exists():  # a student trained here says itself what it must be
             for name, (_, written) in read_manifest(folder).files.items():
                 if digests.get(name, written) != written:
@@ -623,7 +657,7 @@ class _Graph:
                         f"{where}: {folder / name} is not what was written; "
                         "run `ensdistill verify --repair` where it was made"
                     )
-        return digests
+        return digests, {str(folder / name): str(sha256) for name, sha256 in digests.items()}
 
     def factory(self, network: Network) -> Factory:
         """Return the function that makes a network, with absolute paths."""
@@ -631,8 +665,11 @@ class _Graph:
         root = self.experiment.folder(network.folder).resolve()
         return Factory(root, network.factory or "", {**network.kwargs, **paths})
 
-    def factory_files(self, network: Network, where: str) -> dict[str, Json]:
-        """Return what a factory's network is made from: its function, code, arguments and files."""
+    def factory_files(self, network: Network, where: str) -> tuple[dict[str, Json], dict[str, str]]:
+        """Return what a factory's network is made from, and the digest of each file by path.
+
+        The first holds its function, arguments, code and files.
+        """
         root = self.experiment.folder(network.folder)
         if not root.is_dir():
             raise DataError(f"{where}.root: {root} is no folder")
@@ -642,12 +679,13 @@ class _Graph:
             raise DataError(f"{where}.files.{gone[0]} is no file")
         digest_of = self.experiment.files.digest
         code = sorted(p for p in root.rglob("*.py") if "__pycache__" not in p.parts)
-        return {
+        found: dict[str, Json] = {
             "factory": network.factory,
             "kwargs": dict(network.kwargs),
             "files": {key: digest_of(path) for key, path in files.items()},
             "code": {p.relative_to(root).as_posix(): digest_of(p) for p in code},
         }
+        return found, {str(path): digest_of(path) for path in (*files.values(), *code)}
 
 
 def _at(split: str) -> str:

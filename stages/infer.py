@@ -69,6 +69,7 @@ def _network(job: Job) -> FrozenNetwork | FactoryNetwork:
     local: Local = job.work.local
     recipe: dict[str, Any] = job.work.recipe
     if local.factory is not None:
+        local.require_weights()
         return FactoryNetwork(
             local.factory,
             recipe["preprocess"],

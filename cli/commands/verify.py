@@ -39,25 +39,28 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
     workspace = experiment.workspace
     snapshot = workspace.scan()
     with display() as shown:
-        folders = [f for f in workspace.folders() if (f / "manifest.json").exists()]
+        folders = list(workspace.folders())
+        drafts = set(snapshot.drafts.values())
         bar = shown.bar("verify")
         total = sum(a.manifest.disk_bytes for a in snapshot.published.values())
         bar.start(total, 0, "bytes")
         damaged = {f: found for f in folders if (found := damages(f, bar.advance))}
+        count = len([f for f in folders if f not in drafts or f in damaged])
         outcome = None
         if mend and damaged:
             nodes = build(experiment, opens=_opened(damaged))
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
             experiment.files.save()
     if as_json:
-        click.echo(json.dumps(_json(len(folders), damaged, outcome), indent=1))
+        click.echo(json.dumps(_json(count, damaged, outcome), indent=1))
     else:
         for found in damaged.values():
             for damage in found:
                 click.echo(str(damage))
-        count = sum(map(len, damaged.values()))
-        text = f"{count} damages in {len(damaged)}" if damaged else "no damage in any"
-        click.echo(f"{text} of {len(folders)} artifacts, {render.size(total)} read")
+        text = "no damage in any"
+        if damaged:
+            text = f"{sum(map(len, damaged.values()))} damages in {len(damaged)}"
+        click.echo(f"{text} of {count} artifacts, {render.size(total)} read")
         if outcome is not None:
             render.repaired(outcome)
         elif damaged:

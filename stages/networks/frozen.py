@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
@@ -146,6 +147,7 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
         If the folder does not hold such a network, or its number of classes is another.
     """
     assert folder is not None
+    local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
     declared = recipe.get("preprocess", {})
@@ -166,9 +168,9 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
 def save_network(folder: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
     """Write what `load_network` reads: weights, and how to build the network around them."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
-    text = json.dumps(dict(description), indent=1, sort_keys=True)
-    (folder / NETWORK).write_text(text + "\n", encoding="utf-8")
+    atomic.write_bytes(folder / WEIGHTS, save(tensors), sync=False)
+    text = json.dumps(dict(description), indent=1, sort_keys=True) + "\n"
+    atomic.write_bytes(folder / NETWORK, text.encode(), sync=False)
 
 
 def describe(

@@ -63,6 +63,7 @@ def train(job: Job) -> dict[str, Any]:
     """
     local: Local = job.work.local
     recipe: dict[str, Any] = job.work.recipe
+    local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
     job.ran_on.update(platform_facts(device))
@@ -124,6 +125,7 @@ def train(job: Job) -> dict[str, Any]:
         job.progress.advance(1, f"loss {value:.3f}")
     if watch is not None and watch["keep"] == "best":
         network.load_state_dict(state.best_weights)
+    state.write_metrics()  # a power loss may have taken what no step is going to write again
     description = describe(network, recipe["network"], list(local.classes.classes), preprocessing)
     save_network(job.draft.path, network, description)
     losses = [m["loss"] for m in state.metrics if "loss" in m]
@@ -203,6 +205,10 @@ class _State:
     def log(self, record: dict[str, Any]) -> None:
         """Add a record to the metrics file, rewritten whole so that a resume leaves no doubles."""
         self.metrics.append(record)
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Write the metrics file."""
         text = "".join(json.dumps(m) + "\n" for m in self.metrics)
         atomic.write_bytes(self._folder / METRICS, text.encode(), sync=False)
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ensdistill.pipeline.draft import Draft
+from ensdistill.pipeline.draft import Draft, unpublish
 from ensdistill.pipeline.fingerprint import fingerprint
 from ensdistill.pipeline.manifest import RECORDED, Manifest, SpoiltManifestError, read_manifest
-from ensdistill.pipeline.verify import Damage, by_folder, damages, withdraw
+from ensdistill.pipeline.verify import Damage, damages, withdraw
 
 KEYS = {i: f"key of {i}" for i in ("x", "y", "straße")}
 NAME = fingerprint("fusion", 1, {"window": 3}, {})
@@ -190,12 +190,6 @@ def test_a_damage_reads_as_one_line_with_its_path(folder):
     assert other == f"{folder}/maps/zarr.json: is gone"
 
 
-def test_damage_is_grouped_by_artifact(tmp_path):
-    a, b = tmp_path / "a", tmp_path / "b"
-    one, two, three = Damage(a, "x", ""), Damage(b, "x", ""), Damage(a, "y", "")
-    assert by_folder([one, two, three]) == {a: [one, three], b: [two]}
-
-
 # withdrawing
 
 
@@ -204,7 +198,7 @@ def test_damaged_items_are_taken_out_and_made_again(folder):
     (folder / "maps" / "c.1").write_bytes(b"map of Y")
     (folder / "maps" / "zarr.json").unlink()
     assert withdraw(folder, damages(folder)) is True
-    assert sorted(contents(folder)) == ["items.jsonl", "maps/c.0", "maps/c.2"]
+    assert sorted(contents(folder)) == ["items.jsonl", "maps/c.0", "maps/c.2", "repair-begun"]
     assert set(Draft(folder, KEYS).records()) == {"x", "straße"}
     draft = fill(folder)
     assert draft.written == 1
@@ -315,10 +309,21 @@ def test_a_withdrawn_artifact_is_not_trusted_even_where_the_withdrawal_was_kille
     def killed(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ensdistill.pipeline.atomic.sync_folder", killed)
+    monkeypatch.setattr("ensdistill.pipeline.draft.atomic.sync_folder", killed)
     with pytest.raises(KeyboardInterrupt):
-        withdraw(folder, damages(folder))
+        unpublish(folder)
     assert not (folder / "manifest.json").exists()
+
+
+def test_what_a_killed_repair_withdrew_is_still_found_by_the_next(folder):
+    (folder / "maps" / "c.0").unlink()
+    withdraw(folder, damages(folder))
+    (said,) = damages(folder)
+    assert "was withdrawn by a repair that did not finish" in str(said)
+    assert withdraw(folder, [said]) is True
+    fill(folder).publish(MANIFEST)
+    assert damages(folder) == []
+    assert not (folder / "repair-begun").exists()
 
 
 def test_a_kill_while_a_field_is_emptied_loses_no_file(folder, monkeypatch):

@@ -183,7 +183,7 @@ def test_a_network_that_answers_nan_is_refused(world):
         model.decode_head.classifier.bias[3] = float("nan")
     model.save_pretrained(folder)
     network_world(world, network={"hf": "segformer"})
-    assert "train_000000_000019 is not a number" in world.refuse("infer-teacher")
+    assert "train_000000_000019.png is not a number" in world.refuse("infer-teacher")
 
 
 def test_batch_norm_of_a_converted_model_follows_torch(tmp_path):
