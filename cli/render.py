@@ -201,7 +201,9 @@ def explanation(
     needs = [f"{n} ({decisions[n].state})" for n in d.node.needs]
     click.echo(f"made from: {', '.join(needs) or 'files alone'}")
     click.echo(f"below it: {', '.join(below) or 'nothing'}")
-    if d.state is not State.FRESH:
+    if d.state is State.CORRUPT:
+        click.echo("to make it good: ensdistill verify --repair")
+    elif d.state is not State.FRESH:
         click.echo(f"to make it: ensdistill {d.node.command}")
 
 
@@ -230,16 +232,7 @@ def repaired(outcome: Repair) -> None:
 def garbage(found: Sequence[Kept], outcome: Mapping[Path, str | None], *, delete: bool) -> None:
     """Print what nothing reaches, and what became of it."""
     table = Table(box=None, pad_edge=False)
-    for column in (
-        ("folder", "kind", "node", "disk", "")
-        if delete
-        else (
-            "folder",
-            "kind",
-            "node",
-            "disk",
-        )
-    ):
+    for column in ("folder", "kind", "node", "disk", "outcome")[: 4 + delete]:
         table.add_column(column, justify="right" if column == "disk" else "left")
     for kept in (k for k in found if k.reason is None):
         name = f"{kept.path.parent.name}/{kept.path.name}"

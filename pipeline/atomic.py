@@ -22,6 +22,10 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write does not say where it failed
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.fingerprint import digest
+from ensdistill.pipeline.fingerprint import digest, file_digest
 from ensdistill.pipeline.journal import Journal, Record, count_items, read_journal, seal
 from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Manifest
 
@@ -73,6 +73,8 @@ class Draft:
         self._contents = contents or {}
         self.written = 0
         self.reused = 0
+        self.guard: Callable[[], None] = lambda: None  # raises when the draft is not ours any more
+        self._closed = False
         self._journal: Journal | None = None
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
@@ -106,7 +108,9 @@ class Draft:
         """
         file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
         if not file.exists() or file.read_bytes() != content:
-            discard(self.path)
+            for pattern in (JOURNALS, "draft-*", ITEMS):
+                for begun in self.path.glob(pattern):
+                    begun.unlink()
             atomic.write_bytes(file, content)
 
     def records(self) -> dict[str, Record]:
@@ -179,17 +183,26 @@ class Draft:
             self.reused += 1
 
     def _append(self, record: Record) -> None:
+        self.guard()
         with self._lock:
+            if self._closed:  # a thread that outlived an error must not write without the lock
+                raise RuntimeError(f"{self.path} is closed")
             if self._journal is None:
                 self._journal = Journal(self.path / f"journal-{os.urandom(6).hex()}.jsonl")
             self._journal.append(record)
             self._records[record["id"]] = record
 
+    def flush(self) -> None:
+        """Let other machines see what was journalled: a network file system sends it at closing."""
+        with self._lock:
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+
     def close(self) -> None:
-        """Close the journal."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """Journal nothing more."""
+        self.flush()
+        self._closed = True
 
     def publish(self, manifest: Manifest) -> Artifact:
         """Turn the draft into an artifact: item index, then the manifest by rename.
@@ -209,15 +222,15 @@ class Draft:
         files: dict[str, list[Any]] = {}
         folders = {self.path.parent.parent, self.path.parent, self.path}
         for path in sorted(self.path.rglob("*")):
-            if path in passing or path == self.path / MANIFEST:
+            hidden = path.name.startswith(".")  # such as .nfs0123 or .DS_Store
+            if path in passing or hidden or path == self.path / MANIFEST:
                 continue
             if path.is_dir():
                 folders.add(path)
                 continue
             name = path.relative_to(self.path).as_posix()
             if name not in of_items:
-                content = path.read_bytes()
-                files[name] = [len(content), hashlib.sha256(content).hexdigest()]
+                files[name] = [path.stat().st_size, file_digest(path)]
             atomic.sync_file(path)
         for folder in folders:
             atomic.sync_folder(folder)
@@ -246,13 +259,6 @@ def _whole_file(folder: Path, record: Record) -> bytes | None:
     except (OSError, KeyError, ValueError):
         return None
     return content if hashlib.sha256(content).hexdigest() == expected else None
-
-
-def discard(path: Path) -> None:
-    """Forget all that a draft holds."""
-    for pattern in (JOURNALS, "draft-*", ITEMS):
-        for file in path.glob(pattern):
-            file.unlink(missing_ok=True)
 
 
 def progress_of(folder: Path) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.errors import CorruptError
-from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.manifest import SHORT, Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.runner import item_keys
-from ensdistill.pipeline.workspace import SHORT, Workspace
+from ensdistill.pipeline.workspace import Snapshot, Workspace
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,17 @@ def estimate(
 ) -> Estimate | None:
     """Return what making a node would take; None if it is fresh or not known yet."""
     work = decision.work
-    if work is None or decision.state is State.FRESH:
+    if work is None or decision.state in (State.FRESH, State.CORRUPT):
         return None
     snapshot = workspace.scan()
-    missing = len(work.items) - decision.done
-    inputs: dict[str, Artifact] = {}
-    for role, node_id in work.uses.items():
-        artifact = decisions[node_id].artifact
-        if artifact is not None:
-            inputs[role] = artifact
-    reuse, at_most = 0, len(inputs) < len(work.uses)
-    if work.items and not at_most:
-        assert decision.fingerprint is not None
-        keys = item_keys(decision.node, work, inputs)
-        own = snapshot.drafts.get((decision.node.stage, decision.fingerprint[:SHORT]))
-        reuse = min(missing, len(workspace.spares(decision.node.stage, keys, own)))
-    made = [
-        a.manifest for a in snapshot.published.values() if a.manifest.stage == decision.node.stage
-    ]
+    left = unfinished(decision, decisions, workspace)
+    missing, reuse = len(work.items) - decision.done, 0
+    if left is not None:
+        missing = len(left)
+        own = own_folder(decision, snapshot)
+        reuse = len(workspace.spares(decision.node.stage, left, own))
+    stage = decision.node.stage
+    made = [a.manifest for a in snapshot.published.values() if a.manifest.stage == stage]
     made.sort(key=lambda manifest: manifest.finished)
     size: int | None = None
     if not work.items:
@@ -65,7 +60,39 @@ def estimate(
             size = round(missing * sum(b for b, _ in counts) / sum(n for _, n in counts))
         elif work.item_bytes is not None:
             size = missing * work.item_bytes()
-    return Estimate(missing - reuse, reuse, size, at_most)
+    return Estimate(missing - reuse, reuse, size, left is None)
+
+
+def unfinished(
+    decision: Decision, decisions: Mapping[str, Decision], workspace: Workspace
+) -> dict[str, str] | None:
+    """Return id and key of the items that a run would make or take from elsewhere.
+
+    None if an upstream has to be made first, so that the keys are not known.
+    """
+    work = decision.work
+    if work is None:
+        return None
+    inputs: dict[str, Artifact] = {}
+    for role, node_id in work.uses.items():
+        artifact = decisions[node_id].artifact
+        if artifact is None:
+            return None
+        inputs[role] = artifact
+    keys = item_keys(decision.node, work, inputs)
+    own = own_folder(decision, workspace.scan())
+    done = Draft(own, keys).records() if own is not None else {}
+    return {item_id: key for item_id, key in keys.items() if item_id not in done}
+
+
+def own_folder(decision: Decision, snapshot: Snapshot) -> Path | None:
+    """Return the draft or artifact of a node's present fingerprint."""
+    if decision.fingerprint is None:
+        return None
+    published = snapshot.published.get(decision.fingerprint)
+    if published is not None:
+        return published.path
+    return snapshot.drafts.get((decision.node.stage, decision.fingerprint[:SHORT]))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
@@ -44,6 +45,12 @@ def _require_text_keys(value: object) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             _require_text_keys(part)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file's bytes as 64 hex digits, read now and in pieces."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Json) -> str:

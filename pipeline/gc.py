@@ -11,8 +11,10 @@ from typing import Literal
 
 from ensdistill.pipeline.draft import unpublish
 from ensdistill.pipeline.errors import LockedError
+from ensdistill.pipeline.explain import own_folder, unfinished
+from ensdistill.pipeline.manifest import SHORT
 from ensdistill.pipeline.plan import Decision, State
-from ensdistill.pipeline.workspace import SHORT, Snapshot, Workspace
+from ensdistill.pipeline.workspace import Snapshot, Workspace
 
 Key = tuple[str, str]
 
@@ -47,13 +49,13 @@ def survey(
     plans: Sequence[Mapping[str, Decision]],
     *,
     keep_last: int = 0,
-    in_use: Collection[Path] = (),
+    named: Collection[Path] = (),
 ) -> list[Kept]:
     """Say of every artifact and draft whether it stays.
 
-    It does if a node of the plans is it, or may turn out to be it (a node that waits); if it is
-    the last one of a node that is not fresh, since that takes finished items from it; if it is
-    one of the `keep_last` last of its node; or if an experiment names a path in it.
+    It does if a node of the plans is it, or may turn out to be it (a node that waits); if a node
+    that is not fresh will take finished items from it; if it is one of the `keep_last` last of its
+    node; if an experiment names a path in it; or if a process reads it.
 
     Parameters
     ----------
@@ -63,53 +65,79 @@ def survey(
         A plan for each experiment that uses the workspace.
     keep_last : int
         Published artifacts to keep of every node, fresh or not.
-    in_use : collection of Path
+    named : collection of Path
         Paths that experiments name, such as the folder of a student that teaches.
     """
     snapshot = workspace.scan()
-    decisions = [d for found in plans for d in found.values()]
+    decisions = [(d, found) for found in plans for d in found.values()]
     reached = {
         (d.node.stage, d.fingerprint[:SHORT]): f"is {d.node.id}"
-        for d in decisions
+        for d, _ in decisions
         if d.fingerprint is not None
     }
-    waiting = {d.node.id for d in decisions if d.state is State.WAITING}
-    waiting_names = {(d.node.stage, d.node.name) for d in decisions if d.state is State.WAITING}
-    lending = _latest(snapshot, [d.node.id for d in decisions if d.state is not State.FRESH])
-    nodes = {a.manifest.node for a in snapshot.published.values()}
-    last = _last(snapshot, nodes, keep_last)
-    named = [path.resolve() for path in in_use]
+    waiting = [d.node for d, _ in decisions if d.state is State.WAITING]
+    waiting_ids = {node.id for node in waiting}
+    waiting_names = {(node.stage, node.name) for node in waiting}
+    lenders: dict[Path, str] = {}
+    for d, found in decisions:
+        if d.state is not State.FRESH:
+            lenders |= dict.fromkeys(_lenders(d, found, workspace, snapshot), d.node.id)
+    last = _last(snapshot, {a.manifest.node for a in snapshot.published.values()}, keep_last)
+    paths = [path.resolve() for path in named]
+    in_use = {Path(folder).resolve(): who for folder, who in workspace.locks.in_use().items()}
 
     def reason(folder: Path, key: Key, node: str | None) -> str | None:
         if key in reached:
             return reached[key]
-        if node in waiting or (
+        if node in waiting_ids or (
             node is None and (key[0], folder.name[: -SHORT - 1]) in waiting_names
         ):
             return "may be a node that waits"
-        if folder in lending:
-            return f"lends its items to {node}"
+        if folder in lenders:
+            return f"lends its items to {lenders[folder]}"
         if folder in last:
             return f"is one of the last {keep_last} of {node}"
-        if any(path.is_relative_to(folder.resolve()) for path in named):
+        real = folder.resolve()
+        if any(path.is_relative_to(real) for path in paths):
             return "is named in an experiment"
-        return None
+        return f"is read by {in_use[real]}" if real in in_use else None
 
-    found = []
+    kept = []
     for artifact in snapshot.published.values():
-        manifest = artifact.manifest
-        key = (manifest.stage, manifest.fingerprint[:SHORT])
-        why = reason(artifact.path, key, manifest.node)
-        found.append(Kept(artifact.path, "artifact", manifest.node, disk_usage(artifact.path), why))
+        node = artifact.manifest.node
+        key = (artifact.manifest.stage, artifact.manifest.fingerprint[:SHORT])
+        why = reason(artifact.path, key, node)
+        kept.append(Kept(artifact.path, "artifact", node, disk_usage(artifact.path), why))
     for key, folder in snapshot.drafts.items():
-        found.append(Kept(folder, "draft", None, disk_usage(folder), reason(folder, key, None)))
+        kept.append(Kept(folder, "draft", None, disk_usage(folder), reason(folder, key, None)))
     for folder in workspace.folders():
         key = (folder.parent.name, folder.name[-SHORT:])
         if key in snapshot.corrupt:
-            found.append(
-                Kept(folder, "corrupt", None, disk_usage(folder), reason(folder, key, None))
-            )
-    return sorted(found, key=lambda kept: kept.path)
+            why = reason(folder, key, None)
+            kept.append(Kept(folder, "corrupt", None, disk_usage(folder), why))
+    return sorted(kept, key=lambda one: one.path)
+
+
+def _lenders(
+    decision: Decision,
+    decisions: Mapping[str, Decision],
+    workspace: Workspace,
+    snapshot: Snapshot,
+) -> set[Path]:
+    """Return what a node that is not fresh takes, or may take, finished items from."""
+    left = unfinished(decision, decisions, workspace)
+    if left is not None:
+        spares = workspace.spares(decision.node.stage, left, own_folder(decision, snapshot))
+        return {spare.folder for spare in spares.values()}
+    # what its items are made from is not known yet: what was last made or begun for the node
+    node = decision.node
+    latest = snapshot.latest(node.id)
+    begun = {
+        folder
+        for (stage, _), folder in snapshot.drafts.items()
+        if (stage, folder.name[: -SHORT - 1]) == (node.stage, node.name)
+    }
+    return begun | ({latest.path} if latest else set())
 
 
 def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Path, str | None]:
@@ -129,7 +157,7 @@ def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Path, str | Non
                 unpublish(folder)  # from here on nothing takes it for whole
                 shutil.rmtree(folder)
             outcome[folder] = None
-        except LockedError as error:
+        except (LockedError, OSError) as error:
             outcome[folder] = str(error)
     return outcome
 
@@ -144,11 +172,6 @@ def disk_usage(folder: Path) -> int:
             except OSError:  # gone meanwhile
                 continue
     return total
-
-
-def _latest(snapshot: Snapshot, nodes: Iterable[str]) -> set[Path]:
-    found = (snapshot.latest(node) for node in nodes)
-    return {artifact.path for artifact in found if artifact is not None}
 
 
 def _last(snapshot: Snapshot, nodes: Iterable[str], count: int) -> set[Path]:

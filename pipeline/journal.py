@@ -59,6 +59,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self._lock = threading.Lock()
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         size = os.fstat(self._file).st_size
         self._torn = bool(size) and os.pread(self._file, 1, size - 1) != b"\n"
@@ -70,9 +71,15 @@ class Journal:
             if self._torn:
                 os.write(self._file, b"\n")
             self._torn = True
-            written = os.write(self._file, line)
+            try:
+                written = os.write(self._file, line)
+            except OSError as error:
+                error.filename = str(self._path)
+                raise
             if written != len(line):  # a full disk takes a part
-                raise OSError(f"only {written} of {len(line)} journal bytes could be written")
+                raise OSError(
+                    f"{self._path}: only {written} of {len(line)} journal bytes could be written"
+                )
             self._torn = False
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +59,21 @@ class Claim:
 
     def __init__(self, lock: _Lock):
         self._lock = lock
+        self._checked = time.monotonic()
         self.took_over = lock.took_over
 
-    def require(self) -> None:
-        """Refuse to go on if another machine took the claim, as after a long standstill."""
-        if self._lock.lost is not None:
-            raise LockedError(self._lock.lost)
+    def require(self, *, now: bool = False) -> None:
+        """Refuse to go on if another machine took the claim, as after a long standstill.
+
+        Parameters
+        ----------
+        now : bool
+            Look again, even if that was done less than a beat ago.
+        """
+        time_now = time.monotonic()
+        if now or time_now - self._checked > self._lock.beat:
+            self._checked = time_now
+            self._lock.require_own()
 
 
 class Locks:
@@ -90,6 +99,7 @@ class Locks:
         node_id: str,
         part: Part | None = None,
         say: Callable[[str], None] = lambda _: None,
+        uses: Sequence[str] = (),
     ) -> Iterator[Claim]:
         """Hold an artifact, or a part of its items, while the block runs.
 
@@ -103,6 +113,8 @@ class Locks:
             Hold this share only; others may hold other shares of the same number.
         say : callable
             Told what is waited for.
+        uses : sequence of str
+            Folders that are read meanwhile (see `in_use`).
 
         Raises
         ------
@@ -110,21 +122,18 @@ class Locks:
             If another process holds it; the text names it and the way out.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        whole = self._lock(name, node_id, say)
+        whole = self._lock(name, node_id, say, uses)
         if part is None:
             with whole.held():
-                for other, _ in self._parts(name):
-                    self._lock(other, f"a part of {node_id}", say).refuse_if_held()
+                self._refuse_parts(name, node_id, say, None)
                 yield Claim(whole)
             return
-        own = self._lock(
-            f"{name}.part-{part.index}-of-{part.count}", f"part {part} of {node_id}", say
-        )
+        self._refuse_parts(name, node_id, say, part.count)
+        own_name = f"{name}.part-{part.index}-of-{part.count}"
+        own = self._lock(own_name, f"part {part} of {node_id}", say, uses)
         with own.held():
-            with whole.held(wait=_TURN):
-                for other, count in self._parts(name):
-                    if count != part.count:
-                        self._lock(other, f"a part of {node_id}", say).refuse_if_held()
+            with whole.held(wait=_TURN):  # nobody makes the whole, nor began other parts meanwhile
+                self._refuse_parts(name, node_id, say, part.count)
             yield Claim(own)
 
     @contextmanager
@@ -134,32 +143,71 @@ class Locks:
         with whole.held(wait=_TURN):
             yield Claim(whole)
 
-    def _lock(self, name: str, what: str, say: Callable[[str], None]) -> _Lock:
-        return _Lock(self.folder / f"{name}.lock", what, self._beat, self._patience, say)
+    def in_use(self) -> dict[str, str]:
+        """Return the folders that holders read, and by whom.
 
-    def _parts(self, name: str) -> Iterator[tuple[str, int]]:
+        A holder that died counts until somebody takes over from it.
+        """
+        found: dict[str, str] = {}
+        for path in self.folder.glob("*.json"):
+            holder = _read(path) or {}
+            found |= {folder: _name(holder) for folder in holder.get("uses", ())}
+        return found
+
+    def _lock(
+        self, name: str, what: str, say: Callable[[str], None], uses: Sequence[str] = ()
+    ) -> _Lock:
+        path = self.folder / f"{name}.lock"
+        return _Lock(path, what, self._beat, self._patience, say, uses)
+
+    def _refuse_parts(
+        self, name: str, node_id: str, say: Callable[[str], None], count: int | None
+    ) -> None:
+        """Refuse if a part is being made that does not go together with `count` parts."""
+        unseen = []
         for path in sorted(self.folder.glob(f"{name}.part-*.lock")):
             found = re.fullmatch(r".*\.part-\d+-of-(\d+)", path.stem)
-            if found:
-                yield path.stem, int(found[1])
+            if found is None or int(found[1]) == count:
+                continue
+            lock = self._lock(path.stem, f"a part of {node_id}", say)
+            if lock.refuse_if_seen():
+                unseen.append(lock)
+        if not unseen:
+            return
+        say(
+            f"waiting {self._patience:.0f} s for a sign of life of {len(unseen)} parts of {node_id}"
+        )
+        before = [lock.sign() for lock in unseen]
+        time.sleep(self._patience)
+        for lock, sign in zip(unseen, before, strict=True):
+            now = lock.sign()
+            if now is not None and now != sign:
+                raise LockedError(lock.refusal())
+            lock.forget_holder()  # was waited for; nobody need wait again
 
 
 class _Lock:
     """One lock file, and beside it the holder's file."""
 
     def __init__(
-        self, path: Path, what: str, beat: float, patience: float, say: Callable[[str], None]
+        self,
+        path: Path,
+        what: str,
+        beat: float,
+        patience: float,
+        say: Callable[[str], None],
+        uses: Sequence[str],
     ):
         self._path = path
         self._holder = path.with_suffix(".json")
         self._what = what
-        self._beat = beat
         self._patience = patience
         self._say = say
+        self._uses = list(uses)
         self._token = os.urandom(16).hex()
         self._since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.beat = beat
         self.took_over: str | None = None
-        self.lost: str | None = None
 
     @contextmanager
     def held(self, wait: float = 0.0) -> Iterator[None]:
@@ -174,65 +222,105 @@ class _Lock:
             finally:
                 stop.set()
                 beating.join()
-                if self.lost is None:
-                    self._forget_holder()
+                if self._is_own():
+                    self.forget_holder()
 
-    def refuse_if_held(self) -> None:
-        """Raise `LockedError` if somebody holds the lock."""
-        with self._acquired(0.0):
+    def require_own(self) -> None:
+        """Raise `LockedError` if the holder's file is not ours any more."""
+        if not self._is_own():
+            raise LockedError(
+                f"{self._what} was taken over by {_name(_read(self._holder))} while this process "
+                "stood still; nothing more is written, its finished items are kept"
+            )
+
+    def refuse_if_seen(self) -> bool:
+        """Raise `LockedError` if the lock is seen to be held.
+
+        Returns
+        -------
+        bool
+            Whether a holder is named whose lock could not be seen, so that only its beat can tell.
+        """
+        with self._flock(0.0) as seen:
             holder = _read(self._holder)
-            if holder is not None and holder.get("machine") != machine():
-                self._forget_holder()  # was waited for; nobody need wait again
+            return holder is not None and (not seen or holder.get("machine") != machine())
 
-    @contextmanager
-    def _acquired(self, wait: float) -> Iterator[None]:
-        from filelock import FileLock, Timeout  # `status` takes no lock and must not wait for it
+    def sign(self) -> tuple[Any, Any] | None:
+        """Return what changes while the holder lives, None without one."""
+        holder = _read(self._holder)
+        return None if holder is None else (holder.get("token"), holder.get("beat"))
 
-        lock = FileLock(self._path, timeout=wait)
-        seen = True
-        try:
-            lock.acquire(poll_interval=0.05)
-        except Timeout:
-            raise LockedError(self._refusal(_read(self._holder))) from None
-        except NotImplementedError:  # a file system without locks: the beat alone decides
-            seen = False
-        try:
-            self._require_gone(seen)
-            yield
-        finally:
-            lock.release()
-
-    def _forget_holder(self) -> None:
+    def forget_holder(self) -> None:
+        """Remove the holder's file."""
         with suppress(OSError):
             self._holder.unlink()
 
-    def _require_gone(self, seen: bool) -> None:
-        """Refuse if the holder that a file names lives where its lock cannot be seen."""
+    def refusal(self) -> str:
+        """Return who holds it, and the way out."""
+        return (
+            f"{self._what} is being made by {_name(_read(self._holder))}; wait for it or stop it, "
+            "then run again (its finished items are kept)"
+        )
+
+    @contextmanager
+    def _acquired(self, wait: float) -> Iterator[None]:
+        end = time.monotonic() + wait
+        while True:
+            with self._flock(max(0.0, end - time.monotonic())) as seen:
+                if self._holder_is_gone(seen):
+                    yield
+                    return
+            if time.monotonic() >= end:
+                raise LockedError(self.refusal())
+
+    @contextmanager
+    def _flock(self, wait: float) -> Iterator[bool]:
+        """Hold the system's lock; yields whether the file system has any."""
+        from filelock import FileLock, Timeout  # `status` takes no lock and must not wait for it
+
+        lock = FileLock(self._path, timeout=wait)
+        try:
+            lock.acquire(poll_interval=0.05)
+        except Timeout:
+            raise LockedError(self.refusal()) from None
+        except NotImplementedError:  # the beat alone decides
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _holder_is_gone(self, seen: bool) -> bool:
+        """Whether the holder that a file names, if one does, does not live any more."""
         holder = _read(self._holder)
         if holder is None:
-            return
+            return True
         # on this machine the lock itself has told: it is free, so its holder is gone
         if not seen or holder.get("machine") != machine():
+            before = self.sign()
             self._say(
                 f"{self._what} was held by {_name(holder)}; "
                 f"waiting {self._patience:.0f} s for a sign of life"
             )
             end = time.monotonic() + self._patience
             while time.monotonic() < end:
-                time.sleep(min(self._beat / 2, self._patience / 4))
-                now = _read(self._holder)
+                time.sleep(min(self.beat / 2, self._patience / 4))
+                now = self.sign()
                 if now is None:  # it ended well
-                    return
-                if (now.get("token"), now.get("beat")) != (holder.get("token"), holder.get("beat")):
-                    raise LockedError(self._refusal(now))
+                    return True
+                if now != before:
+                    return False
         self.took_over = f"{_name(holder)} did not finish {self._what}; going on where it was"
+        return True
+
+    def _is_own(self) -> bool:
+        return (_read(self._holder) or {}).get("token") == self._token
 
     def _go_on_beating(self, stop: threading.Event) -> None:
         count = 0
-        while not stop.wait(self._beat):
-            holder = _read(self._holder)
-            if holder is not None and holder.get("token") != self._token:
-                self.lost = self._refusal(holder)
+        while not stop.wait(self.beat):
+            if not self._is_own():
                 return
             count += 1
             with suppress(OSError):  # a full disk must not stop the work
@@ -245,16 +333,11 @@ class _Lock:
             "host": os.uname().nodename,
             "since": self._since,
             "machine": machine(),
+            "uses": self._uses,
             "token": self._token,
             "beat": beat,
         }
         atomic.write_bytes(self._holder, atomic.json_bytes(holder), sync=False)
-
-    def _refusal(self, holder: dict[str, Any] | None) -> str:
-        return (
-            f"{self._what} is being made by {_name(holder)}; wait for it or stop it, then run "
-            "again (its finished items are kept)"
-        )
 
 
 def machine() -> str:

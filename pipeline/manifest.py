@@ -19,6 +19,7 @@ from ensdistill.pipeline.journal import Record, numbered_lines
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.jsonl"
 FORMAT: Final = 1
+SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
 _FIELD: Final = re.compile(rb'^ "(\w+)": ', re.MULTILINE)
@@ -114,6 +115,10 @@ class SpoiltManifestError(CorruptError):
         self.found = found
 
 
+class ForeignManifestError(SpoiltManifestError):
+    """A whole manifest of another version: nothing to repair."""
+
+
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of an artifact's folder.
 
@@ -138,7 +143,7 @@ def read_manifest(path: Path) -> Manifest:
     for name in ("checks", "check"):
         del values[name]
     if values["format"] != FORMAT:
-        raise SpoiltManifestError(
+        raise ForeignManifestError(
             f"{file}: format {values['format']}, expected {FORMAT}; it was made by another version "
             "of ensdistill",
             ["format"],

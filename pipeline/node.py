@@ -101,7 +101,7 @@ class Work:
             The node's.
         upstream : mapping
             Role to what is read there: a mapping of item ids to digests of their content, of which
-            an item reads its own; or the fingerprint of an artifact that is read whole.
+            an item reads its own; or the content digest of an artifact that is read whole.
         """
         common = digest([FORMAT, stage, version, self.recipe])
         keys = {}
@@ -201,6 +201,7 @@ class Job:
         UnfinishedError
             If other parts are not done; the runner then publishes nothing.
         """
+        self.draft.flush()
         self.draft.reload()
         return self.draft.complete()
 

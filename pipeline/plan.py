@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
-from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.manifest import SHORT, Artifact
 from ensdistill.pipeline.node import Node, WaitingError, Work
-from ensdistill.pipeline.workspace import SHORT, Snapshot
+from ensdistill.pipeline.workspace import Snapshot
 
 T = TypeVar("T")
 

@@ -6,12 +6,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensdistill.pipeline.manifest import SpoiltManifestError, read_manifest
+from ensdistill.pipeline.manifest import (
+    SHORT,
+    ForeignManifestError,
+    SpoiltManifestError,
+    read_manifest,
+)
 from ensdistill.pipeline.node import Node, Progress
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.runner import Ran, run
-from ensdistill.pipeline.verify import Damage, withdraw
-from ensdistill.pipeline.workspace import SHORT, Workspace, lock_name
+from ensdistill.pipeline.verify import Damage, damages, withdraw
+from ensdistill.pipeline.workspace import Workspace, lock_name
 
 
 @dataclass
@@ -58,6 +63,7 @@ def repair(
     """
     report = Repair()
     remaining = dict(damaged)
+    decisions: Mapping[str, Decision] = {}
     while remaining:
         decisions = plan(nodes, workspace.scan())
         damaged_nodes = {n for n, d in decisions.items() if _folder(d, remaining) is not None}
@@ -66,41 +72,52 @@ def repair(
             folder = _folder(decision, remaining)
             if folder is None:
                 continue
+            if _is_foreign(folder):
+                report.left[folder] = "it was made by another version of ensdistill"
+                continue
             missing = _missing(decision, decisions, damaged_nodes)
             if missing is None:
                 report.left.pop(folder, None)
-                _repair(decision, folder, remaining.pop(folder), nodes, workspace, progress, report)
+                remaining.pop(folder)
+                _repair(decision, folder, nodes, workspace, progress, about, report)
                 done = folder
                 break  # what could not be planned before may be now
             report.left[folder] = f"{decision.node.id} is made from {missing}, which is missing"
         if done is None:
             break
     for folder in remaining:
-        report.left.setdefault(
-            folder, "this experiment does not make it; `ensdistill gc` clears it away"
-        )
+        report.left.setdefault(folder, _why_left(folder, decisions))
     return report
+
+
+def _why_left(folder: Path, decisions: Mapping[str, Decision]) -> str:
+    for decision in decisions.values():
+        node = decision.node
+        name = (folder.parent.name, folder.name[: -SHORT - 1])
+        if decision.state is State.WAITING and (node.stage, node.name) == name:
+            return f"{node.id} {decision.reason}; `ensdistill run`, then verify again"
+    return "this experiment does not make it; `ensdistill gc` clears it away"
 
 
 def _repair(
     decision: Decision,
     folder: Path,
-    found: list[Damage],
     nodes: Sequence[Node],
     workspace: Workspace,
     progress: Callable[[Decision], Progress],
+    about: Path | None,
     report: Repair,
 ) -> None:
+    node = decision.node
     assert decision.fingerprint is not None
-    was = _content(folder)
-    with workspace.locks.hold(
-        lock_name(decision.node.stage, decision.fingerprint), decision.node.id
-    ):
-        again = withdraw(folder, found)
+    with workspace.locks.hold(lock_name(node.stage, decision.fingerprint), node.id):
+        found = damages(folder)  # another process may have made it good meanwhile
+        was = _content(folder)
+        again = bool(found) and withdraw(folder, found)
     if again:
-        report.ran += run(nodes, workspace, [decision.node.id], progress).ran
+        report.ran += run(nodes, workspace, [node.id], progress, about=about).ran
         if was is not None and _content(folder) != was:
-            report.different.append(decision.node.id)
+            report.different.append(node.id)
 
 
 def _folder(decision: Decision, damaged: Mapping[Path, list[Damage]]) -> Path | None:
@@ -128,3 +145,13 @@ def _content(folder: Path) -> str | None:
         return None
     except SpoiltManifestError as error:
         return None if error.found is None else error.found.content
+
+
+def _is_foreign(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except ForeignManifestError:
+        return True
+    except (FileNotFoundError, SpoiltManifestError):
+        return False
+    return False

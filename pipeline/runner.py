@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.pipeline import provenance
-from ensdistill.pipeline.draft import Draft, UnfinishedError, discard, unpublish
+from ensdistill.pipeline.draft import Draft, UnfinishedError, unpublish
 from ensdistill.pipeline.errors import CorruptError, DataError, NotReadyError
 from ensdistill.pipeline.locks import Claim, Part
 from ensdistill.pipeline.manifest import REPAIR, Artifact, Manifest
@@ -122,6 +122,8 @@ def _require_upstream(decision: Decision, decisions: Mapping[str, Decision]) -> 
     needed = decision.work.uses.values() if decision.work else decision.node.needs
     for node_id in needed:
         upstream = decisions[node_id]
+        if upstream.state is State.CORRUPT:
+            raise CorruptError(f"{decision.node.id} needs {node_id}: {upstream.reason}")
         if upstream.state is not State.FRESH:
             raise NotReadyError(
                 f"{decision.node.id} needs {node_id}, which is {upstream.state} "
@@ -173,7 +175,8 @@ class _Making:
         begin = time.perf_counter()
         provenance.forget_peak_memory()
         say = self.progress.message
-        with locks.hold(lock, self.node.id, part, say) as claim:
+        uses = [str(artifact.path) for artifact in self.inputs.values()]
+        with locks.hold(lock, self.node.id, part, say, uses) as claim:
             if claim.took_over:
                 say(claim.took_over)
             published = self.workspace.scan().published.get(self.name)
@@ -192,6 +195,7 @@ class _Making:
 
     def _fill(self, draft: Draft, claim: Claim, part: Part | None, begin: float) -> Ran:
         job = Job(self.node, self.work, draft, self.inputs, self.progress, part=part)
+        draft.guard = claim.require
         todo = {item_id: draft.keys[item_id] for item_id in job.todo()}
         spares = self.workspace.spares(self.node.stage, todo, draft.path) if todo else {}
         if spares:
@@ -204,6 +208,7 @@ class _Making:
         missing, result = 0, {}
         try:
             result = getattr(importlib.import_module(module), function)(job)
+            draft.flush()
             draft.reload()
             draft.complete()
         except UnfinishedError as error:
@@ -213,26 +218,25 @@ class _Making:
                 ) from None
             missing = total - len(draft.records())
         seconds = time.perf_counter() - begin
-        claim.require()
-        if part is None:
-            self._publish(draft, self._manifest(result, job, seconds))
-        else:
-            with self.workspace.locks.turn(lock_name(self.node.stage, self.name), self.node.id):
-                if self.name not in self.workspace.scan().published:
-                    self._publish(draft, None if missing else self._manifest(result, job, seconds))
+        claim.require(now=True)
+        if not missing:
+            manifest = self._manifest(result, job, seconds)
+            if part is None:
+                self._publish(draft, manifest)
+            else:
+                lock = lock_name(self.node.stage, self.name)
+                with self.workspace.locks.turn(lock, self.node.id):
+                    if self.name not in self.workspace.scan().published:
+                        self._publish(draft, manifest)
         return Ran(self.node.id, draft.written, draft.reused, total, seconds, missing)
 
-    def _publish(self, draft: Draft, manifest: Manifest | None) -> None:
-        """Publish, or leave a part as it is, unless an input changed meanwhile."""
+    def _publish(self, draft: Draft, manifest: Manifest) -> None:
         if not still(self.decision, self.decisions):
-            draft.close()
-            discard(draft.path)  # nobody knows which of it was made from what
             raise DataError(
                 f"{self.node.id}: an input file changed while it was made; nothing is published, "
-                "run again"
+                "run again (what was made from unchanged files is kept)"
             )
-        if manifest is not None:
-            draft.publish(manifest)
+        draft.publish(manifest)
 
     def _manifest(self, result: dict[str, Any], job: Job, seconds: float) -> Manifest:
         return Manifest(
@@ -259,5 +263,5 @@ def item_keys(node: Node, work: Work, inputs: Mapping[str, Artifact]) -> dict[st
         lacking = [item.id for item in work.items if item.id not in records]
         if records and lacking:
             raise CorruptError(f"{artifact.path}: has no item {lacking[0]}")
-        upstream[role] = records or artifact.manifest.fingerprint
+        upstream[role] = records or artifact.manifest.content
     return work.item_keys(node.stage, node.version, upstream)

@@ -6,17 +6,18 @@ every other file, and the item index names that of each item's file.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import REPAIR_BEGUN, unpublish
+from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.pipeline.journal import Record, item_of, numbered_lines
 from ensdistill.pipeline.manifest import (
     ITEMS,
     MANIFEST,
+    SHORT,
     Artifact,
     Manifest,
     SpoiltManifestError,
@@ -80,6 +81,8 @@ def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> li
         manifest = error.found
     else:
         found = []
+        if not folder.name.endswith(f"-{manifest.fingerprint[:SHORT]}"):
+            found = [Damage(folder, MANIFEST, "is that of another artifact", field="fingerprint")]
     artifact = Artifact(folder, manifest)
     found += damaged_files(artifact, checked)
     return found + list(_damaged_items(artifact, checked))
@@ -133,16 +136,16 @@ def whole_records(artifact: Artifact) -> list[Record]:
 
 def _damage(path: Path, size: int, sha256: str) -> str | None:
     try:
-        content = path.read_bytes()
+        if file_digest(path) == sha256:
+            return None
+        found = path.stat().st_size
+        if found != size:
+            return f"holds {found} bytes, {size} were written"
+        return "its bytes are not what was written"
     except FileNotFoundError:
         return "is gone"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if len(content) != size:
-        return f"holds {len(content)} bytes, {size} were written"
-    if hashlib.sha256(content).hexdigest() != sha256:
-        return "its bytes are not what was written"
-    return None
 
 
 def withdraw(folder: Path, found: list[Damage]) -> bool:
@@ -155,12 +158,11 @@ def withdraw(folder: Path, found: list[Damage]) -> bool:
         nothing depends on were spoilt: it is published again without them.
     """
     manifest = _only_recorded(folder)
-    if manifest is None or any(d.file != MANIFEST for d in found):
-        atomic.write_bytes(folder / REPAIR_BEGUN, b"")  # so that a killed repair is gone on with
-    unpublish(folder, sorted({d.file for d in found} - {MANIFEST, ITEMS}))
     if manifest is not None and all(d.file == MANIFEST for d in found):
         atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
         return False
+    atomic.write_bytes(folder / REPAIR_BEGUN, b"")  # so that a killed repair is gone on with
+    unpublish(folder, sorted({d.file for d in found} - {MANIFEST, ITEMS}))
     return True
 
 

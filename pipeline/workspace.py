@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, progress_of
@@ -14,12 +13,11 @@ from ensdistill.pipeline.journal import read_journal
 from ensdistill.pipeline.locks import Locks
 from ensdistill.pipeline.manifest import (
     ITEMS,
+    SHORT,
     Artifact,
     SpoiltManifestError,
     read_manifest,
 )
-
-SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ reruns no network.
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from ensdistill.data.classes import ClassTable, to_target_ids
 from ensdistill.data.images import Picture
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
-from ensdistill.pipeline.fingerprint import Json, digest
+from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
 from ensdistill.stages.experiment import TRAIN, Experiment, Network, Student, Teacher, Training
@@ -118,9 +118,7 @@ class Local:
             If the bytes of a file are others.
         """
         for path, sha256 in self.weights.items():
-            with open(path, "rb") as file:  # noqa: PTH123
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != sha256:
+            if file_digest(path) != sha256:
                 raise DataError(
                     f"{path}: changed since this command looked at it; run it again (with --rehash "
                     "if the file's date was kept)"
@@ -678,7 +676,7 @@ class _Graph:
         if gone:
             raise DataError(f"{where}.files.{gone[0]} is no file")
         digest_of = self.experiment.files.digest
-        code = sorted(p for p in root.rglob("*.py") if "__pycache__" not in p.parts)
+        code = _code_below(root)
         found: dict[str, Json] = {
             "factory": network.factory,
             "kwargs": dict(network.kwargs),
@@ -686,6 +684,20 @@ class _Graph:
             "code": {p.relative_to(root).as_posix(): digest_of(p) for p in code},
         }
         return found, {str(path): digest_of(path) for path in (*files.values(), *code)}
+
+
+def _code_below(root: Path) -> list[Path]:
+    """Return all modules below a folder, through links to folders too, as an import finds them."""
+    found, seen = [], set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
+        found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
+    return sorted(found)
 
 
 def _at(split: str) -> str:

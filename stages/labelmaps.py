@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from ensdistill.data.pictures import image_size
 from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
 from ensdistill.pipeline.draft import Spare
-from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
+from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.pipeline.journal import Record
-from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.manifest import REPAIR, Artifact
 from ensdistill.pipeline.node import Job
 
 STORE: Final = "labels.zarr"
@@ -32,6 +34,7 @@ class LabelMaps:
     def __init__(self, artifact: Artifact):
         self.records: Mapping[str, Record] = {r["id"]: r for r in artifact.items}
         self._position = {image_id: k for k, image_id in enumerate(self.records)}
+        self._folder = artifact.path
         self._store = LabelStore(artifact.path / STORE)
 
     def __iter__(self) -> Iterator[str]:
@@ -46,7 +49,17 @@ class LabelMaps:
         return height, width
 
     def read(self, image_id: str) -> UInt8:
-        """Return the (H, W) uint8 train ids of an image."""
+        """Return the (H, W) uint8 train ids of an image.
+
+        Raises
+        ------
+        CorruptError
+            If its file is not what was written: damaged, or another image's.
+        """
+        record = self.records[image_id]
+        file = self._folder / record["file"][0]
+        if not file.exists() or file_digest(file) != record["file"][2]:
+            raise CorruptError(f"{file}: is not what was written for {image_id}; {REPAIR}")
         return self._store.read(self._position[image_id], *self.size(image_id))
 
     def shares(self) -> npt.NDArray[np.int64]:
@@ -82,6 +95,7 @@ class LabelMapsDraft:
         self._sizes = sizes
         self._position = {image_id: k for k, image_id in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
+        self._lenders: dict[Path, LabelStore] = {}
         for image_id, spare in job.spares.items():
             with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
                 self._take(image_id, spare)
@@ -92,7 +106,9 @@ class LabelMapsDraft:
 
     def _take(self, image_id: str, spare: Spare) -> None:
         """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
-        store = LabelStore(spare.folder / STORE)
+        if spare.folder not in self._lenders:
+            self._lenders[spare.folder] = LabelStore(spare.folder / STORE)
+        store = self._lenders[spare.folder]
         file = self._file(image_id)
         if store.shape[1:] == self._store.shape[1:]:
             self._draft.adopt(image_id, spare, file=file)

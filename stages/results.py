@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
+from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import Experiment
 from ensdistill.stages.graph import infer_id
@@ -44,6 +45,8 @@ def results(
         Node id to decision, of a plan made afterwards.
     """
     made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
+    if f"evaluation@{split}" not in made:
+        raise NotReadyError(f"evaluation@{split} is not there any more; run again")
     evaluation = made[f"evaluation@{split}"].result
     methods = [{k: v for k, v in m.items() if k != "confmat"} for m in evaluation["methods"]]
     methods.sort(key=lambda m: (_ORDER.index(m["kind"]), m["name"]))

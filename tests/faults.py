@@ -84,7 +84,6 @@ class Injector:
             from ensdistill.stages.networks import frozen
 
             torch.save = self.wrap(torch.save, "save", 1)
-            frozen.save_file = self.wrap(frozen.save_file, "save", 1)
             frozen.load_file = self.wrap(frozen.load_file, "load", 0)
 
     def inside(self, path):

@@ -58,8 +58,8 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     plans = [plan(build(e), workspace.scan()) for e in experiments]
     for experiment in experiments:
         experiment.files.save()
-    in_use = [path for e in experiments for path in e.named_paths()]
-    found = survey(workspace, plans, keep_last=keep_last, in_use=in_use)
+    named = [path for e in experiments for path in e.named_paths()]
+    found = survey(workspace, plans, keep_last=keep_last, named=named)
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}
     if as_json:

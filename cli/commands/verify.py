@@ -72,7 +72,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
 def _opened(damaged: Iterable[Path]) -> list[str]:
     """Return the stages that cannot be made again without opening ground truth."""
     found = {folder.parent.name for folder in damaged} & {"student", "evaluation"}
-    if any(folder.name.startswith("oracle-") for folder in damaged):
+    if any(folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged):
         found.add("evaluation")
     return sorted(found)
 

@@ -12,8 +12,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,8 +64,11 @@ class FactoryNetwork:
     ):
         self._factory = factory
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        # compiled files go by date and size: those of other code may pass for this code's
+        self._compiled = tempfile.TemporaryDirectory()
+        compiled = f"pycache_prefix={self._compiled.name}"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __spec__.name],
+            [sys.executable, "-P", "-X", compiled, "-m", __spec__.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=factory.root,
@@ -84,14 +89,18 @@ class FactoryNetwork:
         height, width = size["height"], size["width"]
         assert self._process.stdout is not None
         content = self._process.stdout.read(height * width)
+        if len(content) != height * width:
+            raise self._ended()
         return np.frombuffer(content, np.uint8).reshape(height, width)
 
     def close(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):
+                    pipe.close()
         self._process.wait()
+        self._compiled.cleanup()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -103,14 +112,17 @@ class FactoryNetwork:
         except BrokenPipeError:
             line = b""
         if not line:
-            raise DataError(
-                f"{self._factory.root}: the process of {self._factory.function} ended "
-                f"with {self._process.wait()}; see its messages above"
-            )
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise DataError(f"{self._factory.root}: {answer['error']}")
         return answer
+
+    def _ended(self) -> DataError:
+        return DataError(
+            f"{self._factory.root}: the process of {self._factory.function} ended "
+            f"with {self._process.wait()}; see its messages above"
+        )
 
 
 def main() -> None:

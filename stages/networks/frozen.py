@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -160,7 +161,12 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     if "teacher_classes" in recipe:
         _require_classes(folder, len(description["classes"]), recipe["teacher_classes"])
     module = _build(description)
-    module.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        module.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder / WEIGHTS}: holds no weights of this network ({error})"
+        ) from error
     settings = Preprocessing.from_settings(description["preprocessing"], declared)
     return FrozenNetwork(module, settings, device)
 

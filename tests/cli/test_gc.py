@@ -121,3 +121,66 @@ def test_a_draft_that_the_experiment_fills_stays(made):
 def test_an_artifact_of_the_experiment_stays_when_it_is_corrupt(made):
     (made.artifact("fusion").path / "manifest.json").write_bytes(b"{")
     assert garbage(made) == set()
+
+
+def test_a_killed_run_lends_its_images_and_stays(world):
+    world.call("infer-teacher")
+    folder = world.artifact("infer[a]").path
+    (folder / "manifest.json").unlink()
+    add_image(world)
+    assert garbage(world) == set()
+    world.call("gc", "--delete")
+    report = world.json("infer-teacher", "a")
+    assert [(r["written"], r["reused"]) for r in report["ran"]] == [(1, 5)]
+
+
+def test_a_renamed_teacher_still_lends_its_images(world):
+    world.call("infer-teacher")
+    world.settings["teachers"][0]["name"] = "z"
+    world.write()
+    add_image(world)
+    assert world.json("explain", "infer[z]")["would"]["reuse"] == 5
+    world.call("gc", "--delete")
+    report = world.json("infer-teacher", "z")
+    assert [(r["written"], r["reused"]) for r in report["ran"]] == [(1, 5)]
+
+
+def add_image(world):
+    world.save("images", "train", "train_000009_000019", made_image(world))
+    for teacher in "ab":
+        label = made_image(world)[..., 0] + (teacher == "a")
+        world.save(f"teachers/{teacher}", "train", "train_000009_000019", label)
+
+
+def test_what_a_running_process_reads_stays(made):
+    from ensdistill.stages.experiment import load
+
+    used = made.artifact("fusion").path
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    made.call("run", "--no-evaluate")
+    assert garbage(made) == {"fusion", "student"}
+    locks = load(made.file).workspace.locks
+    with locks.hold("student-0123456789ab", "student", uses=[str(used)]):
+        assert garbage(made) == {"student"}
+        rows = {r["path"]: r["reason"] for r in made.json("gc")}
+        assert rows[str(used)].startswith("is read by process ")
+
+
+def test_one_folder_that_cannot_be_deleted_does_not_keep_the_others(made, monkeypatch):
+    import shutil
+
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    made.call("run", "--no-evaluate")
+    delete = shutil.rmtree
+
+    def refuse(folder, *more):
+        if folder.parent.name == "fusion":
+            raise PermissionError(13, "Permission denied", str(folder))
+        delete(folder, *more)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    rows = {r["node"]: r for r in made.json("gc", "--delete") if r["reason"] is None}
+    assert rows["student"]["deleted"]
+    assert "Permission denied" in rows["fusion"]["left"]

@@ -214,3 +214,61 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
     world.call("train-student")
     assert steps == [0, 1, 2, 3, 4]
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_was_made_by_a_network_is_made_anew_when_that_came_out_different(world, monkeypatch):
+    """The network's key is the same, so the old label maps must not pass for the new ones."""
+    from ensdistill.stages.training import loop
+
+    folder = world.artifact("student").path
+    before = world.artifact("infer[student]@val").manifest.content
+    flip(folder / "model.safetensors")
+    poly = loop._poly
+    with monkeypatch.context() as other:
+        other.setattr(loop, "_poly", lambda *a: 3 * poly(*a))
+        assert world.json("verify", "--repair")["repair"]["different"] == ["student"]
+    assert world.states()["infer[student]@val"] == "stale"
+    world.call("run")
+    manifest = world.artifact("infer[student]@val").manifest
+    assert (manifest.written, manifest.reused) == (3, 0)
+    assert manifest.content != before
+
+
+def test_a_right_chunk_in_a_wrong_place_is_not_read(world):
+    shutil.rmtree(world.root / "work" / "fusion")
+    store = world.artifact("infer[a]").path / "labels.zarr"
+    shutil.copy(store / "c.1.0.0", store / "c.2.0.0")
+    text = world.refuse("fuse", "--upstream")
+    assert "c.2.0.0: is not what was written for train_000002_000019" in text
+
+
+def test_damage_to_what_is_only_recorded_is_made_good_without_a_moment_unpublished(
+    world, monkeypatch
+):
+    path = world.artifact("student").path / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"seconds": ', b'"seconds": 1'))
+    from ensdistill.pipeline import atomic
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as other:
+        other.setattr(atomic, "write_bytes", full)
+        assert "No space left" in world.refuse("verify", "--repair")
+    assert path.exists()
+    assert "all damage is made good" in world.call("verify", "--repair")
+    assert world.states()["student"] == "fresh"
+
+
+def test_an_artifact_of_another_version_is_left_alone(world):
+    path = world.artifact("fusion").path / "manifest.json"
+    from dataclasses import replace
+
+    from ensdistill.pipeline.manifest import read_manifest
+
+    content = replace(read_manifest(path.parent), format=2).to_bytes()
+    path.write_bytes(content)
+    assert world.states()["fusion"] == "corrupt"
+    text = world.call("verify", "--repair", expect=1)
+    assert "was made by another version of ensdistill" in text
+    assert path.read_bytes() == content

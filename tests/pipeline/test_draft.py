@@ -14,7 +14,6 @@ from ensdistill.pipeline.draft import (
     Draft,
     Spare,
     UnfinishedError,
-    discard,
     progress_of,
     unpublish,
 )
@@ -553,16 +552,24 @@ def test_names_that_are_no_utf8_are_published(folder):
     assert read_manifest(folder).runtime == {"folder": name}
 
 
-def test_a_discarded_draft_holds_nothing_that_counts(folder):
+def test_what_was_begun_from_other_content_is_forgotten(folder):
+    draft = Draft(folder)
+    draft.bind({"labels": "one"})
+    (folder / "draft-state.pt").write_bytes(b"state")
+    (folder / "repair-begun").write_bytes(b"")
+    draft.bind({"labels": "one"})
+    assert (folder / "draft-state.pt").exists()
+    draft.bind({"labels": "two"})
+    assert not (folder / "draft-state.pt").exists()
+    assert (folder / "repair-begun").exists()
+
+
+def test_a_closed_draft_journals_nothing_more(folder):
     draft = Draft(folder, KEYS)
     fill(draft)
     draft.close()
-    (folder / "draft-state.pt").write_bytes(b"state")
-    (folder / "items.jsonl").write_bytes(seal(draft.records()["x"]))
-    discard(folder)
-    assert found(folder) == {}
-    assert progress_of(folder) == 0
-    assert not (folder / "draft-state.pt").exists()
+    with pytest.raises(RuntimeError, match="closed"):
+        draft.record("x")
 
 
 def test_an_unpublished_artifact_is_a_draft_with_all_its_items(folder):

@@ -88,7 +88,9 @@ def test_who_slept_until_another_took_over_does_not_publish(host):
     assert two.stdout.readline().startswith("held; process")
     one.send_signal(signal.SIGCONT)
     time.sleep(0.3)
-    assert goes_on(one).startswith(f"refused: fusion is being made by process {two.pid} on ")
+    said = goes_on(one)
+    assert said.startswith(f"refused: fusion was taken over by process {two.pid} on ")
+    assert "its finished items are kept" in said
     assert goes_on(two) == "done\n"
 
 

@@ -313,11 +313,28 @@ def test_a_claim_that_another_machine_took_is_not_used(locks, folder):
     with locks.hold(NAME, "fusion") as claim:
         claim.require()
         from_elsewhere(folder)
-        end = time.monotonic() + 5
-        while claim._lock.lost is None and time.monotonic() < end:
-            time.sleep(0.005)
-        with pytest.raises(LockedError, match="process 7 on far"):
-            claim.require()
+        with pytest.raises(LockedError, match="taken over by process 7 on far"):
+            claim.require(now=True)
+
+
+def test_a_claim_whose_file_is_gone_is_not_used(locks, folder):
+    with locks.hold(NAME, "fusion") as claim:
+        for path in folder.glob("*.json"):
+            path.unlink()
+        with pytest.raises(LockedError, match="taken over by another process"):
+            claim.require(now=True)
+
+
+def test_what_holders_read_is_known(locks, folder):
+    with locks.hold(NAME, "fusion", uses=["work/infer/a"]):
+        assert list(locks.in_use()) == ["work/infer/a"]
+        assert f"process {os.getpid()}" in locks.in_use()["work/infer/a"]
+    assert locks.in_use() == {}
+
+
+def test_a_taken_claim_leaves_the_file_to_who_took_it(locks, folder):
+    with locks.hold(NAME, "fusion"):
+        from_elsewhere(folder)
     assert holder_of(folder)["host"] == "far"  # and its file is left to it
 
 

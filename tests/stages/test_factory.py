@@ -1,5 +1,8 @@
 """Teachers whose networks a user's own code builds."""
 
+import os
+import py_compile
+
 import pytest
 from worlds import World
 
@@ -174,3 +177,26 @@ def test_its_code_runs_in_its_own_folder(world):
     model.write_text(MODEL.replace("print(", "open('n', 'a').write('x'); print("))
     world.call("infer-teacher", "p")
     assert (world.root / "one" / "n").read_text() == "x" * 5
+
+
+def test_compiled_files_of_other_code_do_not_run(world):
+    """Python takes compiled files by whole seconds and size, and so would run the older code."""
+    utils = world.root / "one" / "utils.py"
+    stat = utils.stat()
+    world.call("infer-teacher", "p")
+    py_compile.compile(str(utils))
+    utils.write_text(utils.read_text().replace("return 2", "return 4"))
+    os.utime(utils, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    world.call("infer-teacher", "p")
+    assert answered(world, "p") == {"fence"}
+    assert not list((world.root / "two").rglob("__pycache__"))
+
+
+def test_code_behind_a_link_is_part_of_the_key(world):
+    (world.root / "shared").mkdir()
+    (world.root / "shared" / "more.py").write_text("x = 1\n")
+    (world.root / "one" / "lib").symlink_to(world.root / "shared")
+    (world.root / "shared" / "back").symlink_to(world.root / "one")
+    before = fingerprints(world)["infer[p]"]
+    (world.root / "shared" / "more.py").write_text("x = 2\n")
+    assert fingerprints(world)["infer[p]"] != before
