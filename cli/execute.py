@@ -107,11 +107,13 @@ def say(
     *,
     dry_run: bool,
     as_json: bool,
+    part: Part | None = None,
 ) -> None:
     """Print what was done, or in a dry run what would be."""
     if dry_run:
         whole = plan(build(experiment), experiment.workspace.scan())
-        costs = {n: estimate(d, whole, experiment.workspace) for n, d in decisions.items()}
+        workspace = experiment.workspace
+        costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
         render.planned(decisions, costs, as_json=as_json)
     elif as_json:
         click.echo(json.dumps(report_json(report), indent=1))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ensdistill.pipeline.manifest import RECORDED, Artifact, Manifest
+from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State
 
 if TYPE_CHECKING:
@@ -171,18 +171,18 @@ def report(found: Report) -> None:
 def explanation(
     d: Decision,
     decisions: Mapping[str, Decision],
-    previous: Artifact | None,
     images: ItemChanges | None,
     cost: Estimate | None,
     below: Sequence[str],
+    config: Path,
 ) -> None:
     """Print why a node stands as it does."""
     click.echo(f"{d.node.id} is {d.state}" + (f": {d.reason}" if d.reason else ""))
     if d.artifact is not None:
         click.echo(f"  {d.artifact.path}")
         made(d.artifact.manifest)
-    elif previous is not None:
-        click.echo(f"compared with the last one, {previous.path}:")
+    elif d.previous is not None:
+        click.echo(f"compared with the nearest that was made, {d.previous.path}:")
     for change in d.changes:
         click.echo(f"  {change.field}: {_value(change.old)} -> {_value(change.new)}")
     if images is not None and d.state is not State.FRESH:
@@ -201,10 +201,13 @@ def explanation(
     needs = [f"{n} ({decisions[n].state})" for n in d.node.needs]
     click.echo(f"made from: {', '.join(needs) or 'files alone'}")
     click.echo(f"below it: {', '.join(below) or 'nothing'}")
+    file = "" if config == Path("experiment.yaml") else f" -c {config}"
     if d.state is State.CORRUPT:
-        click.echo("to make it good: ensdistill verify --repair")
+        click.echo(f"to make it good: ensdistill verify --repair{file}")
     elif d.state is not State.FRESH:
-        click.echo(f"to make it: ensdistill {d.node.command}")
+        ready = all(decisions[n].state is State.FRESH for n in d.node.needs)
+        more = "" if ready else " --upstream"
+        click.echo(f"to make it: ensdistill {d.node.command}{more}{file}")
 
 
 def _value(value: Any) -> str:
@@ -220,6 +223,7 @@ def repaired(outcome: Repair) -> None:
     """Print what a repair did."""
     for r in outcome.ran:
         items = f"{r.written} of {r.total} images computed again" if r.total else "made again"
+        items += f", {r.reused} taken from other artifacts" if r.reused else ""
         click.echo(f"{r.node}: {items}, {r.seconds:.1f} s")
     for node_id in outcome.different:
         click.echo(f"{node_id} came out different from before: what is below it is stale now")
@@ -246,6 +250,7 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Path, str | None], *, delete
     stays = sum(k.bytes for k in found if k.reason is not None)
     if delete:
         freed = [k for k in gone if outcome[k.path] is None]
+        stays += sum(k.bytes for k in gone if outcome[k.path] is not None)
         click.echo(f"{size(sum(k.bytes for k in freed))} freed, {size(stays)} stay")
     else:
         count = f"{len(gone)} of {len(found)} folders, {size(sum(k.bytes for k in gone))}"

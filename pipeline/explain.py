@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.errors import CorruptError
+from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.manifest import SHORT, Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.runner import item_keys
@@ -35,9 +36,12 @@ class Estimate:
 
 
 def estimate(
-    decision: Decision, decisions: Mapping[str, Decision], workspace: Workspace
+    decision: Decision,
+    decisions: Mapping[str, Decision],
+    workspace: Workspace,
+    part: Part | None = None,
 ) -> Estimate | None:
-    """Return what making a node would take; None if it is fresh or not known yet."""
+    """Return what making a node, or a part of it, would take; None if fresh or not known yet."""
     work = decision.work
     if work is None or decision.state in (State.FRESH, State.CORRUPT):
         return None
@@ -45,6 +49,8 @@ def estimate(
     left = unfinished(decision, decisions, workspace)
     missing, reuse = len(work.items) - decision.done, 0
     if left is not None:
+        mine = {item.id for k, item in enumerate(work.items) if part is None or part.has(k)}
+        left = {item_id: key for item_id, key in left.items() if item_id in mine}
         missing = len(left)
         own = own_folder(decision, snapshot)
         reuse = len(workspace.spares(decision.node.stage, left, own))

@@ -89,6 +89,8 @@ def survey(
     def reason(folder: Path, key: Key, node: str | None) -> str | None:
         if key in reached:
             return reached[key]
+        if key in snapshot.busy:
+            return f"is being made by {snapshot.busy[key]}"
         if node in waiting_ids or (
             node is None and (key[0], folder.name[: -SHORT - 1]) in waiting_names
         ):
@@ -131,13 +133,13 @@ def _lenders(
         return {spare.folder for spare in spares.values()}
     # what its items are made from is not known yet: what was last made or begun for the node
     node = decision.node
-    latest = snapshot.latest(node.id)
+    latest = snapshot.of_node(node.id)[:1]
     begun = {
         folder
         for (stage, _), folder in snapshot.drafts.items()
         if (stage, folder.name[: -SHORT - 1]) == (node.stage, node.name)
     }
-    return begun | ({latest.path} if latest else set())
+    return begun | {artifact.path for artifact in latest}
 
 
 def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Path, str | None]:
@@ -177,7 +179,5 @@ def disk_usage(folder: Path) -> int:
 def _last(snapshot: Snapshot, nodes: Iterable[str], count: int) -> set[Path]:
     kept: set[Path] = set()
     for node in nodes if count else ():
-        of_node = [a for a in snapshot.published.values() if a.manifest.node == node]
-        of_node.sort(key=lambda a: a.manifest.finished, reverse=True)
-        kept |= {a.path for a in of_node[:count]}
+        kept |= {a.path for a in snapshot.of_node(node)[:count]}
     return kept

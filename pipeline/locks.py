@@ -154,6 +154,25 @@ class Locks:
             found |= {folder: _name(holder) for folder in holder.get("uses", ())}
         return found
 
+    def busy(self, name: str) -> str | None:
+        """Return who is making an artifact or a part of it, None if nobody is; waits for nothing.
+
+        A holder on a machine whose locks are not seen counts, whether it lives or not.
+        """
+        for path in (
+            self.folder / f"{name}.json",
+            *sorted(self.folder.glob(f"{name}.part-*.json")),
+        ):
+            holder = _read(path)
+            if holder is None:
+                continue
+            try:
+                if self._lock(path.stem, "", lambda _: None).refuse_if_seen():
+                    return _name(holder)
+            except LockedError:
+                return _name(holder)
+        return None
+
     def _lock(
         self, name: str, what: str, say: Callable[[str], None], uses: Sequence[str] = ()
     ) -> _Lock:

@@ -36,7 +36,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One field that differs from the last published artifact of the node.
+    """One field that differs from the nearest published artifact of the node.
 
     Attributes
     ----------
@@ -69,6 +69,8 @@ class Decision:
         Finished and all items; both 0 for a node without items.
     work, fingerprint, artifact
         None as long as they are not known.
+    previous : Artifact or None
+        What `changes` compares with: the artifact of the node that differs in the fewest fields.
     """
 
     node: Node
@@ -80,6 +82,7 @@ class Decision:
     work: Work | None = None
     fingerprint: str | None = None
     artifact: Artifact | None = None
+    previous: Artifact | None = None
 
 
 @dataclass
@@ -171,21 +174,41 @@ def _decide(
     key = (node.stage, name[:SHORT])
     if key in snapshot.corrupt:
         return Decision(node, State.CORRUPT, snapshot.corrupt[key], (), 0, total, work, name)
-    previous = snapshot.latest(node.id)
-    changes: tuple[Change, ...] = ()
-    if previous is not None:
-        was = previous.manifest
-        changes = differences(
-            {"version": was.version, "recipe": was.recipe, "inputs": was.inputs},
-            {"version": node.version, "recipe": recipe, "inputs": inputs},
-        )
+    now = {"version": node.version, "recipe": recipe, "inputs": inputs}
+    previous, changes = _nearest(snapshot.of_node(node.id), now)
     if key in snapshot.drafts:
         done = snapshot.progress(key)
         reason = f"{done} of {total} items done" if total else "begun, not finished"
-        return Decision(node, State.PARTIAL, reason, changes, done, total, work, name)
+        if key in snapshot.busy:
+            reason += f"; {snapshot.busy[key]} is at it"
+        return Decision(
+            node, State.PARTIAL, reason, changes, done, total, work, name, previous=previous
+        )
     if previous is None:
         return Decision(node, State.MISSING, "never made", (), 0, total, work, name)
-    return Decision(node, State.STALE, _reason(changes), changes, 0, total, work, name)
+    return Decision(
+        node, State.STALE, _reason(changes), changes, 0, total, work, name, previous=previous
+    )
+
+
+def _nearest(
+    made: Sequence[Artifact], now: dict[str, Any]
+) -> tuple[Artifact | None, tuple[Change, ...]]:
+    """Return the artifact that differs in the fewest fields, the last of several, and those.
+
+    Not simply the last one: another experiment, or a setting tried and taken back, may have made
+    that, and its differences are not what anybody changed.
+    """
+    nearest: Artifact | None = None
+    fewest: tuple[Change, ...] = ()
+    for artifact in made:
+        was = artifact.manifest
+        found = differences(
+            {"version": was.version, "recipe": was.recipe, "inputs": was.inputs}, now
+        )
+        if nearest is None or len(found) < len(fewest):
+            nearest, fewest = artifact, found
+    return nearest, fewest
 
 
 def _reason(changes: Sequence[Change]) -> str:

@@ -96,7 +96,10 @@ def _why_left(folder: Path, decisions: Mapping[str, Decision]) -> str:
         name = (folder.parent.name, folder.name[: -SHORT - 1])
         if decision.state is State.WAITING and (node.stage, node.name) == name:
             return f"{node.id} {decision.reason}; `ensdistill run`, then verify again"
-    return "this experiment does not make it; `ensdistill gc` clears it away"
+    return (
+        "this experiment does not make it; if another file does, repeat with `-c` of that one, "
+        "else `ensdistill gc` clears it away"
+    )
 
 
 def _repair(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, progress_of
+from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.journal import read_journal
 from ensdistill.pipeline.locks import Locks
 from ensdistill.pipeline.manifest import (
     ITEMS,
+    REPAIR,
     SHORT,
     Artifact,
     SpoiltManifestError,
@@ -32,20 +35,23 @@ class Snapshot:
         ``(stage, short fingerprint)`` to folder.
     corrupt : dict
         ``(stage, short fingerprint)`` to what is wrong with the manifest.
+    busy : dict
+        ``(stage, short fingerprint)`` of a draft to the process that fills it.
     """
 
     published: Mapping[str, Artifact]
     drafts: Mapping[tuple[str, str], Path]
     corrupt: Mapping[tuple[str, str], str]
+    busy: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def progress(self, key: tuple[str, str]) -> int:
         """Return how many items a draft has journalled."""
         return progress_of(self.drafts[key])
 
-    def latest(self, node_id: str) -> Artifact | None:
-        """Return the last published artifact of a node, whatever its fingerprint."""
-        of_node = [a for a in self.published.values() if a.manifest.node == node_id]
-        return max(of_node, key=lambda a: a.manifest.finished, default=None)
+    def of_node(self, node_id: str) -> list[Artifact]:
+        """Return the published artifacts of a node, whatever their fingerprint, the last first."""
+        found = [a for a in self.published.values() if a.manifest.node == node_id]
+        return sorted(found, key=lambda a: a.manifest.finished, reverse=True)
 
 
 class Workspace:
@@ -71,6 +77,7 @@ class Workspace:
 
     def scan(self) -> Snapshot:
         """Read all manifests, each checked against itself."""
+        self._require_readable()
         published: dict[str, Artifact] = {}
         drafts: dict[tuple[str, str], Path] = {}
         corrupt: dict[tuple[str, str], str] = {}
@@ -83,14 +90,30 @@ class Workspace:
             except SpoiltManifestError as error:
                 corrupt[key] = str(error)
             else:
-                if (manifest.stage, manifest.fingerprint[:SHORT]) == key:
+                gone = next((n for n in manifest.files if not (folder / n).exists()), None)
+                if gone is not None:
+                    corrupt[key] = f"{folder / gone}: is gone; {REPAIR}"
+                elif (manifest.stage, manifest.fingerprint[:SHORT]) == key:
                     published[manifest.fingerprint] = Artifact(folder, manifest)
                 else:
                     corrupt[key] = (
                         f"{folder}: holds {manifest.stage} {manifest.fingerprint[:SHORT]}, "
                         "not what the folder is named for; rename or delete it"
                     )
-        return Snapshot(published, drafts, corrupt)
+        who = {key: self.locks.busy("-".join(key)) for key in drafts}
+        busy = {key: name for key, name in who.items() if name is not None}
+        return Snapshot(published, drafts, corrupt, busy)
+
+    def _require_readable(self) -> None:
+        """Refuse what is no folder, or cannot be listed: it would look like an empty workspace."""
+        try:
+            os.listdir(self.root)  # noqa: PTH208
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise ConfigError(f"workspace: {self.root} is a file; expected a folder") from None
+        except OSError as error:
+            raise DataError(f"workspace: {self.root} cannot be read ({error.strerror})") from error
 
     def draft(
         self,

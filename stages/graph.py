@@ -247,7 +247,7 @@ class _Graph:
             [],
             plan,
             "infer:run_labels" if teacher.labels is not None else "infer:run_network",
-            f"infer-teacher {teacher.name}",
+            f"infer-teacher {teacher.name}" if split == TRAIN else f"evaluate --split {split}",
         )
 
     def covers(self, teacher: Teacher, split: str) -> bool:

@@ -42,7 +42,7 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
         near = get_close_matches(node, decisions, n=1, cutoff=0.3) or list(decisions)
         raise ConfigError(f"no node is called {node!r}; did you mean {near[0]!r}?")
     decision = decisions[node]
-    previous = snapshot.latest(node)
+    previous = decision.previous
     cost = estimate(decision, decisions, experiment.workspace)
     images = item_changes(decision, previous)
     if as_json:
@@ -55,4 +55,4 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
         }
         click.echo(json.dumps(found, indent=1))
         return
-    render.explanation(decision, decisions, previous, images, cost, below(node, decisions))
+    render.explanation(decision, decisions, images, cost, below(node, decisions), config)

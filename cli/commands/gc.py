@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment import load
@@ -55,6 +55,8 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
             "clear one at a time"
         )
     workspace = experiments[0].workspace
+    if not workspace.root.exists():
+        raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
     plans = [plan(build(e), workspace.scan()) for e in experiments]
     for experiment in experiments:
         experiment.files.save()
@@ -75,3 +77,5 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         click.echo(json.dumps(rows, indent=1))
     else:
         render.garbage(found, outcome, delete=delete)
+    if any(why is not None for why in outcome.values()):
+        raise click.exceptions.Exit(1)

@@ -50,4 +50,4 @@ def command(
     experiment, report, decisions = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part
     )
-    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
+    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json, part=part)

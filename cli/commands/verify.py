@@ -13,6 +13,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import announced
 from ensdistill.cli.progress import display
+from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.repair import Repair, repair
 from ensdistill.pipeline.verify import Damage, damages
 from ensdistill.stages.experiment import load
@@ -37,6 +38,8 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
     """
     experiment = load(config)
     workspace = experiment.workspace
+    if not workspace.root.exists():
+        raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
     snapshot = workspace.scan()
     with display() as shown:
         folders = list(workspace.folders())

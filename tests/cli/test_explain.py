@@ -165,3 +165,50 @@ def test_a_finished_workspace_may_be_read_only(made, monkeypatch):
     assert made.json("run") == before
     made.call("status", "--check")
     made.call("verify")
+
+
+def test_what_changed_is_told_against_the_nearest_artifact(made):
+    """A setting that was tried and taken back is nobody's change."""
+    made.settings["fusion"] = {"window": 7, "holes": "ignore", "conflict": "ignore"}
+    made.write()
+    made.call("fuse")
+    made.settings["fusion"] = {"window": 3}
+    made.write()
+    found = made.json("explain", "fusion")
+    assert found["changes"] == [{"field": "recipe.window", "old": 5, "new": 3}]
+
+
+def test_the_command_that_is_named_works(made):
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    other = made.root / "other.yaml"
+    made.file.rename(other)
+    made.file = other
+    text = made.call("explain", "student")
+    assert text.endswith(f"to make it: ensdistill train-student --upstream -c {other}\n")
+    made.call("train-student", "--upstream")
+    assert made.states()["student"] == "fresh"
+
+
+def test_a_part_of_a_dry_run_is_a_part(world):
+    found = would(world, "infer-teacher", "a", "--part", "1/2", "--dry-run")
+    assert found["infer[a]"]["compute"] == 3
+
+
+def test_data_that_are_gone_are_not_fresh(made):
+    (made.artifact("fusion").path / "items.jsonl").unlink()
+    row = {d["node"]: d for d in made.json("status")}["fusion"]
+    assert row["state"] == "corrupt"
+    assert "items.jsonl: is gone; `ensdistill verify --repair`" in row["reason"]
+    assert "to make it good: ensdistill verify --repair" in made.call("explain", "fusion")
+    made.call("verify", "--repair")
+    made.call("status", "--check")
+
+
+def test_what_is_no_workspace_is_not_an_empty_one(world):
+    (world.root / "work").write_text("a file")
+    for command in ("status", "verify", "gc", "fuse"):
+        assert "is a file; expected a folder" in world.refuse(command)
+    (world.root / "work").unlink()
+    for command in ("verify", "gc"):
+        assert "there is no such workspace yet" in world.refuse(command)

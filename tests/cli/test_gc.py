@@ -1,5 +1,7 @@
 """`ensdistill gc`: what stays, what goes, and that nothing goes unasked."""
 
+import json
+
 import pytest
 from worlds import TINY
 
@@ -181,6 +183,7 @@ def test_one_folder_that_cannot_be_deleted_does_not_keep_the_others(made, monkey
         delete(folder, *more)
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    rows = {r["node"]: r for r in made.json("gc", "--delete") if r["reason"] is None}
+    text = made.call("gc", "--delete", "--json", expect=1)
+    rows = {r["node"]: r for r in json.loads(text) if r["reason"] is None}
     assert rows["student"]["deleted"]
     assert "Permission denied" in rows["fusion"]["left"]

@@ -54,7 +54,7 @@ def names(folder):
 def test_a_workspace_that_is_not_there_is_empty(workspace):
     snapshot = workspace.scan()
     assert (snapshot.published, snapshot.drafts, snapshot.corrupt) == ({}, {}, {})
-    assert snapshot.latest("fusion") is None
+    assert snapshot.of_node("fusion") == []
     assert workspace.spares("fusion", KEYS, workspace.root / "fusion") == {}
     assert not workspace.root.exists()
 
@@ -151,8 +151,8 @@ def test_the_latest_artifact_of_a_node_is_the_one_finished_last(workspace, publi
     publish(A, finished="2024-02-01T00:00:00+00:00")
     publish(B, finished="2024-01-01T00:00:00+00:00")
     publish(C, node="probe", finished="2024-03-01T00:00:00+00:00")
-    assert workspace.scan().latest("fusion").manifest.fingerprint == A
-    assert workspace.scan().latest("student") is None
+    assert workspace.scan().of_node("fusion")[0].manifest.fingerprint == A
+    assert workspace.scan().of_node("student") == []
 
 
 def test_times_sort_as_text():

@@ -143,6 +143,15 @@ def test_who_would_do_the_same_work_is_refused(empty, busy, monkeypatch, first, 
     assert f"LockedError: {said} {process.pid} on " in text
 
 
+def test_status_says_who_is_at_it(empty, busy):
+    process = busy("infer-teacher", "a")
+    reason = {d["node"]: d["reason"] for d in empty.json("status")}["infer[a]"]
+    assert f"of 60 items done; process {process.pid} on " in reason
+    process.kill()
+    process.wait()
+    assert "is at it" not in empty.call("status")
+
+
 def test_gc_leaves_what_a_process_works_on(empty, busy):
     process = busy("infer-teacher", "a")
     empty.settings["teachers"][0]["map"] = {"road": "car"}
@@ -150,7 +159,7 @@ def test_gc_leaves_what_a_process_works_on(empty, busy):
     try:
         found = {row["kind"]: row for row in empty.json("gc", "--delete")}
         assert not found["draft"]["deleted"]
-        assert str(process.pid) in found["draft"]["left"]
+        assert f"is being made by process {process.pid}" in found["draft"]["reason"]
         process.kill()
         process.wait()
         assert empty.json("gc", "--delete")[0]["deleted"]
