@@ -97,11 +97,11 @@ def damaged_files(
         checked(size)
         if reason is None:
             continue
-        lines = list(_damaged_lines(artifact.path, reason)) if name == ITEMS else []
+        lines = list(_damaged_lines(artifact.path)) if name == ITEMS else []
         yield from lines or [Damage(artifact.path, name, reason)]
 
 
-def _damaged_lines(folder: Path, reason: str) -> Iterator[Damage]:
+def _damaged_lines(folder: Path) -> Iterator[Damage]:
     try:
         lines = list(numbered_lines(folder / ITEMS))
     except OSError:
