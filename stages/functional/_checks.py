@@ -16,12 +16,21 @@ def check_n_classes(n_classes: int, most: int = 254) -> None:
 
 def check_labels(name: str, labels: NDArray[np.uint8], n_classes: int, *, ndim: int) -> None:
     """Raise unless `labels` is a non-empty uint8 array of class ids and 255."""
+    check_form(name, labels, ndim=ndim)
+    # 255 + 1 wraps to 0, so one maximum finds every value between the last class and 255.
+    check_highest(name, int((labels + np.uint8(1)).max()) - 1, n_classes)
+
+
+def check_form(name: str, labels: NDArray[np.uint8], *, ndim: int) -> None:
+    """Raise unless `labels` is a non-empty uint8 array."""
     if labels.dtype != np.uint8:
         raise TypeError(f"{name} must be uint8, got {labels.dtype}")
     if labels.ndim != ndim or 0 in labels.shape:
         raise ValueError(f"{name} must be {_DIMS[ndim]} and not empty, got shape {labels.shape}")
-    # 255 + 1 wraps to 0, so one maximum finds every value between the last class and 255.
-    highest = int((labels + np.uint8(1)).max()) - 1
+
+
+def check_highest(name: str, highest: int, n_classes: int) -> None:
+    """Raise ValueError if the highest label but 255 is no class id."""
     if highest >= n_classes:
         raise ValueError(
             f"{name} holds the value {highest}; expected class ids 0..{n_classes - 1} "

@@ -7,12 +7,13 @@ pixel-wise baseline of the same paper.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.stages.functional._checks import check_labels, check_n_classes
+from ensdistill.stages.functional import IGNORE_INDEX
+from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
 __all__ = ["MAX_CLASSES", "FusionCounts", "channel_wise", "majority"]
 
@@ -140,7 +141,7 @@ def channel_wise(
         raise TypeError(f"owner must hold integers, got {owner.dtype}")
     n_classes = len(owner)
     check_n_classes(n_classes, most=MAX_CLASSES)
-    check_labels("label_maps", label_maps, n_classes, ndim=3)
+    check_form("label_maps", label_maps, ndim=3)
     teachers, height, width = label_maps.shape
     if owner.min() < -1 or owner.max() >= teachers:
         raise ValueError(
@@ -152,39 +153,54 @@ def channel_wise(
         raise ValueError(f"conflict must be 'window', 'certainty' or 'ignore', got {conflict!r}")
     if holes not in ("window", "ignore"):
         raise ValueError(f"holes must be 'window' or 'ignore', got {holes!r}")
-    rank = np.arange(n_classes)
+    order = np.arange(n_classes)
     if conflict == "certainty":
         if certainty is None or certainty.shape != (n_classes,):
             given = "none" if certainty is None else f"shape {certainty.shape}"
             raise ValueError(f"conflict='certainty' needs a ({n_classes},) certainty, got {given}")
         # A stable sort keeps the lowest id first among equals, and leaves NaN to the end.
-        rank[np.argsort(-certainty, kind="stable")] = np.arange(n_classes)
+        order[np.argsort(-certainty, kind="stable")] = np.arange(n_classes)
 
     from ensdistill.stages.functional import _kernels as kernels
 
     label_maps = _frozen(label_maps)
-    owned = np.zeros(teachers, np.uint64)
-    for c in np.flatnonzero(owner >= 0):
-        owned[owner[c]] |= np.uint64(1 << int(c))
-    claims = np.empty((height, width), np.uint8)
-    fused = np.empty((height, width), np.uint8)
-    single = np.zeros(n_classes, np.int64)
-    counts = np.zeros((3, n_classes), np.int64)
-    rules = {"ignore": kernels.IGNORE, "window": kernels.WINDOW, "certainty": kernels.RANK}
-    kernels.find_claims(label_maps.reshape(teachers, -1), owned, claims.reshape(-1))
-    conflicts = kernels.resolve(
-        label_maps,
-        owned,
-        claims,
-        rank,
-        min(window // 2, max(height, width)),
-        rules[conflict],
-        rules[holes],
-        fused,
-        single,
-        counts,
+    plane, words = _tiled(height, width, kernels)
+    unsettled = np.empty((height, words.shape[1] // 8), np.uint8)
+    present = np.zeros((-(-height // kernels.BAND), unsettled.shape[1]), np.uint64)
+    seen, contested = np.zeros((2, 256), np.int64)
+    became = np.zeros((3, 256), np.int64)
+    planes, classes = _quarters(owner, teachers, kernels)
+    highest = kernels.find_claims(
+        label_maps, planes, classes, plane, words, unsettled, present, seen, contested
     )
-    contested, won, filled = counts
+    check_highest("label_maps", highest, n_classes)
+    wanted = (conflict == "window") + 2 * (holes == "window")
+    if wanted:
+        radius = min(window // 2, max(height, width))
+        rows, pixels = (min(2 * radius + 1, height), min(2 * radius + 1, width))
+        kernels.resolve(
+            label_maps,
+            owner.astype(np.intp),
+            plane,
+            words,
+            unsettled,
+            present,
+            radius,
+            wanted,
+            np.zeros((n_classes + 1, plane.shape[1] + 2 * radius + 1), np.min_scalar_type(rows)),
+            16 if rows * pixels < 1 << 16 else 32,
+            became,
+        )
+    if conflict == "ignore":
+        kernels.give_up(plane)
+    elif conflict == "certainty":
+        ranks = np.full((teachers, 256), 256, np.int16)
+        owned = np.flatnonzero(owner >= 0)
+        ranks[owner[owned], owned] = order[owned]
+        kernels.rank(label_maps, ranks, plane, unsettled, became[1])
+    fused = np.ascontiguousarray(plane[:, :width])
+    single, won, filled = seen[:n_classes], became[1, :n_classes], became[2, :n_classes]
+    contested = contested[:n_classes]
     label = single + won + filled
     return fused, FusionCounts(
         claimed=single + contested,
@@ -193,13 +209,15 @@ def channel_wise(
         filled=filled,
         label=label,
         pixels=fused.size,
-        conflicts=conflicts,
-        holes=fused.size - conflicts - int(single.sum()),
+        conflicts=int(seen[kernels.MANY]),
+        holes=int(seen[kernels.NONE]),
         ignored=fused.size - int(label.sum()),
     )
 
 
-def majority(label_maps: NDArray[np.uint8], n_classes: int) -> NDArray[np.uint8]:
+def majority(
+    label_maps: NDArray[np.uint8], n_classes: int, *, weights: NDArray[np.integer] | None = None
+) -> NDArray[np.uint8]:
     """Fuse the teachers' label maps pixel by pixel, by a plurality of the votes.
 
     Parameters
@@ -209,6 +227,9 @@ def majority(label_maps: NDArray[np.uint8], n_classes: int) -> NDArray[np.uint8]
         names; T is at most 255. 255 never votes.
     n_classes
         C, 1 to 254.
+    weights
+        (T,) positive integers, how many votes each teacher has, together below 2**32; one each by
+        default.
 
     Returns
     -------
@@ -219,21 +240,70 @@ def majority(label_maps: NDArray[np.uint8], n_classes: int) -> NDArray[np.uint8]
     Raises
     ------
     TypeError
-        If `label_maps` is not uint8.
+        If `label_maps` is not uint8, or `weights` does not hold integers.
     ValueError
-        If `label_maps` is not (T, H, W) with a permitted T, or a label is neither a class id nor
-        255.
+        If `label_maps` is not (T, H, W) with a permitted T, a label is neither a class id nor
+        255, or `weights` is not as above.
+
+    Examples
+    --------
+    >>> label_maps = np.array([[[0, 0]], [[1, 255]], [[2, 1]]], np.uint8)
+    >>> majority(label_maps, 3)
+    array([[0, 0]], dtype=uint8)
+    >>> majority(label_maps, 3, weights=np.array([2, 1, 3]))
+    array([[2, 1]], dtype=uint8)
     """
     check_n_classes(n_classes)
-    check_labels("label_maps", label_maps, n_classes, ndim=3)
-    if len(label_maps) > 255:
-        raise ValueError(f"at most 255 teachers can vote, got {len(label_maps)}")
+    check_form("label_maps", label_maps, ndim=3)
+    teachers = len(label_maps)
+    if teachers > 255:
+        raise ValueError(f"at most 255 teachers can vote, got {teachers}")
+    votes = np.ones(teachers, np.uint8)
+    if weights is not None:
+        weights = np.asarray(weights)
+        if not np.issubdtype(weights.dtype, np.integer):
+            raise TypeError(f"weights must hold integers, got {weights.dtype}")
+        if weights.shape != (teachers,) or weights.min() < 1 or sum(weights.tolist()) >= 1 << 32:
+            raise ValueError(
+                f"weights must be ({teachers},) positive integers that sum to less than 2**32, "
+                f"got {weights.tolist()}"
+            )
+        votes = weights.astype(np.uint32)
 
     from ensdistill.stages.functional import _kernels as kernels
 
     fused = np.empty(label_maps.shape[1:], np.uint8)
-    kernels.vote(_frozen(label_maps).reshape(len(label_maps), -1), fused.reshape(-1))
+    flat = _frozen(label_maps).reshape(teachers, -1)
+    if weights is None and teachers <= 4:
+        silent = np.full(fused.size if teachers < 4 else 0, IGNORE_INDEX, np.uint8)
+        a, b, c, d = [*flat, *[_frozen(silent)] * (4 - teachers)]
+        highest = kernels.vote_of_four(a, b, c, d, fused.reshape(-1))
+    else:
+        none = np.zeros(kernels.BLOCK, votes.dtype)
+        highest = kernels.vote(flat, votes, none, fused.reshape(-1))
+    check_highest("label_maps", highest, n_classes)
     return fused
+
+
+def _tiled(height: int, width: int, kernels: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """A plane of whole tiles, the padding filled, as pixels and as words of eight."""
+    plane = np.empty((height, -(-width // kernels.TILE) * kernels.TILE), np.uint8)
+    plane[:, width:] = kernels.PADDING
+    return plane, plane.view(np.uint64)
+
+
+def _quarters(
+    owner: NDArray[np.intp], teachers: int, kernels: Any
+) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+    """Each teacher's classes, as many at a time as the kernel looks for."""
+    planes, rows = [], []
+    for t in range(teachers):
+        mine = np.flatnonzero(owner == t).tolist()
+        for k in range(0, max(len(mine), 1), kernels.SLOTS):
+            planes.append(t)
+            row = mine[k : k + kernels.SLOTS]
+            rows.append(row + [kernels.PADDING] * (kernels.SLOTS - len(row)))
+    return np.array(planes, np.intp), np.array(rows, np.uint8)
 
 
 def _frozen(label_maps: NDArray[np.uint8]) -> NDArray[np.uint8]:

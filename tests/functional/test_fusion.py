@@ -76,6 +76,73 @@ def test_agrees_with_the_loops_on_noise(shape, classes, window, conflict, holes)
     assert_same_counts(counts, expected_counts)
 
 
+def streets(rng, teachers, height, width, classes):
+    """Maps of patches with noise at some places: tiles of one value and tiles of many."""
+    coarse = rng.integers(0, classes, (teachers, -(-height // 9), -(-width // 23)))
+    maps = np.kron(coarse, np.ones((1, 9, 23), np.int64))[:, :height, :width]
+    noisy = np.kron(rng.random((-(-height // 20), -(-width // 50))) < 0.4, np.ones((20, 50), bool))
+    noise = rng.integers(0, classes + 1, maps.shape)
+    maps = np.where(noisy[:height, :width], np.where(noise == classes, 255, noise), maps)
+    maps[rng.random(teachers) < 0.3, : height // 2] = 255
+    return maps.astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "shape", "classes", "window"),
+    [
+        (4, (40, 64), 19, 35),
+        (4, (33, 65), 19, 35),
+        (3, (47, 63), 5, 3),
+        (7, (70, 600), 19, 35),
+        (7, (70, 257), 19, 129),
+        (4, (300, 130), 19, 257),
+        (5, (90, 400), 64, 255),
+        (5, (300, 260), 64, 301),
+        (32, (20, 320), 64, 7),
+        (2, (1, 1000), 2, 999),
+        (3, (1000, 30), 4, 1999),
+        (6, (48, 128), 63, 1),
+    ],
+)
+@pytest.mark.parametrize(("conflict", "holes"), COMBINATIONS)
+def test_agrees_with_summed_areas_beyond_tiles(teachers, shape, classes, window, conflict, holes):
+    rng = np.random.default_rng(window + shape[1])
+    label_maps = streets(rng, teachers, *shape, classes)
+    owner = rng.integers(-1, teachers, classes)
+    certainty = rng.random(classes)
+    claims = np.stack([(label_maps[t] == c) & (t >= 0) for c, t in enumerate(owner)])
+    several, none = claims.sum(axis=0) > 1, ~claims.any(axis=0)
+    assert several.any()
+    assert none.any()
+    most = oracles.windows(label_maps, owner, window)
+    best = np.argmax(np.where(claims, certainty[:, None, None], -1), axis=0)
+    ruled = {"window": most, "certainty": best, "ignore": np.full(shape, 255)}
+    expected = np.where(several, ruled[conflict], claims.argmax(axis=0))
+    expected = np.where(none, ruled[holes], expected)
+    fused, counts = channel_wise(
+        label_maps, owner, window=window, conflict=conflict, holes=holes, certainty=certainty
+    )
+    np.testing.assert_array_equal(fused, expected)
+
+    def by_class(where):
+        return [int((where & (expected == c)).sum()) for c in range(classes)]
+
+    assert_same_counts(
+        counts,
+        {
+            "claimed": claims.sum(axis=(1, 2)).tolist(),
+            "conflict": (claims & several).sum(axis=(1, 2)).tolist(),
+            "won": by_class(several),
+            "filled": by_class(none),
+            "label": by_class(np.full(shape, True)),
+            "pixels": expected.size,
+            "conflicts": int(several.sum()),
+            "holes": int(none.sum()),
+            "ignored": int((expected == 255).sum()),
+        },
+    )
+
+
 def one_hot_pooled(label_maps, owner, window):
     """The form of the paper's release: pool one-hot claims, take the largest where unresolved."""
     claims = np.zeros((len(owner), *label_maps.shape[1:]), np.float32)
@@ -275,11 +342,23 @@ def test_majority_agrees_with_the_loops(label_maps):
     np.testing.assert_array_equal(fused, oracles.majority(label_maps))
 
 
-@pytest.mark.parametrize("teachers", [1, 2, 7, 32])
-def test_majority_agrees_with_the_loops_beyond_one_block(teachers):
-    label_maps = np.random.default_rng(teachers).integers(0, 5, (teachers, 67, 131))
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("teachers", [1, 2, 3, 4, 5, 7, 32])
+def test_majority_agrees_with_the_loops_beyond_one_block(teachers, weighted):
+    rng = np.random.default_rng(teachers)
+    label_maps = rng.integers(0, 5, (teachers, 67, 131))
     label_maps = np.where(label_maps == 4, 255, label_maps).astype(np.uint8)
-    np.testing.assert_array_equal(majority(label_maps, 4), oracles.majority(label_maps))
+    weights = rng.integers(1, 4, teachers) if weighted else None
+    expected = oracles.majority(label_maps, weights)
+    np.testing.assert_array_equal(majority(label_maps, 4, weights=weights), expected)
+
+
+def test_weights_are_counted_beyond_16_bits():
+    label_maps = np.array([0, 1, 1, 0, 2], np.uint8).reshape(-1, 1, 1)
+    weights = np.array([65_536, 65_535, 2, 2**31, 2**31 - 200_000])
+    assert majority(label_maps, 3, weights=weights).tolist() == [[0]]
+    weights = np.array([1, 65_535, 2, 1, 65_537])
+    assert majority(label_maps, 3, weights=weights).tolist() == [[1]]  # a tie goes to the first
 
 
 @pytest.mark.parametrize(
@@ -331,3 +410,21 @@ def test_majority_refuses():
         majority(np.full((2, 1, 1), 7, np.uint8), 7)
     with pytest.raises(ValueError, match="1 to 254"):
         majority(np.zeros((1, 1, 1), np.uint8), 255)
+    maps = np.zeros((2, 1, 1), np.uint8)
+    with pytest.raises(TypeError, match="weights must hold integers, got float64"):
+        majority(maps, 1, weights=np.array([0.5, 0.5]))
+    for weights in ([1], [0, 1], [-1, 3], [2**31, 2**31]):
+        with pytest.raises(ValueError, match=r"weights must be \(2,\) positive integers"):
+            majority(maps, 1, weights=np.array(weights))
+
+
+@pytest.mark.parametrize("teachers", [1, 3, 4, 5])
+@pytest.mark.parametrize("position", [0, -1])
+def test_an_illegal_label_is_found_wherever_it_is(teachers, position):
+    for value in (5, 200, 253, 254):
+        label_maps = np.zeros((teachers, 9, 71), np.uint8)
+        label_maps[position, position, position] = value
+        with pytest.raises(ValueError, match=f"holds the value {value}"):
+            majority(label_maps, 5)
+        with pytest.raises(ValueError, match=f"holds the value {value}"):
+            channel_wise(label_maps, np.zeros(5, np.intp), **RULES)
