@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
+import secrets
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
+from numcodecs import zstd
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.pipeline.errors import CorruptError, DataError
@@ -28,14 +26,16 @@ UNWRITTEN: Final = 254
 
 _DESCRIPTION: Final = "zarr.json"
 _CHUNK: Final = re.compile(r"c\.(\d+)\.0\.0")
-
-# Opening an existing array ignores `config=` (zarr-python issue 2931), hence the global setting.
-# Without it each write costs 8 ms more, and chunks equal to the fill value are dropped.
-_OPENING = threading.Lock()
+_LEVEL: Final = 1  # of zstd: higher ones take ten times as long for a fifth of the bytes
+_CODECS: Final = ["bytes", "zstd", "crc32c"]
+_REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
 
 class LabelStore:
     """(N, H, W) uint8 train ids; smaller images are padded with 255 at the right and bottom.
+
+    Zarr makes the array and reads its description. Chunks are read and written here, byte for
+    byte as Zarr does it: its way through an event loop and a thread takes longer than the codec.
 
     Parameters
     ----------
@@ -43,16 +43,17 @@ class LabelStore:
         The array's folder.
     writable : bool
         Open for writing; the array must exist either way (see `create`).
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Images, and height and width of the largest one.
     """
 
     def __init__(self, path: Path, *, writable: bool = False):
         self.path = path
-        try:
-            with _OPENING, zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(path, mode="r+" if writable else "r", zarr_format=3)
-        except Exception as error:  # Zarr has no kind of its own for spoilt metadata
-            raise CorruptError(f"{path}: is no readable label store ({error})") from error
-        self._array: zarr.Array[Any] = array
+        self.shape = _shape(path)
+        self._writable = writable
 
     @classmethod
     def create(cls, path: Path, count: int, height: int, width: int) -> LabelStore:
@@ -65,38 +66,19 @@ class LabelStore:
         CorruptError
             If a store of another shape is there.
         """
-        described: dict[str, Buffer] = {}
-        zarr.create_array(
-            MemoryStore(described),
-            shape=(count, height, width),
-            chunks=(1, height, width),
-            dtype=np.uint8,
-            fill_value=UNWRITTEN,
-            compressors=(ZstdCodec(level=1), Crc32cCodec()),
-            chunk_key_encoding={"name": "default", "separator": "."},
-            zarr_format=3,
-        )
-        description = described[_DESCRIPTION].to_bytes()
+        description = _described((count, height, width))
         file = path / _DESCRIPTION
         if not file.exists() or file.read_bytes() != description:
             found = None
             with suppress(CorruptError):
-                found = cls(path).shape
+                found = _shape(path)
             if found not in (None, (count, height, width)):
                 raise CorruptError(
                     f"{path}: holds {found}, expected {(count, height, width)}; delete it"
                 )
             path.mkdir(parents=True, exist_ok=True)
-            temporary = path / f"{_DESCRIPTION}.{os.urandom(16).hex()}.partial"
-            temporary.write_bytes(description)
-            temporary.replace(file)
+            _replace(file, description)
         return cls(path, writable=True)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Images, and height and width of the largest one."""
-        count, height, width = self._array.shape
-        return count, height, width
 
     def present(self) -> set[int]:
         """Return the positions that were written, by one directory listing."""
@@ -109,23 +91,27 @@ class LabelStore:
         Raises
         ------
         ValueError
-            If it is not uint8, holds the fill value or does not fit.
+            If the store is read-only, or the label map is not uint8, holds the fill value or does
+            not fit.
         """
-        if label_map.dtype != np.uint8:  # Zarr would wrap 256 to 0
+        if not self._writable:
+            raise ValueError(f"{self.path} is read-only")
+        if label_map.dtype != np.uint8:
             raise ValueError(f"label map of {label_map.dtype}, expected uint8")
         count, height, width = self.shape
-        if index not in range(count):  # Zarr would take -1 for the last one
+        if index not in range(count):
             raise ValueError(f"image {index} in a store of {count}")
         h, w = label_map.shape
         if h > height or w > width:
             raise ValueError(f"label map of {h}x{w} in a store of {height}x{width}")
         if (label_map == UNWRITTEN).any():
             raise ValueError(f"label {UNWRITTEN} is reserved")
-        chunk = label_map
+        chunk = np.ascontiguousarray(label_map)
         if (h, w) != (height, width):
             chunk = np.full((height, width), IGNORE_INDEX, np.uint8)
             chunk[:h, :w] = label_map
-        self._array[index] = chunk
+        packed = zstd.compress(chunk, _LEVEL)
+        _replace(self.path / chunk_name(index), packed + _crc(packed))
 
     def read(self, index: int, height: int, width: int) -> UInt8:
         """Return the (height, width) train ids at a position.
@@ -138,22 +124,108 @@ class LabelStore:
             If its checksum does not hold, or the store no longer fits what it was written as.
         """
         file = self.path / chunk_name(index)
-        if not file.exists():
-            raise DataError(f"{self.path}: image {index} was not written")
         try:
-            chunk = np.asarray(self._array[index])
-        except (ValueError, RuntimeError, OSError) as error:
-            raise CorruptError(
-                f"{file}: does not decode ({error}); `ensdistill verify --repair` makes it good"
-            ) from error
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: image {index} was not written") from None
+        except OSError as error:
+            raise CorruptError(f"{file}: cannot be read ({error}); {_REPAIR}") from error
+        return self.decode(content, file, height, width)
+
+    def decode(
+        self, content: bytes, file: Path, height: int, width: int, out: UInt8 | None = None
+    ) -> UInt8:
+        """Return the (height, width) train ids that a chunk's file holds.
+
+        Parameters
+        ----------
+        content, file : bytes, Path
+            What was read, and where, for messages.
+        height, width : int
+            The image's true size in pixels.
+        out : (height, width) uint8, optional
+            Where to put them.
+
+        Raises
+        ------
+        CorruptError
+            As `read`.
+        """
+        if out is None:
+            out = np.empty((height, width), np.uint8)
+        fits = out.shape == self.shape[1:] and out.flags.c_contiguous
+        chunk = out if fits else np.empty(self.shape[1:], np.uint8)
+        chunk[-1, -1] = UNWRITTEN  # which stays if there is too little
+        try:
+            if content[-4:] != _crc(content[:-4]):
+                raise ValueError("its checksum does not hold")
+            zstd.decompress(content[:-4], chunk)
+            if chunk[-1, -1] == UNWRITTEN:
+                raise ValueError(f"less than {chunk.size} labels")
+        except (ValueError, RuntimeError) as error:
+            raise CorruptError(f"{file}: does not decode ({error}); {_REPAIR}") from error
         label_map = chunk[:height, :width]
-        # the checksum covers the chunk, not `zarr.json`, which says where it is and how large
+        # the checksum covers the chunk, not `zarr.json`, which says how large it is
         if label_map.shape != (height, width) or (label_map == UNWRITTEN).any():
-            raise CorruptError(
-                f"{file}: does not hold {height}x{width} labels; "
-                "`ensdistill verify --repair` makes it good"
-            )
-        return label_map
+            raise CorruptError(f"{file}: does not hold {height}x{width} labels; {_REPAIR}")
+        if not fits:
+            out[:] = label_map
+        return out
+
+
+def _described(shape: tuple[int, int, int]) -> bytes:
+    """Return the description that Zarr writes for an array of this shape."""
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.core.buffer import Buffer
+
+    described: dict[str, Buffer] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(described),
+        shape=shape,
+        chunks=(1, *shape[1:]),
+        dtype=np.uint8,
+        fill_value=UNWRITTEN,
+        compressors=(ZstdCodec(level=_LEVEL), Crc32cCodec()),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        zarr_format=3,
+    )
+    return described[_DESCRIPTION].to_bytes()
+
+
+def _shape(path: Path) -> tuple[int, int, int]:
+    """Return the shape of the array in a folder.
+
+    Raises
+    ------
+    CorruptError
+        If there is none, or one that is laid out otherwise.
+    """
+    import zarr
+
+    try:
+        array = zarr.open_array(path, mode="r", zarr_format=3)
+        count, height, width = array.shape
+        laid_out: Any = array.metadata.to_dict()
+        codecs = [codec["name"] for codec in laid_out["codecs"]]
+        separator = laid_out["chunk_key_encoding"]["configuration"]["separator"]
+        whole = array.chunks == (1, height, width) and separator == "."
+        if not whole or array.dtype != np.uint8 or codecs != _CODECS:
+            raise ValueError(f"chunks of {array.chunks} {array.dtype} by {codecs}")
+    except Exception as error:  # Zarr has no kind of its own for spoilt metadata
+        raise CorruptError(f"{path}: is no readable label store ({error})") from error
+    return count, height, width
+
+
+def _crc(content: bytes) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(4, "little")
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file in one step; readers see it whole or not at all."""
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(16)}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(file)
 
 
 def chunk_name(index: int) -> str:

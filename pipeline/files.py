@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -98,28 +98,33 @@ class FileCache:
             found.append(self.digest(path))
         return found
 
-    def fact(
-        self, path: Path, kind: str, find: Callable[[Path], Mapping[str, Any]]
-    ) -> Mapping[str, Any]:
-        """Return ``find(path)``, remembered by `kind` and the file's content.
+    def recall(self, path: Path, kind: str) -> Mapping[str, Any] | None:
+        """Return what was learnt of a file with this content, None if nothing was.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
+        fact: Mapping[str, Any] | None = self._facts.get(f"{kind}:{self.digest(path)}")
+        return fact
+
+    def learn(self, path: Path, kind: str, fact: Mapping[str, Any]) -> None:
+        """Remember what follows from a file's content alone.
 
         Parameters
         ----------
         path : Path
             The file.
         kind : str
-            What is found out; change it when `find` changes.
-        find : callable
-            Returns a JSON-able mapping; what it raises is not remembered.
+            What was found out; change it when the way of finding it changes.
+        fact : mapping
+            A JSON-able mapping.
         """
         key = f"{kind}:{self.digest(path)}"
-        if key not in self._facts:
-            found = dict(find(path))
-            with self._lock:
-                self._facts[key] = found
-                self._dirty.add("facts")
-        fact: Mapping[str, Any] = self._facts[key]
-        return fact
+        with self._lock:
+            self._facts[key] = dict(fact)
+            self._dirty.add("facts")
 
     def save(self) -> None:
         """Write what was learnt, beside what other processes did.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
@@ -112,28 +112,63 @@ def check(
     }
 
 
+@dataclass(frozen=True)
+class _Looking:
+    """Looks into a file that nothing is known of; returns a text where it cannot be read."""
+
+    files: Sequence[tuple[Path, str]]
+
+    def __call__(self, position: str) -> dict[str, Any] | str:
+        path, kind = self.files[int(position)]
+        try:
+            return _INSPECT[kind](path)
+        except EnsdistillError as error:
+            return str(error)
+
+
 def _read_all(
     experiment: Experiment, jobs: Sequence[tuple[Picture, _Values | None, Path]], progress: Progress
 ) -> list[str]:
     """Inspect files in parallel and return the problems, in the order of `jobs`."""
+    unknown: dict[str, tuple[Path, str]] = {}  # by position in `jobs`
     found: dict[int, str] = {}
-    lock = threading.Lock()
-    progress.start(len(jobs), 0, "files")
-
-    def one(position: str) -> None:
-        picture, values, file = jobs[int(position)]
+    for k, (_, values, file) in enumerate(jobs):
+        kind = _kind(values)
         try:
-            if values is None:
-                experiment.files.fact(file, "image", inspect_image)
-            else:
-                _check_values(experiment, picture, values, file)
+            if experiment.files.recall(file, kind) is None:
+                unknown[str(k)] = (file, kind)
         except EnsdistillError as error:
-            with lock:
-                found[int(position)] = str(error)
+            found[k] = str(error)
+    progress.start(len(jobs), len(jobs) - len(unknown), "files")
 
-    positions = [str(k) for k in range(len(jobs))]
-    for_each(positions, one, workers=experiment.config.runtime.workers, progress=progress)
+    def learn(position: str, fact: dict[str, Any] | str) -> None:
+        if isinstance(fact, str):
+            found[int(position)] = fact
+        else:
+            experiment.files.learn(*unknown[position], fact)
+
+    looking = _Looking([(file, _kind(values)) for _, values, file in jobs])
+    workers = experiment.config.runtime.workers
+    for_each(list(unknown), looking, learn, workers=workers, progress=progress)
+    for k, (picture, values, file) in enumerate(jobs):
+        if k not in found and values is not None:
+            try:
+                _check_values(experiment, picture, values, file)
+            except EnsdistillError as error:
+                found[k] = str(error)
     return [found[k] for k in sorted(found)]
+
+
+_INSPECT: Final[Mapping[str, Callable[[Path], dict[str, Any]]]] = {
+    "image": inspect_image,
+    "values-False": partial(inspect_values, palette=False),
+    "values-True": partial(inspect_values, palette=True),
+}
+
+
+def _kind(values: _Values | None) -> str:
+    """What is asked of a file, as it is called in the memory of facts."""
+    return "image" if values is None else f"values-{values.ids == 'palette'}"
 
 
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
@@ -144,13 +179,10 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
 
 def _check_values(experiment: Experiment, picture: Picture, values: _Values, file: Path) -> None:
     palette = values.ids == "palette"
-    fact = experiment.files.fact(
-        file, f"values-{palette}", lambda path: inspect_values(path, palette=palette)
-    )
-    try:
-        image = experiment.files.fact(picture.image, "image", inspect_image)
-    except EnsdistillError:
-        return  # reported once, as the image's own problem
+    fact = experiment.files.recall(file, _kind(values))
+    image = experiment.files.recall(picture.image, "image")
+    if fact is None or image is None:
+        return  # reported already, as the file's own problem
     size, expected = (fact["height"], fact["width"]), (image["height"], image["width"])
     if size != expected:
         raise DataError(
@@ -227,8 +259,8 @@ def _plain(name: str) -> str:
 
 
 def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:
-    facts = [experiment.files.fact(p.image, "image", inspect_image) for p in pictures]
-    sizes = sorted({(f["height"], f["width"]) for f in facts})
+    facts = [experiment.files.recall(p.image, "image") for p in pictures]
+    sizes = sorted({(f["height"], f["width"]) for f in facts if f is not None})
     return {
         "images": len(pictures),
         "labelled": pictures[0].labels is not None,

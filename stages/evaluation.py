@@ -5,7 +5,8 @@ a split is the target's ground truth opened.
 from __future__ import annotations
 
 import math
-import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,29 +29,44 @@ from ensdistill.stages.parallel import for_each
 Int64 = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Counting:
+    """Counts one image's confusions, of all methods against one ground truth."""
+
+    truth: Mapping[str, str]
+    digests: Mapping[str, str]
+    decoder: Decoder
+    methods: tuple[LabelMaps, ...]
+    n_classes: int
+
+    def __call__(self, image_id: str) -> Int64:
+        file = self.truth[image_id]
+        target = self.decoder.read(file, self.digests[file])
+        predictions = np.stack([labels.read(image_id) for labels in self.methods])
+        return confusion(target, predictions, self.n_classes)
+
+
 def run(job: Job) -> dict[str, Any]:
     """Count confusions of every method against the ground truth and score them."""
     local: Local = job.work.local
     size = len(local.classes)
-    decoder = Decoder(local.to_target, palette=local.palette)
-    maps = {role: LabelMaps(artifact) for role, artifact in job.inputs.items()}
-    confmats = {role: np.zeros((size, size + 1), np.int64) for role in maps}
-    truth = {p.id: p.labels for p in local.pictures}
-    lock = threading.Lock()
+    truth = {p.id: str(p.labels) for p in local.pictures}
+    counting = _Counting(
+        truth,
+        {file: local.digests[file] for file in truth.values()},
+        Decoder(local.to_target, palette=local.palette),
+        tuple(LabelMaps(artifact) for artifact in job.inputs.values()),
+        size,
+    )
+    confmats = np.zeros((len(job.inputs), size, size + 1), np.int64)
+
+    def add(_: str, found: Int64) -> None:  # integers: the order changes nothing
+        confmats.__iadd__(found)
+
     job.progress.start(len(truth), 0, "images")
-
-    def one(image_id: str) -> None:
-        file = truth[image_id]
-        assert file is not None
-        target = decoder.read(file, local.digests[str(file)])
-        for role, labels in maps.items():
-            found = confusion(target, labels.read(image_id), size)
-            with lock:  # integers: the order of threads changes nothing
-                confmats[role] += found
-
-    for_each(list(truth), one, workers=local.workers, progress=job.progress)
+    for_each(list(truth), counting, add, workers=local.workers, progress=job.progress)
     methods = []
-    for role, confmat in confmats.items():
+    for role, confmat in zip(job.inputs, confmats, strict=True):
         kind, name = role.split(":", 1)
         scores = method_scores(confmat, local.classes)
         methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
+from threading import Thread
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
-from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
+from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority, warm_up
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelMapsDraft
+from ensdistill.stages.labelmaps import LabelMaps, LabelMapsDraft, LabelWriter
 from ensdistill.stages.parallel import for_each
+
+
+@dataclass(frozen=True)
+class _Fusing:
+    """Reads, fuses and writes one image.
+
+    Attributes
+    ----------
+    teachers : tuple of LabelMaps
+        In the order of the roles, which is that of the names.
+    method : str
+        ``channel`` or ``majority``.
+    owner, certainty : (C,) intp, (C,) float64 or None
+        As for `channel_wise`.
+    rules : mapping
+        ``window``, ``conflict`` and ``holes`` for `channel_wise`.
+    write : LabelWriter
+        Stores the fused map.
+    """
+
+    teachers: tuple[LabelMaps, ...]
+    method: str
+    owner: NDArray[np.intp]
+    certainty: NDArray[np.float64] | None
+    rules: Mapping[str, Any]
+    write: LabelWriter
+
+    def __call__(self, image_id: str) -> dict[str, Any]:
+        labels = np.empty((len(self.teachers), *self.teachers[0].size(image_id)), np.uint8)
+        for teacher, label_map in zip(self.teachers, labels, strict=True):
+            teacher.read(image_id, label_map)
+        if self.method == "majority":
+            return self.write(image_id, majority(labels, len(self.owner)))
+        fused, counts = channel_wise(labels, self.owner, certainty=self.certainty, **self.rules)
+        return {**self.write(image_id, fused), "counts": _to_json(counts)}
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -22,33 +60,21 @@ def run(job: Job) -> dict[str, Any]:
     local: Local = job.work.local
     recipe: dict[str, Any] = job.work.recipe
     classes = local.classes.classes
-    teachers = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
-    if not teachers:
+    if not job.inputs:
         raise DataError("the policy gives no class to any teacher: there is nothing to fuse")
+    Thread(target=warm_up, daemon=True).start()  # while the teachers' indices are read
+    teachers = tuple(LabelMaps(job.inputs[role]) for role in sorted(job.inputs))
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
     job.start("images")
+    owner = np.full(len(classes), -1, np.intp)
+    certainty, rules = None, {}
     if recipe["method"] == "channel":
         owner = np.array([_or(recipe["owner"][c], -1) for c in classes], np.intp)
-        certainty = None
+        rules = {name: recipe[name] for name in ("window", "conflict", "holes")}
         if recipe["conflict"] == "certainty":
             certainty = np.array([_or(recipe["certainty"][c], np.nan) for c in classes])
-
-    def one(image_id: str) -> None:
-        labels = np.stack([t.read(image_id) for t in teachers])
-        if recipe["method"] == "majority":
-            maps.write(image_id, majority(labels, len(classes)))
-            return
-        fused, counts = channel_wise(
-            labels,
-            owner,
-            window=recipe["window"],
-            conflict=recipe["conflict"],
-            holes=recipe["holes"],
-            certainty=certainty,
-        )
-        maps.write(image_id, fused, counts=_to_json(counts))
-
-    for_each(maps.missing, one, workers=local.workers, progress=job.progress)
+    fusing = _Fusing(teachers, recipe["method"], owner, certainty, rules, maps.write)
+    for_each(maps.missing, fusing, maps.journal, workers=local.workers, progress=job.progress)
     records = job.records()
     labelled = np.sum([record["labels"] for record in records], axis=0)
     pixels = sum(h * w for h, w in (record["size"] for record in records))

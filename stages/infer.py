@@ -6,7 +6,9 @@ no scale is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
+from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, image_sizes
 from ensdistill.stages.parallel import for_each
 
 if TYPE_CHECKING:
@@ -23,18 +25,29 @@ if TYPE_CHECKING:
     from ensdistill.stages.networks.frozen import FrozenNetwork
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Reads one prediction into the store."""
+
+    files: Mapping[str, str]
+    digests: Mapping[str, str]
+    decoder: Decoder
+    write: LabelWriter
+
+    def __call__(self, image_id: str) -> dict[str, Any]:
+        file = self.files[image_id]
+        return self.write(image_id, self.decoder.read(file, self.digests[file]))
+
+
 def run_labels(job: Job) -> dict[str, Any]:
     """Read a teacher's PNGs into a label store."""
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
-    decoder = Decoder(local.to_target, palette=local.palette)
     job.start("images")
-
-    def one(image_id: str) -> None:
-        file = local.predictions[image_id]
-        maps.write(image_id, decoder.read(file, local.digests[file]))
-
-    for_each(maps.missing, one, workers=local.workers, progress=job.progress)
+    decoder = Decoder(local.to_target, palette=local.palette)
+    digests = {file: local.digests[file] for file in local.predictions.values()}
+    reading = _Reading(local.predictions, digests, decoder, maps.write)
+    for_each(maps.missing, reading, maps.journal, workers=local.workers, progress=job.progress)
     return _summary(job)
 
 
@@ -57,7 +70,7 @@ def run_network(job: Job) -> dict[str, Any]:
         for image_id in maps.missing:
             file = images[image_id]
             labels = network.label(file, local.digests[str(file)])
-            maps.write(image_id, to_target[labels])
+            maps.journal(image_id, maps.write(image_id, to_target[labels]))
             job.progress.advance()
     return _summary(job)
 

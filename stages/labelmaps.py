@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +16,10 @@ from ensdistill.data.pictures import image_size
 from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
 from ensdistill.pipeline.draft import Spare
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
-from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.scores import class_counts
 
 STORE: Final = "labels.zarr"
 
@@ -33,7 +35,6 @@ class LabelMaps:
 
     def __init__(self, artifact: Artifact):
         self.records: Mapping[str, Record] = {r["id"]: r for r in artifact.items}
-        self._position = {image_id: k for k, image_id in enumerate(self.records)}
         self._folder = artifact.path
         self._store = LabelStore(artifact.path / STORE)
 
@@ -48,8 +49,8 @@ class LabelMaps:
         height, width = self.records[image_id]["size"]
         return height, width
 
-    def read(self, image_id: str) -> UInt8:
-        """Return the (H, W) uint8 train ids of an image.
+    def read(self, image_id: str, out: UInt8 | None = None) -> UInt8:
+        """Return the (H, W) uint8 train ids of an image, in `out` where it is given.
 
         Raises
         ------
@@ -58,14 +59,59 @@ class LabelMaps:
         """
         record = self.records[image_id]
         file = self._folder / record["file"][0]
-        if not file.exists() or file_digest(file) != record["file"][2]:
+        try:
+            content = file.read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != record["file"][2]:
             raise CorruptError(f"{file}: is not what was written for {image_id}; {REPAIR}")
-        return self._store.read(self._position[image_id], *self.size(image_id))
+        return self._store.decode(content, file, *self.size(image_id), out)
 
     def shares(self) -> npt.NDArray[np.int64]:
         """Return the pixels of each class over all images, (C,) int64."""
         counts = np.array([r["labels"] for r in self.records.values()], np.int64)
         return np.asarray(counts.sum(axis=0))
+
+
+@dataclass(frozen=True)
+class LabelWriter:
+    """Writes label maps into a store, in whatever process it is.
+
+    Attributes
+    ----------
+    store : LabelStore
+        Open for writing.
+    positions, sizes : mapping
+        Image id to its position in the store, and to height and width.
+    n_classes : int
+        C.
+    """
+
+    store: LabelStore
+    positions: Mapping[str, int]
+    sizes: Mapping[str, tuple[int, int]]
+    n_classes: int
+
+    def __call__(self, image_id: str, label_map: UInt8) -> dict[str, Any]:
+        """Store an image's label map and return what its record says of it.
+
+        Raises
+        ------
+        DataError
+            If it has not the image's size.
+        """
+        size = self.sizes[image_id]
+        if label_map.shape != size:
+            raise DataError(
+                f"{image_id}: label map of {label_map.shape[0]}x{label_map.shape[1]}, "
+                f"expected {size[0]}x{size[1]} (height x width)"
+            )
+        self.store.write(self.positions[image_id], label_map)
+        return {
+            "size": list(size),
+            "sha256": checksum(label_map),
+            "labels": class_counts(label_map, self.n_classes).tolist(),
+        }
 
 
 class LabelMapsDraft:
@@ -82,6 +128,8 @@ class LabelMapsDraft:
 
     Attributes
     ----------
+    write : LabelWriter
+        Stores label maps.
     missing : list of str
         Ids of the images that are left to compute.
     """
@@ -91,18 +139,25 @@ class LabelMapsDraft:
         height = max(sizes[i][0] for i in ids)
         width = max(sizes[i][1] for i in ids)
         self._draft = job.draft
-        self._classes = len(job.work.local.classes)
-        self._sizes = sizes
-        self._position = {image_id: k for k, image_id in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
+        self.write = LabelWriter(
+            self._store,
+            {image_id: k for k, image_id in enumerate(ids)},
+            sizes,
+            len(job.work.local.classes),
+        )
         self._lenders: dict[Path, LabelStore] = {}
         for image_id, spare in job.spares.items():
             with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
                 self._take(image_id, spare)
         self.missing = job.todo()
 
+    def journal(self, image_id: str, record: Mapping[str, Any]) -> None:
+        """Journal a label map that was written, with what `write` returned and more."""
+        self._draft.record(image_id, file=self._file(image_id), **record)
+
     def _file(self, image_id: str) -> str:
-        return f"{STORE}/{chunk_name(self._position[image_id])}"
+        return f"{STORE}/{chunk_name(self.write.positions[image_id])}"
 
     def _take(self, image_id: str, spare: Spare) -> None:
         """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
@@ -113,35 +168,11 @@ class LabelMapsDraft:
         if store.shape[1:] == self._store.shape[1:]:
             self._draft.adopt(image_id, spare, file=file)
             return
-        label_map = store.read(chunk_index(spare.record["file"][0]), *self._sizes[image_id])
+        size = self.write.sizes[image_id]
+        label_map = store.read(chunk_index(spare.record["file"][0]), *size)
         if checksum(label_map) == spare.record["sha256"]:
-            self._store.write(self._position[image_id], label_map)
+            self._store.write(self.write.positions[image_id], label_map)
             self._draft.adopt(image_id, spare, file=file, written=True)
-
-    def write(self, image_id: str, label_map: UInt8, **more: Any) -> None:
-        """Store an image's label map and journal it, with `more` in its record.
-
-        Raises
-        ------
-        DataError
-            If it has not the image's size.
-        """
-        size = self._sizes[image_id]
-        if label_map.shape != size:
-            raise DataError(
-                f"{image_id}: label map of {label_map.shape[0]}x{label_map.shape[1]}, "
-                f"expected {size[0]}x{size[1]} (height x width)"
-            )
-        self._store.write(self._position[image_id], label_map)
-        counts = np.bincount(label_map.ravel(), minlength=256)[: self._classes]
-        self._draft.record(
-            image_id,
-            file=self._file(image_id),
-            size=list(size),
-            sha256=checksum(label_map),
-            labels=counts.tolist(),
-            **more,
-        )
 
 
 def image_sizes(job: Job) -> dict[str, tuple[int, int]]:

@@ -44,15 +44,15 @@ def run_oracle(job: Job) -> dict[str, Any]:
     classes = local.classes.classes
     decoder = Decoder(local.to_target, palette=local.palette)
     maps = {teacher: LabelMaps(artifact) for teacher, artifact in job.inputs.items()}
-    confmats = {t: np.zeros((len(classes), len(classes) + 1), np.int64) for t in maps}
+    confmats = np.zeros((len(maps), len(classes), len(classes) + 1), np.int64)
     job.progress.start(len(local.pictures), 0, "images")
     for picture in local.pictures:
         assert picture.labels is not None
         target = decoder.read(picture.labels, local.digests[str(picture.labels)])
-        for teacher, labels in maps.items():
-            confmats[teacher] += confusion(target, labels.read(picture.id), len(classes))
+        predictions = np.stack([labels.read(picture.id) for labels in maps.values()])
+        confmats += confusion(target, predictions, len(classes))
         job.progress.advance()
-    scores = {teacher: iou(confmat) for teacher, confmat in confmats.items()}
+    scores = {teacher: iou(confmat) for teacher, confmat in zip(maps, confmats, strict=True)}
     result = _result("oracle", best_policy(scores, len(classes)), classes)
     for c, name in enumerate(classes):
         teacher = result["teacher"][name]

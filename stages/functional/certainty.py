@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._checks import check_labels, check_n_classes
+from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
 __all__ = ["CertaintySums", "certainty_sums", "mean_certainty"]
 
@@ -70,21 +70,28 @@ def certainty_sums(
         pixel is NaN or outside [0, 1].
     """
     check_n_classes(n_classes)
-    check_labels("labels", labels, n_classes, ndim=2)
+    check_form("labels", labels, ndim=2)
     if certainty.shape != labels.shape:
         raise ValueError(
             f"labels and certainty must have one shape, got {labels.shape} and {certainty.shape}"
         )
     if not np.issubdtype(certainty.dtype, np.floating):
         raise TypeError(f"certainty must be floating, got {certainty.dtype}")
-    if not np.all(((certainty >= 0) & (certainty <= 1)) | (labels == IGNORE_INDEX)):
-        raise ValueError("certainty must be a fraction in [0, 1] wherever there is a label")
-    ids = labels.ravel()
-    weights = certainty.ravel()
-    return CertaintySums(
-        sums=np.bincount(ids, weights=weights, minlength=256)[:n_classes].astype(np.float64),
-        support=np.bincount(ids, minlength=256)[:n_classes].astype(np.int64),
+
+    from ensdistill.stages.functional import _counting as counting
+
+    sums = np.zeros(256)
+    support = np.zeros(256, np.int64)
+    legal = counting.sum_by_label(
+        np.ascontiguousarray(labels).reshape(-1),
+        np.ascontiguousarray(certainty).reshape(-1),
+        sums,
+        support,
     )
+    check_highest("labels", int(np.flatnonzero(support[:IGNORE_INDEX]).max(initial=-1)), n_classes)
+    if not legal:
+        raise ValueError("certainty must be a fraction in [0, 1] wherever there is a label")
+    return CertaintySums(sums[:n_classes], support[:n_classes])
 
 
 def mean_certainty(sums: CertaintySums) -> NDArray[np.float64]:

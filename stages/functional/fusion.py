@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
-__all__ = ["MAX_CLASSES", "FusionCounts", "channel_wise", "majority"]
+__all__ = ["MAX_CLASSES", "FusionCounts", "channel_wise", "majority", "warm_up"]
 
 MAX_CLASSES: Final = 64
 """The most classes that `channel_wise` can tell apart."""
@@ -283,6 +283,14 @@ def majority(
         highest = kernels.vote(flat, votes, none, fused.reshape(-1))
     check_highest("label_maps", highest, n_classes)
     return fused
+
+
+def warm_up() -> None:
+    """Compile, or load, what `channel_wise` and `majority` need for usual windows."""
+    label_maps = np.zeros((4, 1, 1), np.uint8)
+    owner = np.zeros(1, np.intp)
+    channel_wise(label_maps, owner, window=1, conflict="window", holes="window")
+    majority(label_maps, 1)
 
 
 def _tiled(height: int, width: int, kernels: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:

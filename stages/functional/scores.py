@@ -12,27 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._checks import check_labels, check_n_classes
+from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
-__all__ = ["confusion", "coverage", "iou", "mean_iou", "pixel_accuracy"]
+__all__ = ["class_counts", "confusion", "coverage", "iou", "mean_iou", "pixel_accuracy"]
 
 
 def confusion(
-    target: NDArray[np.uint8], prediction: NDArray[np.uint8], n_classes: int
+    target: NDArray[np.uint8], predictions: NDArray[np.uint8], n_classes: int
 ) -> NDArray[np.int64]:
     """Count how often each target class was predicted as each class, or not at all.
 
     Parameters
     ----------
-    target, prediction
-        Label maps, (H, W) uint8 of class ids 0..C-1 or 255. Pixels with target 255 are left out.
+    target
+        (H, W) uint8 of class ids 0..C-1 or 255. Pixels with target 255 are left out.
+    predictions
+        (P, H, W) uint8 of class ids 0..C-1 or 255, label maps that are scored on the one target.
     n_classes
         C, 1 to 254.
 
     Returns
     -------
-    confmat
-        (C, C + 1) int64, `confmat[target, prediction]`; the last column counts prediction 255.
+    confmats
+        (P, C, C + 1) int64, `confmat[target, prediction]` for each of them; the last column counts
+        prediction 255.
 
     Raises
     ------
@@ -44,21 +47,70 @@ def confusion(
     Examples
     --------
     >>> target = np.array([[0, 0, 1, 255]], np.uint8)
-    >>> prediction = np.array([[0, 1, 255, 1]], np.uint8)
-    >>> confusion(target, prediction, 2)
-    array([[1, 1, 0],
-           [0, 0, 1]])
+    >>> predictions = np.array([[[0, 1, 255, 1]]], np.uint8)
+    >>> confusion(target, predictions, 2)
+    array([[[1, 1, 0],
+            [0, 0, 1]]])
     """
     check_n_classes(n_classes)
-    for name, labels in (("target", target), ("prediction", prediction)):
-        check_labels(name, labels, n_classes, ndim=2)
-    if target.shape != prediction.shape:
+    check_form("target", target, ndim=2)
+    check_form("predictions", predictions, ndim=3)
+    if target.shape != predictions.shape[1:]:
         raise ValueError(
-            f"target and prediction must have one shape, got {target.shape} and {prediction.shape}"
+            f"target and predictions must have one size, got {target.shape} and "
+            f"{predictions.shape[1:]}"
         )
-    pairs = target.ravel().astype(np.intp) * 256 + prediction.ravel()
-    every_value = np.bincount(pairs, minlength=256 * 256).reshape(256, 256).astype(np.int64)
-    return every_value[:n_classes, [*range(n_classes), IGNORE_INDEX]]
+
+    from ensdistill.stages.functional import _counting as counting
+
+    columns = [*range(n_classes), IGNORE_INDEX]
+    wanted = counting.as_words(target)
+    confmats = np.empty((len(predictions), n_classes, n_classes + 1), np.int64)
+    for k, prediction in enumerate(predictions):
+        every_value = np.zeros((256, 256), np.int64)
+        counting.count_pairs(*wanted, *counting.as_words(prediction), every_value)
+        check_highest("target", _highest(every_value.sum(axis=1)), n_classes)
+        check_highest("predictions", _highest(every_value.sum(axis=0)), n_classes)
+        confmats[k] = every_value[:n_classes, columns]
+    return confmats
+
+
+def class_counts(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
+    """Count the pixels of each class.
+
+    Parameters
+    ----------
+    labels
+        (H, W) uint8 of class ids 0..C-1 or 255.
+    n_classes
+        C, 1 to 254.
+
+    Returns
+    -------
+    counts
+        (C,) int64, pixels.
+
+    Raises
+    ------
+    TypeError
+        If `labels` is not uint8.
+    ValueError
+        If `labels` is not (H, W), or holds a value that is neither a class id nor 255.
+    """
+    check_n_classes(n_classes)
+    check_form("labels", labels, ndim=2)
+
+    from ensdistill.stages.functional import _counting as counting
+
+    counts = np.zeros(256, np.int64)
+    counting.count_labels(*counting.as_words(labels), counts)
+    check_highest("labels", _highest(counts), n_classes)
+    return counts[:n_classes]
+
+
+def _highest(counts: NDArray[np.int64]) -> int:
+    """The highest label but 255 that (256,) counts any of; -1 if there is none."""
+    return int(np.flatnonzero(counts[:IGNORE_INDEX]).max(initial=-1))
 
 
 def iou(

@@ -347,7 +347,7 @@ def _watched_miou(
         height, width = target.shape
         image = read_image(picture.image, local.digests[str(picture.image)])
         labels, _ = unify(frozen.logits(image), (height, width), align_corners=False)
-        confmat += confusion(target, labels.cpu().numpy(), size)
+        confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
     network.train()
     miou = 100 * mean_iou(iou(confmat))
     if math.isnan(miou):

@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -305,10 +309,67 @@ def test_the_format_stays_as_it_is(store, path):
     assert (path / "c.2.0.0").is_file()
 
 
-def test_stores_are_opened_so_that_writing_is_fast(store, path):
-    # Zarr's default compares each chunk with the fill value first
-    for opened in (store, LabelStore(path, writable=True)):
-        assert opened._array.config.write_empty_chunks
+def test_zarr_reads_what_is_written_here(store, path):
+    maps = [random_map(seed=0), random_map(5, 4, seed=1)]
+    for k, label_map in enumerate(maps):
+        store.write(k, label_map)
+    found = zarr.open_array(path, mode="r")[:]
+    np.testing.assert_array_equal(found[0], maps[0])
+    np.testing.assert_array_equal(found[1, :5, :4], maps[1])
+    assert (found[1, 5:] == 255).all()
+    assert (found[2] == UNWRITTEN).all()
+
+
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (300, 401), (1, 1)])
+def test_a_chunk_is_what_zarr_writes_byte_for_byte(tmp_path, shape):
+    store = LabelStore.create(tmp_path / "ours.zarr", 2, *shape)
+    LabelStore.create(tmp_path / "theirs.zarr", 2, *shape)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.open_array(tmp_path / "theirs.zarr", mode="r+")
+    for k, label_map in enumerate((random_map(*shape), np.full(shape, 255, np.uint8))):
+        store.write(k, label_map)
+        array[k] = label_map
+        ours, theirs = ((p / chunk_name(k)).read_bytes() for p in (store.path, array.store.root))
+        assert ours == theirs
+        np.testing.assert_array_equal(LabelStore(array.store.root).read(k, *shape), label_map)
+
+
+def test_a_map_is_read_into_an_array_of_any_layout(store, path):
+    store.write(0, random_map())
+    content = (path / chunk_name(0)).read_bytes()
+    whole = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for height, width in ((HEIGHT, WIDTH), (HEIGHT, 3), (2, WIDTH)):
+        large = np.zeros((2 * height, 3 * width), np.uint8)
+        for out in (whole[:height, :width], large[::2, ::-3]):
+            assert store.decode(content, path, height, width, out) is out
+            np.testing.assert_array_equal(out, random_map()[:height, :width])
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("chunk_grid", "configuration", "chunk_shape"), [1, HEIGHT, WIDTH + 1]),
+        (("chunk_key_encoding", "configuration", "separator"), "/"),
+        (("data_type",), "int8"),
+        (("codecs",), [{"name": "bytes"}]),
+        (("shape",), [HEIGHT, WIDTH]),
+    ],
+)
+def test_an_array_laid_out_otherwise_is_refused(store, path, keys, value):
+    description = json.loads((path / "zarr.json").read_text())
+    inner = description
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (path / "zarr.json").write_text(json.dumps(description))
+    with pytest.raises(CorruptError, match=r"labels\.zarr: is no readable label store"):
+        LabelStore(path)
+
+
+def test_a_store_goes_to_another_process_without_zarr(store):
+    assert pickle.loads(pickle.dumps(store)).shape == store.shape
+    program = "import sys, ensdistill.data.store; sys.exit('zarr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_equal_maps_are_equal_bytes_in_every_store(store, path, tmp_path):

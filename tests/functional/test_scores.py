@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ensdistill.stages.functional.scores import (
+    class_counts,
     confusion,
     coverage,
     iou,
@@ -25,12 +26,35 @@ def map_pairs(draw):
     return target, prediction, classes
 
 
+def one_confusion(target, prediction, n_classes):
+    return confusion(target, prediction[None], n_classes)[0]
+
+
 @quick
 @given(pair=map_pairs())
 def test_confusion_agrees_with_the_loops(pair):
-    confmat = confusion(*pair)
+    confmat = one_confusion(*pair)
     assert confmat.dtype == np.int64
     assert confmat.tolist() == oracles.confusion(*pair)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (8, 8), (37, 53), (64, 130)])
+def test_several_predictions_are_counted_in_areas_and_in_noise(shape):
+    rng = np.random.default_rng(shape[1])
+    areas = np.kron(rng.integers(0, 5, (4, 8, 8)), np.ones((1, 8, 17), np.int64))
+    maps = areas[:, : shape[0], : shape[1]].astype(np.uint8)
+    maps[rng.random(maps.shape) < 0.02] = 255
+    target, predictions = maps[0], maps[1:]
+    found = confusion(target, predictions, 5)
+    assert found.shape == (3, 5, 6)
+    assert found.tolist() == [oracles.confusion(target, p, 5) for p in predictions]
+    for view in (predictions[:, ::-1, ::-1], predictions[::-1]):
+        other = confusion(target, view, 5)
+        assert other.tolist() == [oracles.confusion(target, p, 5) for p in view]
+    assert class_counts(target, 5).tolist() == [(target == c).sum() for c in range(5)]
+    assert class_counts(target[:, ::2], 5).tolist() == [
+        (target[:, ::2] == c).sum() for c in range(5)
+    ]
 
 
 @pytest.mark.parametrize("ignored", ["wrong", "left_out"])
@@ -38,14 +62,14 @@ def test_confusion_agrees_with_the_loops(pair):
 @given(pair=map_pairs())
 def test_iou_agrees_with_sets_of_pixels(ignored, pair):
     expected = oracles.iou(*pair, ignored=ignored)
-    np.testing.assert_allclose(iou(confusion(*pair), ignored=ignored), expected, rtol=1e-15)
+    np.testing.assert_allclose(iou(one_confusion(*pair), ignored=ignored), expected, rtol=1e-15)
 
 
 @quick
 @given(pair=map_pairs())
 def test_fractions_of_pixels(pair):
     target, prediction, _ = pair
-    confmat = confusion(*pair)
+    confmat = one_confusion(*pair)
     labelled = target != 255
     if labelled.any():
         assert coverage(confmat) == (prediction[labelled] != 255).mean()
@@ -57,7 +81,7 @@ def test_fractions_of_pixels(pair):
 
 def test_confusion_of_254_classes():
     values = np.array([[0, 253, 255, 253]], np.uint8)
-    confmat = confusion(values, values[:, ::-1], 254)
+    confmat = one_confusion(values, values[:, ::-1], 254)
     assert confmat.shape == (254, 255)
     assert confmat[0, 253] == 1
     assert confmat[253, 254] == 1
@@ -97,14 +121,24 @@ def test_mean_iou_refuses_other_ids(classes):
 
 def test_refusals():
     labels = np.zeros((2, 3), np.uint8)
-    with pytest.raises(ValueError, match="prediction holds the value 2"):
-        confusion(labels, labels + np.uint8(2), 2)
+    with pytest.raises(ValueError, match="predictions holds the value 2"):
+        one_confusion(labels, labels + np.uint8(2), 2)
+    with pytest.raises(ValueError, match="predictions holds the value 254"):
+        one_confusion(labels + np.uint8(255), labels + np.uint8(254), 254)
     with pytest.raises(ValueError, match="target holds the value 254"):
-        confusion(labels + np.uint8(254), labels, 254)
-    with pytest.raises(ValueError, match="one shape"):
-        confusion(labels, labels.T, 2)
+        one_confusion(labels + np.uint8(254), labels, 254)
+    with pytest.raises(ValueError, match="one size"):
+        one_confusion(labels, labels.T, 2)
+    with pytest.raises(ValueError, match=r"predictions must be \(T, H, W\)"):
+        confusion(labels, labels, 2)
     with pytest.raises(TypeError, match="target must be uint8"):
-        confusion(labels.astype(int), labels, 2)
+        one_confusion(labels.astype(int), labels, 2)
+    with pytest.raises(TypeError, match="predictions must be uint8"):
+        one_confusion(labels, labels.astype(int), 2)
+    with pytest.raises(ValueError, match="labels holds the value 3"):
+        class_counts(labels + np.uint8(3), 3)
+    with pytest.raises(ValueError, match=r"labels must be \(H, W\)"):
+        class_counts(labels[0], 3)
     with pytest.raises(ValueError, match=r"\(C, C \+ 1\)"):
         iou(np.zeros((3, 3), np.int64))
     with pytest.raises(TypeError, match="integers"):

@@ -185,45 +185,25 @@ def test_an_unreadable_file_is_named(cache, tmp_path, make):
     with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
         cache.digest(path)
     with pytest.raises(DataError, match=r"gone\.png"):
-        cache.fact(path, "size", lambda _: {})
+        cache.recall(path, "size")
 
 
-class Finder:
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, path):
-        self.calls.append(path.name)
-        return {"length": len(path.read_bytes())}
-
-
-def test_a_fact_is_found_once_per_content_and_kind(cache, file):
-    copy, find = file.with_name("copy.png"), Finder()
+def test_a_fact_is_known_by_content_and_kind(cache, file):
+    copy = file.with_name("copy.png")
     copy.write_bytes(file.read_bytes())
-    for _ in range(2):
-        for path in (file, copy):
-            assert cache.fact(path, "size", find) == {"length": 3}
-            assert again(cache, rehash=True).fact(path, "size", find) == {"length": 3}
-    assert find.calls == ["image.png"]
-    cache.fact(copy, "other", find)
-    assert find.calls == ["image.png", "copy.png"]
+    assert cache.recall(file, "size") is None
+    cache.learn(file, "size", {"length": 3})
+    for path in (file, copy):
+        assert cache.recall(path, "size") == {"length": 3}
+        assert again(cache, rehash=True).recall(path, "size") == {"length": 3}
+        assert cache.recall(path, "other") is None
     change(file, b"three")
-    assert cache.fact(file, "size", find) == {"length": 5}
-    assert find.calls == ["image.png", "copy.png", "image.png"]
-
-
-def test_what_raises_is_not_remembered(cache, file):
-    def fail(path):
-        raise DataError("torn")
-
-    for _ in range(2):
-        with pytest.raises(DataError, match="torn"):
-            cache.fact(file, "size", fail)
-    assert again(cache).fact(file, "size", Finder()) == {"length": 3}
+    assert cache.recall(file, "size") is None
+    assert cache.recall(copy, "size") == {"length": 3}
 
 
 def test_facts_survive_as_they_were_found(cache, file):
     fact = {"height": 3, "values": {"0": 7}}
-    assert cache.fact(file, "values", lambda _: fact) == fact
-    assert again(cache).fact(file, "values", Finder()) == fact
+    cache.learn(file, "values", fact)
+    assert again(cache).recall(file, "values") == fact
     assert "height" not in cache._path.read_text()  # apart: planning reads the digests alone

@@ -94,11 +94,11 @@ SLOW = """
 import sys, time
 from ensdistill.cli.__main__ import main
 from ensdistill.stages import labelmaps
-write = labelmaps.LabelMapsDraft.write
-def slow(self, *arguments, **more):
+journal = labelmaps.LabelMapsDraft.journal
+def slow(self, *arguments):
     time.sleep(0.2)
-    write(self, *arguments, **more)
-labelmaps.LabelMapsDraft.write = slow
+    journal(self, *arguments)
+labelmaps.LabelMapsDraft.journal = slow
 main(sys.argv[1:])
 """
 

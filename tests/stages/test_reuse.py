@@ -240,16 +240,16 @@ def test_a_larger_image_makes_the_chunks_larger_and_computes_nothing_again(world
 
 def test_a_killed_draft_of_an_older_list_lends_its_images(world, monkeypatch):
     shutil.rmtree(world.root / "work")
-    write, count = LabelMapsDraft.write, []
+    journal, count = LabelMapsDraft.journal, []
 
-    def killed(self, *arguments, **more):
+    def killed(self, *arguments):
         if len(count) == 3:
             raise KeyboardInterrupt
-        count.append(write(self, *arguments, **more))
+        count.append(journal(self, *arguments))
 
     for target in ("infer[a]", "infer[n]"):
         count.clear()
-        monkeypatch.setattr(LabelMapsDraft, "write", killed)
+        monkeypatch.setattr(LabelMapsDraft, "journal", killed)
         with pytest.raises(KeyboardInterrupt):
             make(world, target)
         monkeypatch.undo()

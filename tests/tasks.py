@@ -1,0 +1,37 @@
+"""Work for worker processes, which find it by importing this module."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensdistill.pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tells who works; leaves a file for each call, fails or dies at certain ids."""
+
+    folder: Path
+    fails: str = ""
+    dies: str = ""
+    seconds: float = 0.0
+
+    def __call__(self, item_id):
+        time.sleep(self.seconds)
+        with (self.folder / item_id).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if item_id == self.fails:
+            raise DataError(f"{item_id}: cannot be read")
+        if item_id == self.dies:
+            os._exit(9)
+        return os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        with (self.folder / "sent").open("a") as file:
+            file.write("once\n")
+
+
+def nothing(item_id):
+    """Return nothing: only the way there and back takes time."""
