@@ -16,6 +16,7 @@ from ensdistill.pipeline.errors import DataError
 
 UInt8 = npt.NDArray[np.uint8]
 
+_UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
 _COLOUR_MODES = ("RGB", "RGBA")
 _DEEP = ("RGB;16", "RGBA;16", "RGBX;16")  # Pillow keeps the upper 8 bits and says nothing
@@ -172,11 +173,8 @@ class Decoder:
         self._palette = palette
         self._keys = np.array(sorted(legal), dtype=np.int64)
         self._ids = np.array([legal[k] for k in sorted(legal)], dtype=np.uint8)
-        self._lut = np.zeros(256, np.uint8)
-        self._known = np.zeros(256, bool)
-        for value, train_id in legal.items():
-            if 0 <= value < 256:
-                self._lut[value], self._known[value] = train_id, True
+        # the fastest look-up there is, in Python or NumPy
+        self._table = bytes(legal.get(value, _UNKNOWN) for value in range(256))
 
     def read(self, path: Path | str, sha256: str | None = None) -> UInt8:
         """Return a label file as (H, W) uint8 train ids, 255 where ignored.
@@ -188,7 +186,8 @@ class Decoder:
         """
         raw = read_values(path, sha256, palette=self._palette)
         if raw.dtype == np.uint8:
-            known, ids = self._known[raw], self._lut[raw]
+            ids = np.frombuffer(raw.tobytes().translate(self._table), np.uint8).reshape(raw.shape)
+            known = ids != _UNKNOWN
         else:
             at = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)
             known, ids = self._keys[at] == raw, self._ids[at]

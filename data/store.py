@@ -130,7 +130,11 @@ class LabelStore:
             raise DataError(f"{self.path}: image {index} was not written") from None
         except OSError as error:
             raise CorruptError(f"{file}: cannot be read ({error}); {_REPAIR}") from error
-        return self.decode(content, file, height, width)
+        label_map = self.decode(content, file, height, width)
+        # the checksum covers the chunk, not `zarr.json`, which says how large it is
+        if (label_map == UNWRITTEN).any():
+            raise CorruptError(f"{file}: does not hold {height}x{width} labels; {_REPAIR}")
+        return label_map
 
     def decode(
         self, content: bytes, file: Path, height: int, width: int, out: UInt8 | None = None
@@ -165,8 +169,7 @@ class LabelStore:
         except (ValueError, RuntimeError) as error:
             raise CorruptError(f"{file}: does not decode ({error}); {_REPAIR}") from error
         label_map = chunk[:height, :width]
-        # the checksum covers the chunk, not `zarr.json`, which says how large it is
-        if label_map.shape != (height, width) or (label_map == UNWRITTEN).any():
+        if label_map.shape != (height, width):
             raise CorruptError(f"{file}: does not hold {height}x{width} labels; {_REPAIR}")
         if not fits:
             out[:] = label_map

@@ -52,7 +52,7 @@ class _Fusing:
         if self.method == "majority":
             return self.write(image_id, majority(labels, len(self.owner)))
         fused, counts = channel_wise(labels, self.owner, certainty=self.certainty, **self.rules)
-        return {**self.write(image_id, fused), "counts": _to_json(counts)}
+        return {**self.write(image_id, fused, counts.label), "counts": _to_json(counts)}
 
 
 def run(job: Job) -> dict[str, Any]:

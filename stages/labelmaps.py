@@ -92,8 +92,12 @@ class LabelWriter:
     sizes: Mapping[str, tuple[int, int]]
     n_classes: int
 
-    def __call__(self, image_id: str, label_map: UInt8) -> dict[str, Any]:
+    def __call__(
+        self, image_id: str, label_map: UInt8, counts: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, Any]:
         """Store an image's label map and return what its record says of it.
+
+        `counts` are the pixels of each class, (C,), where they are known.
 
         Raises
         ------
@@ -107,11 +111,9 @@ class LabelWriter:
                 f"expected {size[0]}x{size[1]} (height x width)"
             )
         self.store.write(self.positions[image_id], label_map)
-        return {
-            "size": list(size),
-            "sha256": checksum(label_map),
-            "labels": class_counts(label_map, self.n_classes).tolist(),
-        }
+        if counts is None:
+            counts = class_counts(label_map, self.n_classes)
+        return {"size": list(size), "sha256": checksum(label_map), "labels": counts.tolist()}
 
 
 class LabelMapsDraft:

@@ -18,7 +18,8 @@ from ensdistill.pipeline.node import Progress
 
 R = TypeVar("R")
 
-_PARTITION: Final = 32  # most items a task: dask takes 0.2 ms for each, and a kill loses one
+_PARTITION: Final = 32  # items a task: dask takes 0.5 ms for one, and a kill loses one a worker
+_MOST_TASKS: Final = 10_000  # more items make larger tasks instead: dask holds all of them
 _TASKS: Final = 4  # fewest tasks a worker: none waits long for the last one
 _TRIAL: Final = 0.25  # seconds that are worked here before it is asked how long the rest takes
 _STARTING: Final = 2.0  # seconds that must be saved before processes are started
@@ -92,7 +93,8 @@ def _spread(
     import dask.bag
     from dask.callbacks import Callback
 
-    size = max(1, min(_PARTITION, -(-len(ids) // (workers * _TASKS))))
+    size = min(_PARTITION, -(-len(ids) // (workers * _TASKS)))
+    size = max(size, -(-len(ids) // _MOST_TASKS))
     bag = dask.bag.from_sequence(ids, partition_size=size).map_partitions(_do)
 
     def finished(key: Any, part: Any, *_: Any) -> None:
@@ -109,7 +111,14 @@ def _spread(
     ):
         try:
             with Callback(posttask=finished):
-                bag.compute(scheduler="processes", pool=pool, num_workers=workers, chunksize=1)
+                # unoptimised, since that would make a second task of each partition's name
+                bag.compute(
+                    scheduler="processes",
+                    pool=pool,
+                    num_workers=workers,
+                    chunksize=1,
+                    optimize_graph=False,
+                )
         except BrokenProcessPool as error:
             raise EnsdistillError(
                 "a worker process was killed, perhaps for want of memory; run again (what was "

@@ -29,8 +29,10 @@ BAND: Final = 16
 """Rows of a tile, where it is asked which classes claim anything in it."""
 CHUNK: Final = 4
 """Tiles that follow the window down the image together."""
-SLOTS: Final = 4
+SLOTS: Final = 6
 """Classes of one teacher that are looked for at once."""
+LANES: Final = 4
+"""Most classes whose claims in a window are counted at once."""
 BLOCK: Final = 4096
 """Pixels that the votes are counted of at a time: few enough to stay in the nearest cache."""
 
@@ -93,6 +95,8 @@ def find_claims(
                 classes[k, 1],
                 classes[k, 2],
                 classes[k, 3],
+                classes[k, 4],
+                classes[k, 5],
                 row,
             )
             highest = max(highest, found)
@@ -103,16 +107,23 @@ def find_claims(
 
 @_jit
 def _claim(
-    labels: UInt8, a: np.uint8, b: np.uint8, c: np.uint8, d: np.uint8, claims: UInt8
+    labels: UInt8,
+    a: np.uint8,
+    b: np.uint8,
+    c: np.uint8,
+    d: np.uint8,
+    e: np.uint8,
+    f: np.uint8,
+    claims: UInt8,
 ) -> np.uint8:
-    """Let a teacher's labels of four classes claim; return the highest of label + 1."""
+    """Let a teacher's labels of six classes claim; return the highest of label + 1."""
     highest = np.uint8(0)
     for i in range(len(labels)):
         label = labels[i]
-        # 0 if it is one of the four: less work for a processor than four comparisons
-        off_a, off_b = np.uint8(label ^ a), np.uint8(label ^ b)
-        off_c, off_d = np.uint8(label ^ c), np.uint8(label ^ d)
-        off = min(off_a, off_b, off_c, off_d)
+        # 0 if it is one of the six: less work for a processor than six comparisons
+        off_a, off_b, off_c = np.uint8(label ^ a), np.uint8(label ^ b), np.uint8(label ^ c)
+        off_d, off_e, off_f = np.uint8(label ^ d), np.uint8(label ^ e), np.uint8(label ^ f)
+        off = min(off_a, off_b, off_c, off_d, off_e, off_f)
         claim = claims[i]
         more = label if claim == np.uint8(NONE) else np.uint8(MANY)
         claims[i] = more if off == np.uint8(0) else claim
@@ -176,21 +187,29 @@ def _contest(
         here = present[tile]
         for k in range(len(planes)):
             t = np.uint64(planes[k])
-            a, b, c, d = classes[k, 0], classes[k, 1], classes[k, 2], classes[k, 3]
-            n_a = n_b = n_c = n_d = np.uint16(0)
+            a, b, c = classes[k, 0], classes[k, 1], classes[k, 2]
+            d, e, f = classes[k, 3], classes[k, 4], classes[k, 5]
+            n_a = n_b = n_c = n_d = n_e = n_f = np.uint8(0)
             for i in range(pixels):
                 x = start + np.uint64(i)
                 label = label_maps[t, y, x]
                 many = claims[x] == np.uint8(MANY)
-                n_a = np.uint16(n_a + np.uint16(many & (label == a)))
-                n_b = np.uint16(n_b + np.uint16(many & (label == b)))
-                n_c = np.uint16(n_c + np.uint16(many & (label == c)))
-                n_d = np.uint16(n_d + np.uint16(many & (label == d)))
-            for label, count in ((a, n_a), (b, n_b), (c, n_c), (d, n_d)):
-                if count:
-                    contested[label] += count
-                    here |= _BIT[label]
+                n_a = np.uint8(n_a + np.uint8(many & (label == a)))
+                n_b = np.uint8(n_b + np.uint8(many & (label == b)))
+                n_c = np.uint8(n_c + np.uint8(many & (label == c)))
+                n_d = np.uint8(n_d + np.uint8(many & (label == d)))
+                n_e = np.uint8(n_e + np.uint8(many & (label == e)))
+                n_f = np.uint8(n_f + np.uint8(many & (label == f)))
+            here |= _add(contested, a, n_a) | _add(contested, b, n_b) | _add(contested, c, n_c)
+            here |= _add(contested, d, n_d) | _add(contested, e, n_e) | _add(contested, f, n_f)
         present[tile] = here
+
+
+@_jit
+def _add(counts: Int64, label: np.uint8, count: np.uint8) -> np.uint64:
+    """Count a class, and return its bit if there is any of it."""
+    counts[label] += count
+    return _BIT[label] if count else np.uint64(0)
 
 
 @_jit
@@ -231,7 +250,7 @@ def resolve(
     height = label_maps.shape[1]
     tiles = present.shape[1]
     moving = np.zeros(-(-tiles // CHUNK), np.uint64)
-    near = np.zeros((tiles, len(columns) + SLOTS), np.intp)
+    near = np.zeros((tiles, len(columns) + LANES), np.intp)
     n_near = np.zeros(tiles, np.intp)
     rows = (-1, -1)
     most = np.empty(TILE, np.uint64)
@@ -341,7 +360,7 @@ def _list_near(
             near[tile, count] = c
             if (classes >> np.uint64(c)) & np.uint64(1):
                 count += 1
-        near[tile, count : count + SLOTS] = n_classes
+        near[tile, count : count + LANES] = n_classes
         n_near[tile] = count
 
 
@@ -363,9 +382,10 @@ def _fill(
 ) -> None:
     """Resolve a row.
 
-    In a tile that holds a wanted pixel the windows of all its pixels are counted, for several
-    classes at once: a word has a lane for each. `inside[i]` sums the columns left of i, so that a
-    window is the difference of two sums, even after these have overflown.
+    In a tile that holds a wanted pixel the windows of all pixels from the first to the last such
+    word are counted, for several classes at once: a word has a lane for each. `inside[i]` sums the
+    columns left of i, so that a window is the difference of two sums, even after these have
+    overflown.
     """
     packed = 64 // lane
     mask = (np.uint64(1) << np.uint64(lane)) - np.uint64(1)
@@ -380,14 +400,24 @@ def _fill(
     for tile in range(len(unsettled)):
         if not unsettled[tile] & wanted:
             continue
-        start = np.uint64(tile * TILE)
-        most[:] = 0
+        first, last = 8, 0
+        for k in range(8):
+            before[k] = words[8 * tile + k]
+            # a byte of 254 or 255 is one whose complement is 0 but for the lowest bit
+            rest = ~(before[k] | _EACH)
+            if (rest - _EACH) & ~rest & _HIGH:
+                first, last = min(first, k), k + 1
+        start = np.uint64(tile * TILE + 8 * first)
+        pixels = 8 * (last - first)
+        n_columns = pixels + 2 * radius + 1
+        for i in range(pixels):
+            most[i] = 0
         for k in range(0, n_near[tile], packed):
             a = np.uint64(near[tile, k])
             b = np.uint64(near[tile, k + 1])
-            c = np.uint64(near[tile, k + 2] if packed == SLOTS else empty)
-            d = np.uint64(near[tile, k + 3] if packed == SLOTS else empty)
-            for i in range(len(inside)):
+            c = np.uint64(near[tile, k + 2] if packed == LANES else empty)
+            d = np.uint64(near[tile, k + 3] if packed == LANES else empty)
+            for i in range(n_columns):
                 x = start + np.uint64(i)
                 inside[i] = (
                     np.uint64(columns[a, x])
@@ -396,26 +426,24 @@ def _fill(
                     | (np.uint64(columns[d, x]) << three)
                 )
             total = np.uint64(0)
-            for i in range(len(inside)):
+            for i in range(n_columns):
                 column = inside[i]
                 inside[i] = total
                 total += column
             # Count above, 63 - class below: the largest number is the most claims, ties to the
             # lowest class. An empty slot counts nothing, whatever stands below.
-            last = np.uint64(63)
-            low_a, low_b = last - min(a, last), last - min(b, last)
-            low_c, low_d = last - min(c, last), last - min(d, last)
-            for i in range(TILE):
+            top = np.uint64(63)
+            low_a, low_b = top - min(a, top), top - min(b, top)
+            low_c, low_d = top - min(c, top), top - min(d, top)
+            for i in range(pixels):
                 count = inside[np.uint64(i) + window] - inside[i]
                 best = max(most[i], ((count & mask) << six) | low_a)
                 best = max(best, (((count >> one) & mask) << six) | low_b)
-                if packed == SLOTS:
+                if packed == LANES:
                     best = max(best, (((count >> two) & mask) << six) | low_c)
                     best = max(best, (((count >> three) & mask) << six) | low_d)
                 most[i] = best
-        for k in range(8):
-            before[k] = words[8 * tile + k]
-        for i in range(TILE):
+        for i in range(pixels):
             best = most[i]
             label = (
                 np.uint8(np.uint64(63) - (best & np.uint64(63)))
@@ -424,15 +452,12 @@ def _fill(
             )
             claim = claims[start + np.uint64(i)]
             claims[start + np.uint64(i)] = label if low <= claim <= high else claim
-        for k in range(8):
+        for k in range(first, last):
             word = before[k]
-            # a byte of 254 or 255 is one whose complement is 0 but for the lowest bit
-            rest = ~(word | _EACH)
-            if (rest - _EACH) & ~rest & _HIGH:
-                for i in range(tile * TILE + 8 * k, tile * TILE + 8 * k + 8):
-                    was = np.int64(word & _BYTE)
-                    word >>= np.uint64(8)
-                    became[_STATE[was], claims[i]] += 1
+            for i in range(tile * TILE + 8 * k, tile * TILE + 8 * k + 8):
+                was = np.int64(word & _BYTE)
+                word >>= np.uint64(8)
+                became[_STATE[was], claims[i]] += 1
 
 
 @_jit

@@ -3,7 +3,8 @@
 import statistics
 
 import pytest
-from benchmarks.__main__ import experiment, shell
+
+from benchmarks.engine import experiment, shell
 
 
 @pytest.mark.slow

@@ -1,0 +1,120 @@
+"""The engine: publishing what was made, and looking at what is there."""
+
+import statistics
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ensdistill.data.store import LabelStore, checksum, chunk_name
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.draft import Draft
+from ensdistill.pipeline.manifest import Manifest
+from ensdistill.pipeline.verify import damages
+from .measure import ROUNDS, figure
+
+TEACHERS, IMAGES = 7, 3000
+TINY = {"network": {"arch": "tiny"}, "steps": 2, "batch_size": 2, "crop": [8, 8]}
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.astype(np.uint8)).save(path)
+
+
+def experiment(root):
+    """Write an experiment of many tiny images, each file different from all others."""
+    for k in range(IMAGES):
+        image = np.zeros((8, 8, 3))
+        image[0, 0] = (k % 256, k // 256, 0)
+        save(root / f"images/{k:05}.png", image)
+        for t in range(TEACHERS):
+            label = np.zeros((8, 8))
+            label[0, :4] = (k % 19, k // 19 % 19, k // 361 % 19, t)
+            save(root / f"teachers/{t}/{k:05}.png", label)
+    settings = {
+        "version": 1,
+        "classes": {"table": "cityscapes19"},
+        "target": {"train": {"images": "images/*.png"}},
+        "teachers": [
+            {"name": f"t{t}", "labels": {"train": f"teachers/{t}"}} for t in range(TEACHERS)
+        ],
+        "probe": TINY,
+        "student": TINY,
+        "runtime": {"device": "cpu", "workers": 2},
+    }
+    (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
+
+
+def shell(root, *arguments):
+    """Run a command in a process of its own and return the seconds it took."""
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ensdistill.cli", *arguments],
+        cwd=root,
+        check=True,
+        capture_output=True,
+    )
+    return time.perf_counter() - begin
+
+
+def status(root):
+    """Seconds until `status` has answered, everything fresh."""
+    experiment(root)
+    shell(root, "run")
+    times = [shell(root, "status", "--check") for _ in range(ROUNDS)]
+    yield figure(f"status, {TEACHERS} x {IMAGES} images", statistics.median(times), "s", 0.5, 0.35)
+
+
+def filled(folder, maps):
+    """Return a draft of label maps that is ready to be published."""
+    folder.mkdir(parents=True)
+    store = LabelStore.create(folder / "labels.zarr", len(maps), *maps[0].shape)
+    draft = Draft(folder, {str(k): "" for k in range(len(maps))})
+    for k, label in enumerate(maps):
+        store.write(k, label)
+        draft.record(str(k), sha256=checksum(label), file=f"labels.zarr/{chunk_name(k)}")
+    return draft
+
+
+def blocks(random, shape=(360, 480)):
+    """Return a label map about as hard to compress as a real one."""
+    values = random.integers(0, 19, (shape[0] // 12, shape[1] // 12))
+    return np.kron(values, np.ones((12, 12))).astype(np.uint8)
+
+
+def publishing(root):
+    """What forcing files to disk costs at publishing, and what checking them does."""
+    random = np.random.default_rng(0)
+    maps = [blocks(random) for _ in range(367)]
+    manifest = Manifest("n", "infer", 1, "0" * 64, {}, {}, {})
+    times = {name: [] for name in ("fill", "publish", "unforced", "resume", "verify")}
+
+    def timed(name, work):
+        begin = time.perf_counter()
+        found = work()
+        times[name].append(time.perf_counter() - begin)
+        return found
+
+    for k in range(ROUNDS):
+        draft = timed("fill", lambda k=k: filled(root / f"infer/a{k}-{'0' * 12}", maps))
+        timed("resume", lambda draft=draft: Draft(draft.path, draft.keys))
+        artifact = timed("publish", lambda draft=draft: draft.publish(manifest))
+        assert timed("verify", lambda artifact=artifact: damages(artifact.path)) == []
+        with mock.patch.object(atomic.os, "fsync", lambda _: None):
+            other = filled(root / f"infer/b{k}-{'0' * 12}", maps)
+            timed("unforced", lambda other=other: other.publish(manifest))
+    median = {name: statistics.median(found) for name, found in times.items()}
+    forcing = median["publish"] - median["unforced"]
+    yield figure("publish, forced / not forced", median["publish"] / median["unforced"])
+    yield figure("forcing / filling the draft", forcing / median["fill"])
+    yield figure("forcing 367 label maps", forcing, "s")
+    yield figure("check 367 label maps on resume", median["resume"], "s")
+    yield figure("verify 367 label maps", median["verify"], "s")
+
+
+MEASURES = (publishing, status)

@@ -1,0 +1,161 @@
+"""The fusion kernels against the memory's speed, and against what people use elsewhere."""
+
+import time
+from functools import cache
+
+import numpy as np
+import torch
+
+from ensdistill.stages.functional.fusion import channel_wise, majority
+from . import maps
+from .measure import figure, peers, turns
+
+WINDOW = 35
+
+
+@cache
+def sets():
+    """Return name to (7 or 6, H, W) label maps."""
+    real = maps.camvid(6, images=1)
+    found = {"easy": maps.street(0)[1], "hard": maps.street(0, hard=True)[1]}
+    return found | ({"CamVid": real[0]} if real else {})
+
+
+def highest(label_maps):
+    """Return the yardstick: the largest label of each pixel, at the speed of memory."""
+    out = np.empty_like(label_maps[0])
+
+    def work():
+        np.maximum(label_maps[0], label_maps[1], out=out)
+        for plane in label_maps[2:]:
+            np.maximum(out, plane, out=out)
+
+    return work
+
+
+def fuse(label_maps, owner, conflict, holes="ignore"):
+    """Return a call of the kernel."""
+    certainty = np.random.default_rng(0).random(len(owner))
+    rules = {"conflict": conflict, "holes": holes, "certainty": certainty}
+    return lambda: channel_wise(label_maps, owner, window=WINDOW, **rules)[0]
+
+
+def rules(root):
+    for name, label_maps in sets().items():
+        for planes in (label_maps[:4], label_maps):
+            owner = maps.random_owner(0, len(planes))
+            works = {rule: fuse(planes, owner, rule) for rule in ("ignore", "certainty")}
+            times = turns(works | {"max": highest(planes)})
+            for rule in works:
+                title = f"rule {rule}, T={len(planes)}, {name} / max of planes"
+                yield figure(title, times.ratio(rule, "max"), "x", 2.5, 1.5)
+
+
+def window(root):
+    for name, count, share, stretch in (
+        ("easy", 4, 0.08, 10),
+        ("hard", 7, 0.18, 12),
+        ("CamVid", 4, 0.12, None),
+        ("CamVid", 6, 0.18, None),
+    ):
+        if name not in sets():
+            continue
+        planes = sets()[name][:count]
+        owner = maps.owner_near(planes, share)
+        times = turns({"ours": fuse(planes, owner, "window", "window"), "max": highest(planes)})
+        title = f"rule window, T={count}, {name}, {maps.unresolved(planes, owner):.1%} unresolved"
+        yield figure(f"{title} / max of planes", times.ratio("ours", "max"), "x", 20, stretch)
+        yield figure(title, times.median("ours") / planes[0].size * 1e9, "ns/px")
+
+
+def pooling(root):
+    """Against the form of the method's published code, on a part of an image: it is slow."""
+    planes = np.ascontiguousarray(sets()["easy"][:4, 384:640, 512:1536])
+    owner = maps.owner_near(planes, 0.08)
+    ours = fuse(planes, owner, "window", "window")
+    owners = torch.from_numpy(owner)
+    pool = torch.nn.AvgPool2d(WINDOW, stride=1, padding=WINDOW // 2)
+
+    def theirs():
+        labels = torch.from_numpy(planes)
+        classes = torch.arange(len(owners))[:, None, None]
+        claims = (labels[owners] == classes).float()
+        counts = pool(claims[None])[0]
+        return torch.where(claims.sum(0) == 1, claims.argmax(0), counts.argmax(0)).numpy()
+
+    torch.set_num_threads(2)
+    try:
+        fused = ours()
+        assert np.array_equal(theirs()[fused != 255], fused[fused != 255])
+        times = turns({"theirs": theirs, "ours": ours}, clock=time.perf_counter)
+    finally:
+        torch.set_num_threads(1)
+    title = "one-hot AvgPool2d(35) on 2 threads / rule window, 256x1024, wall"
+    yield figure(title, times.ratio("theirs", "ours"), "x", 1000, 2500, better="more")
+
+
+def votes(root):
+    for name, label_maps in sets().items():
+        for planes in (label_maps[:4], label_maps):
+            count = len(planes)
+            weights = np.arange(1, count + 1, dtype=np.uint16)
+            times = turns(
+                {
+                    "majority": lambda planes=planes: majority(planes, maps.CLASSES),
+                    "weighted": lambda planes=planes, weights=weights: majority(
+                        planes, maps.CLASSES, weights=weights
+                    ),
+                    "max": highest(planes),
+                }
+            )
+            goals = (2, 1.2) if count == 4 else (None, None)
+            title = f"majority, T={count}, {name} / max of planes"
+            yield figure(title, times.ratio("majority", "max"), "x", *goals)
+            title = f"weighted majority, T={count}, {name} / unweighted"
+            yield figure(title, times.ratio("weighted", "majority"))
+
+
+def voters(root):
+    planes = sets()["easy"][:4]
+    works, missing = peers(
+        {
+            "torch.mode": lambda: lambda: torch.mode(torch.from_numpy(planes), dim=0).values,
+            "scipy.stats.mode": lambda: scipy_mode(planes),
+            "SimpleITK LabelVoting": lambda: label_voting(planes),
+            "crowd-kit SegmentationMajorityVote": lambda: crowd(planes),
+        }
+    )
+    times = turns(works | {"ours": lambda: majority(planes, maps.CLASSES)})
+    goals = {"torch": 20, "SimpleITK": 300, "crowd-kit": 400}
+    for peer in (*works, *missing):
+        goal = goals.get(peer.split()[0].split(".")[0])
+        value = None if peer in missing else times.ratio(peer, "ours")
+        note = "peer not installed" if peer in missing else None
+        yield figure(f"{peer} / majority, T=4", value, "x", goal, better="more", note=note)
+
+
+def scipy_mode(planes):
+    from scipy.stats import mode
+
+    return lambda: mode(planes, axis=0)
+
+
+def label_voting(planes):
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    images = [SimpleITK.GetImageFromArray(plane) for plane in planes]
+    return lambda: SimpleITK.LabelVoting(images, 255)
+
+
+def crowd(planes):
+    """It knows one class against all others, so there is one run for each class."""
+    import pandas
+    from crowdkit.aggregation import SegmentationMajorityVote
+
+    rows = [(c, t, plane == c) for c in range(maps.CLASSES) for t, plane in enumerate(planes)]
+    data = pandas.DataFrame(rows, columns=["task", "worker", "segmentation"])
+    return lambda: SegmentationMajorityVote().fit_predict(data)
+
+
+MEASURES = (rules, window, pooling, votes, voters)
