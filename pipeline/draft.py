@@ -146,9 +146,11 @@ class Draft:
         if file is not None:
             whole = (self.path / file).read_bytes()
             found = hashlib.sha256(whole).hexdigest()
-            fields.setdefault("sha256", digest({**fields, "file": found}))  # wherever it lies
+            if "sha256" not in fields:
+                fields["sha256"] = digest({**fields, "file": found})  # wherever it lies
             fields["file"] = [file, len(whole), found]
-        fields.setdefault("sha256", digest(fields))
+        if "sha256" not in fields:
+            fields["sha256"] = digest(fields)
         content = dict(self._contents.get(item_id, {}))
         self._append({"id": item_id, "key": self.keys[item_id], "content": content, **fields})
         with self._lock:

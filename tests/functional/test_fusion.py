@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
 
@@ -170,6 +171,20 @@ def test_equals_pooled_one_hot_maps(seed, window):
     assert (empty & ~resolved).any()
     # That form turns empty windows into class 0; here they stay without a label.
     np.testing.assert_array_equal(fused, np.where(~resolved & empty, 255, expected))
+
+
+@pytest.mark.parametrize("teachers", [2, 6])
+def test_equals_pooled_one_hot_maps_of_real_networks(camvid, teachers):
+    names = sorted(p.name for p in (camvid / "teachers").iterdir())[:teachers]
+    files = sorted(p.name for p in (camvid / "teachers" / names[0] / "train").iterdir())
+    folders = [camvid / "teachers" / name / "train" for name in names]
+    file = files[len(files) // teachers]
+    label_maps = np.stack([np.asarray(Image.open(folder / file)) for folder in folders])
+    owner = np.random.default_rng(teachers).integers(-1, teachers, 19)
+    fused, _ = channel_wise(label_maps, owner, window=35, conflict="window", holes="window")
+    expected, resolved, empty = one_hot_pooled(label_maps, owner, 35)
+    np.testing.assert_array_equal(fused, np.where(~resolved & empty, 255, expected))
+    assert 0.02 < (~resolved).mean() < 0.9
 
 
 def test_a_window_of_more_than_65535_claims():
