@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from ensdistill.stages.functional.certainty import certainty_sums
 from ensdistill.stages.functional.unify import unify
+
 from . import maps
 from .measure import extra_memory, figure, turns
 

@@ -15,6 +15,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.verify import damages
+
 from .measure import ROUNDS, figure
 
 TEACHERS, IMAGES = 7, 3000

@@ -20,6 +20,7 @@ from ensdistill.stages import fusion, parallel
 from ensdistill.stages.experiment import load
 from ensdistill.stages.functional.fusion import channel_wise
 from ensdistill.stages.graph import build
+
 from . import maps
 from .measure import ROUNDS, cpu, extra_memory, figure, turns
 

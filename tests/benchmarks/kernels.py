@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ensdistill.stages.functional.fusion import channel_wise, majority
+
 from . import maps
 from .measure import figure, peers, turns
 

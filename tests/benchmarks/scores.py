@@ -9,6 +9,7 @@ from ensdistill.data.classes import TABLES
 from ensdistill.data.pictures import Decoder
 from ensdistill.data.store import LabelStore
 from ensdistill.stages.functional.scores import confusion, iou
+
 from . import maps
 from .measure import figure, turns
 

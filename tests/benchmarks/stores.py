@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ensdistill.data.store import LabelStore, chunk_name
+
 from . import maps
 from .measure import figure, turns
 
