@@ -96,9 +96,9 @@ def image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def inspect_image(path: Path) -> dict[str, Any]:
+def inspect_image(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """Decode a photograph once and return its ``height`` and ``width`` in pixels."""
-    height, width, _ = read_image(path).shape
+    height, width, _ = read_image(path, sha256).shape
     return {"height": height, "width": width}
 
 
@@ -146,9 +146,9 @@ def read_values(
     return values if values.dtype == np.uint8 else values.astype(np.int64)
 
 
-def inspect_values(path: Path, *, palette: bool) -> dict[str, Any]:
+def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> dict[str, Any]:
     """Return ``height``, ``width`` and ``values``: every raw value (as text) with its pixels."""
-    raw = read_values(path, palette=palette)
+    raw = read_values(path, sha256, palette=palette)
     values, counts = np.unique(raw, return_counts=True)
     height, width = raw.shape
     return {

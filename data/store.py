@@ -121,15 +121,17 @@ class LabelStore:
         DataError
             If the image was never written.
         CorruptError
-            If its checksum does not hold, or the store no longer fits what it was written as.
+            If its checksum does not hold, or it does not hold so many labels.
         """
         file = self.path / chunk_name(index)
         try:
             content = file.read_bytes()
         except FileNotFoundError:
             raise DataError(f"{self.path}: image {index} was not written") from None
-        except OSError as error:
+        except IsADirectoryError as error:
             raise CorruptError(f"{file}: cannot be read ({error}); {_REPAIR}") from error
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
         label_map = self.decode(content, file, height, width)
         # the checksum covers the chunk, not `zarr.json`, which says how large it is
         if (label_map == UNWRITTEN).any():
@@ -209,6 +211,8 @@ def _shape(path: Path) -> tuple[int, int, int]:
     try:
         array = zarr.open_array(path, mode="r", zarr_format=3)
         count, height, width = array.shape
+        if min(array.shape) < 1:
+            raise ValueError(f"shape {array.shape}")
         laid_out: Any = array.metadata.to_dict()
         codecs = [codec["name"] for codec in laid_out["codecs"]]
         separator = laid_out["chunk_key_encoding"]["configuration"]["separator"]
@@ -227,8 +231,13 @@ def _crc(content: bytes) -> bytes:
 def _replace(file: Path, content: bytes) -> None:
     """Write a file in one step; readers see it whole or not at all."""
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(16)}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = str(file)
+        raise
 
 
 def chunk_name(index: int) -> str:

@@ -215,7 +215,7 @@ class Draft:
         """
         self.close()
         for path in self.path.rglob(_HALF_WRITTEN):
-            path.unlink()
+            path.unlink(missing_ok=True)  # a worker that lost its parent may be about to rename it
         records = self.complete()
         if records:
             atomic.write_bytes(self.path / ITEMS, b"".join(seal(r) for r in records))
@@ -225,7 +225,8 @@ class Draft:
         folders = {self.path.parent.parent, self.path.parent, self.path}
         for path in sorted(self.path.rglob("*")):
             hidden = path.name.startswith(".")  # such as .nfs0123 or .DS_Store
-            if path in passing or hidden or path == self.path / MANIFEST:
+            begun = path.match(_HALF_WRITTEN)
+            if path in passing or hidden or begun or path == self.path / MANIFEST:
                 continue
             if path.is_dir():
                 folders.add(path)

@@ -109,21 +109,20 @@ class FileCache:
         fact: Mapping[str, Any] | None = self._facts.get(f"{kind}:{self.digest(path)}")
         return fact
 
-    def learn(self, path: Path, kind: str, fact: Mapping[str, Any]) -> None:
+    def learn(self, sha256: str, kind: str, fact: Mapping[str, Any]) -> None:
         """Remember what follows from a file's content alone.
 
         Parameters
         ----------
-        path : Path
-            The file.
+        sha256 : str
+            The content's digest.
         kind : str
             What was found out; change it when the way of finding it changes.
         fact : mapping
             A JSON-able mapping.
         """
-        key = f"{kind}:{self.digest(path)}"
         with self._lock:
-            self._facts[key] = dict(fact)
+            self._facts[f"{kind}:{sha256}"] = dict(fact)
             self._dirty.add("facts")
 
     def save(self) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
@@ -112,44 +111,41 @@ def check(
     }
 
 
-@dataclass(frozen=True)
-class _Looking:
-    """Looks into a file that nothing is known of; returns a text where it cannot be read."""
-
-    files: Sequence[tuple[Path, str]]
-
-    def __call__(self, position: str) -> dict[str, Any] | str:
-        path, kind = self.files[int(position)]
-        try:
-            return _INSPECT[kind](path)
-        except EnsdistillError as error:
-            return str(error)
+def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
+    """Look into a file: its path, digest, and what is asked. Returns a text if it is unreadable."""
+    path, sha256, kind = item
+    try:
+        if kind == "image":
+            return inspect_image(path, sha256)
+        return inspect_values(path, sha256, palette=kind == _kind_of_values(palette=True))
+    except EnsdistillError as error:
+        return str(error)
 
 
 def _read_all(
     experiment: Experiment, jobs: Sequence[tuple[Picture, _Values | None, Path]], progress: Progress
 ) -> list[str]:
     """Inspect files in parallel and return the problems, in the order of `jobs`."""
-    unknown: dict[str, tuple[Path, str]] = {}  # by position in `jobs`
+    files = experiment.files
     found: dict[int, str] = {}
+    unknown: dict[tuple[Path, str, str], list[int]] = {}  # to the positions in `jobs`
     for k, (_, values, file) in enumerate(jobs):
-        kind = _kind(values)
+        kind = "image" if values is None else _kind_of_values(palette=values.ids == "palette")
         try:
-            if experiment.files.recall(file, kind) is None:
-                unknown[str(k)] = (file, kind)
+            if files.recall(file, kind) is None:
+                unknown.setdefault((file, files.digest(file), kind), []).append(k)
         except EnsdistillError as error:
             found[k] = str(error)
     progress.start(len(jobs), len(jobs) - len(unknown), "files")
 
-    def learn(position: str, fact: dict[str, Any] | str) -> None:
+    def learn(item: tuple[Path, str, str], fact: dict[str, Any] | str) -> None:
         if isinstance(fact, str):
-            found[int(position)] = fact
+            found.update(dict.fromkeys(unknown[item], fact))
         else:
-            experiment.files.learn(*unknown[position], fact)
+            files.learn(item[1], item[2], fact)
 
-    looking = _Looking([(file, _kind(values)) for _, values, file in jobs])
     workers = experiment.config.runtime.workers
-    for_each(list(unknown), looking, learn, workers=workers, progress=progress)
+    for_each(list(unknown), _look, learn, workers=workers, progress=progress)
     for k, (picture, values, file) in enumerate(jobs):
         if k not in found and values is not None:
             try:
@@ -159,16 +155,9 @@ def _read_all(
     return [found[k] for k in sorted(found)]
 
 
-_INSPECT: Final[Mapping[str, Callable[[Path], dict[str, Any]]]] = {
-    "image": inspect_image,
-    "values-False": partial(inspect_values, palette=False),
-    "values-True": partial(inspect_values, palette=True),
-}
-
-
-def _kind(values: _Values | None) -> str:
-    """What is asked of a file, as it is called in the memory of facts."""
-    return "image" if values is None else f"values-{values.ids == 'palette'}"
+def _kind_of_values(*, palette: bool) -> str:
+    """What is asked of a label file, as it is called in the memory of facts."""
+    return f"values-{palette}"
 
 
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
@@ -179,8 +168,11 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
 
 def _check_values(experiment: Experiment, picture: Picture, values: _Values, file: Path) -> None:
     palette = values.ids == "palette"
-    fact = experiment.files.recall(file, _kind(values))
-    image = experiment.files.recall(picture.image, "image")
+    fact = experiment.files.recall(file, _kind_of_values(palette=palette))
+    try:
+        image = experiment.files.recall(picture.image, "image")
+    except EnsdistillError:
+        image = None
     if fact is None or image is None:
         return  # reported already, as the file's own problem
     size, expected = (fact["height"], fact["width"]), (image["height"], image["width"])

@@ -5,7 +5,6 @@ a split is the target's ground truth opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from ensdistill.stages.functional.scores import (
     pixel_accuracy,
 )
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.parallel import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -31,40 +30,36 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts one image's confusions, of all methods against one ground truth."""
+    """Counts one image's confusions: its ground truth, the file's digest, and all predictions."""
 
-    truth: Mapping[str, str]
-    digests: Mapping[str, str]
     decoder: Decoder
-    methods: tuple[LabelMaps, ...]
+    readers: tuple[LabelReader, ...]
     n_classes: int
 
-    def __call__(self, image_id: str) -> Int64:
-        file = self.truth[image_id]
-        target = self.decoder.read(file, self.digests[file])
-        predictions = np.stack([labels.read(image_id) for labels in self.methods])
-        return confusion(target, predictions, self.n_classes)
+    def __call__(self, item: tuple[str, str, list[Stored]]) -> Int64:
+        file, sha256, stored = item
+        target = self.decoder.read(file, sha256)
+        predictions = [read(one) for read, one in zip(self.readers, stored, strict=True)]
+        return confusion(target, np.stack(predictions), self.n_classes)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Count confusions of every method against the ground truth and score them."""
     local: Local = job.work.local
     size = len(local.classes)
-    truth = {p.id: str(p.labels) for p in local.pictures}
-    counting = _Counting(
-        truth,
-        {file: local.digests[file] for file in truth.values()},
-        Decoder(local.to_target, palette=local.palette),
-        tuple(LabelMaps(artifact) for artifact in job.inputs.values()),
-        size,
-    )
-    confmats = np.zeros((len(job.inputs), size, size + 1), np.int64)
-
-    def add(_: str, found: Int64) -> None:  # integers: the order changes nothing
-        confmats.__iadd__(found)
-
+    maps = [LabelMaps(artifact) for artifact in job.inputs.values()]
+    truth = [(p.id, str(p.labels)) for p in local.pictures]
+    confmats = np.zeros((len(maps), size, size + 1), np.int64)
     job.progress.start(len(truth), 0, "images")
-    for_each(list(truth), counting, add, workers=local.workers, progress=job.progress)
+    for_each(
+        [(file, local.digests[file], [m.find(image_id) for m in maps]) for image_id, file in truth],
+        _Counting(
+            Decoder(local.to_target, palette=local.palette), tuple(m.reader for m in maps), size
+        ),
+        lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
+        workers=local.workers,
+        progress=job.progress,
+    )
     methods = []
     for role, confmat in zip(job.inputs, confmats, strict=True):
         kind, name = role.split(":", 1)

@@ -16,17 +16,24 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority, warm_up
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelMapsDraft, LabelWriter
+from ensdistill.stages.labelmaps import (
+    LabelMaps,
+    LabelMapsDraft,
+    LabelReader,
+    LabelWriter,
+    Place,
+    Stored,
+)
 from ensdistill.stages.parallel import for_each
 
 
 @dataclass(frozen=True)
 class _Fusing:
-    """Reads, fuses and writes one image.
+    """Reads, fuses and writes one image: where to, and where the teachers' label maps lie.
 
     Attributes
     ----------
-    teachers : tuple of LabelMaps
+    readers : tuple of LabelReader
         In the order of the roles, which is that of the names.
     method : str
         ``channel`` or ``majority``.
@@ -38,21 +45,22 @@ class _Fusing:
         Stores the fused map.
     """
 
-    teachers: tuple[LabelMaps, ...]
+    readers: tuple[LabelReader, ...]
     method: str
     owner: NDArray[np.intp]
     certainty: NDArray[np.float64] | None
     rules: Mapping[str, Any]
     write: LabelWriter
 
-    def __call__(self, image_id: str) -> dict[str, Any]:
-        labels = np.empty((len(self.teachers), *self.teachers[0].size(image_id)), np.uint8)
-        for teacher, label_map in zip(self.teachers, labels, strict=True):
-            teacher.read(image_id, label_map)
+    def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
+        place, stored = item
+        labels = np.empty((len(stored), *place.size), np.uint8)
+        for read, one, out in zip(self.readers, stored, labels, strict=True):
+            read(one, out)
         if self.method == "majority":
-            return self.write(image_id, majority(labels, len(self.owner)))
+            return self.write(place, majority(labels, len(self.owner)))
         fused, counts = channel_wise(labels, self.owner, certainty=self.certainty, **self.rules)
-        return {**self.write(image_id, fused, counts.label), "counts": _to_json(counts)}
+        return {**self.write(place, fused, counts.label), "counts": _to_json(counts)}
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
     if not job.inputs:
         raise DataError("the policy gives no class to any teacher: there is nothing to fuse")
     Thread(target=warm_up, daemon=True).start()  # while the teachers' indices are read
-    teachers = tuple(LabelMaps(job.inputs[role]) for role in sorted(job.inputs))
+    teachers = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
     job.start("images")
     owner = np.full(len(classes), -1, np.intp)
@@ -73,8 +81,14 @@ def run(job: Job) -> dict[str, Any]:
         rules = {name: recipe[name] for name in ("window", "conflict", "holes")}
         if recipe["conflict"] == "certainty":
             certainty = np.array([_or(recipe["certainty"][c], np.nan) for c in classes])
-    fusing = _Fusing(teachers, recipe["method"], owner, certainty, rules, maps.write)
-    for_each(maps.missing, fusing, maps.journal, workers=local.workers, progress=job.progress)
+    readers = tuple(t.reader for t in teachers)
+    for_each(
+        [(place, [t.find(place.id) for t in teachers]) for place in maps.missing],
+        _Fusing(readers, recipe["method"], owner, certainty, rules, maps.write),
+        lambda item, record: maps.journal(item[0], record),
+        workers=local.workers,
+        progress=job.progress,
+    )
     records = job.records()
     labelled = np.sum([record["labels"] for record in records], axis=0)
     pixels = sum(h * w for h, w in (record["size"] for record in records))

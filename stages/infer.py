@@ -6,7 +6,6 @@ no scale is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, image_sizes
+from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
 from ensdistill.stages.parallel import for_each
 
 if TYPE_CHECKING:
@@ -27,16 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads one prediction into the store."""
+    """Reads one prediction into the store: where to, its file and the file's digest."""
 
-    files: Mapping[str, str]
-    digests: Mapping[str, str]
     decoder: Decoder
     write: LabelWriter
 
-    def __call__(self, image_id: str) -> dict[str, Any]:
-        file = self.files[image_id]
-        return self.write(image_id, self.decoder.read(file, self.digests[file]))
+    def __call__(self, item: tuple[Place, str, str]) -> dict[str, Any]:
+        place, file, sha256 = item
+        return self.write(place, self.decoder.read(file, sha256))
 
 
 def run_labels(job: Job) -> dict[str, Any]:
@@ -44,10 +41,14 @@ def run_labels(job: Job) -> dict[str, Any]:
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
-    decoder = Decoder(local.to_target, palette=local.palette)
-    digests = {file: local.digests[file] for file in local.predictions.values()}
-    reading = _Reading(local.predictions, digests, decoder, maps.write)
-    for_each(maps.missing, reading, maps.journal, workers=local.workers, progress=job.progress)
+    files = [(place, local.predictions[place.id]) for place in maps.missing]
+    for_each(
+        [(place, file, local.digests[file]) for place, file in files],
+        _Reading(Decoder(local.to_target, palette=local.palette), maps.write),
+        lambda item, record: maps.journal(item[0], record),
+        workers=local.workers,
+        progress=job.progress,
+    )
     return _summary(job)
 
 
@@ -67,10 +68,10 @@ def run_network(job: Job) -> dict[str, Any]:
     images = {p.id: p.image for p in local.pictures}
     with closing(_network(job)) as network:
         job.ran_on.update(network.facts)
-        for image_id in maps.missing:
-            file = images[image_id]
+        for place in maps.missing:
+            file = images[place.id]
             labels = network.label(file, local.digests[str(file)])
-            maps.journal(image_id, maps.write(image_id, to_target[labels]))
+            maps.journal(place, maps.write(place, to_target[labels]))
             job.progress.advance()
     return _summary(job)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,62 @@ from ensdistill.stages.functional.scores import class_counts
 STORE: Final = "labels.zarr"
 
 
+class Stored(NamedTuple):
+    """Where a published label map lies.
+
+    Attributes
+    ----------
+    id : str
+        The image's.
+    file, sha256 : str
+        Below the artifact's folder, and what it must hold.
+    size : tuple of int
+        Height and width in pixels.
+    """
+
+    id: str
+    file: str
+    sha256: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads label maps of an artifact, in whatever process it is.
+
+    Attributes
+    ----------
+    folder : Path
+        The artifact's.
+    store : LabelStore
+        Its label maps.
+    """
+
+    folder: Path
+    store: LabelStore
+
+    def __call__(self, stored: Stored, out: UInt8 | None = None) -> UInt8:
+        """Return the (H, W) uint8 train ids of an image, in `out` where it is given.
+
+        Raises
+        ------
+        CorruptError
+            If its file is not what was written: damaged, or another image's.
+        DataError
+            If it cannot be read.
+        """
+        file = self.folder / stored.file
+        try:
+            content = file.read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            content = b""
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise CorruptError(f"{file}: is not what was written for {stored.id}; {REPAIR}")
+        return self.store.decode(content, file, *stored.size, out)
+
+
 class LabelMaps:
     """The published label maps of an artifact, read by image id.
 
@@ -31,12 +87,16 @@ class LabelMaps:
     ----------
     artifact : Artifact
         One of the stages `infer` and `fusion`.
+
+    Attributes
+    ----------
+    reader : LabelReader
+        Reads those that `find` finds.
     """
 
     def __init__(self, artifact: Artifact):
         self.records: Mapping[str, Record] = {r["id"]: r for r in artifact.items}
-        self._folder = artifact.path
-        self._store = LabelStore(artifact.path / STORE)
+        self.reader = LabelReader(artifact.path, LabelStore(artifact.path / STORE))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.records)
@@ -44,33 +104,43 @@ class LabelMaps:
     def __len__(self) -> int:
         return len(self.records)
 
+    def find(self, image_id: str) -> Stored:
+        """Return where the label map of an image lies."""
+        record = self.records[image_id]
+        file, _, sha256 = record["file"]
+        return Stored(image_id, file, sha256, self.size(image_id))
+
     def size(self, image_id: str) -> tuple[int, int]:
         """Return height and width of an image's label map in pixels."""
         height, width = self.records[image_id]["size"]
         return height, width
 
-    def read(self, image_id: str, out: UInt8 | None = None) -> UInt8:
-        """Return the (H, W) uint8 train ids of an image, in `out` where it is given.
-
-        Raises
-        ------
-        CorruptError
-            If its file is not what was written: damaged, or another image's.
-        """
-        record = self.records[image_id]
-        file = self._folder / record["file"][0]
-        try:
-            content = file.read_bytes()
-        except OSError:
-            content = b""
-        if hashlib.sha256(content).hexdigest() != record["file"][2]:
-            raise CorruptError(f"{file}: is not what was written for {image_id}; {REPAIR}")
-        return self._store.decode(content, file, *self.size(image_id), out)
+    def read(self, image_id: str) -> UInt8:
+        """Return the (H, W) uint8 train ids of an image; raises as `LabelReader`."""
+        return self.reader(self.find(image_id))
 
     def shares(self) -> npt.NDArray[np.int64]:
         """Return the pixels of each class over all images, (C,) int64."""
         counts = np.array([r["labels"] for r in self.records.values()], np.int64)
         return np.asarray(counts.sum(axis=0))
+
+
+class Place(NamedTuple):
+    """Where a label map goes.
+
+    Attributes
+    ----------
+    id : str
+        The image's.
+    position : int
+        In the store.
+    size : tuple of int
+        Height and width in pixels.
+    """
+
+    id: str
+    position: int
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -81,19 +151,15 @@ class LabelWriter:
     ----------
     store : LabelStore
         Open for writing.
-    positions, sizes : mapping
-        Image id to its position in the store, and to height and width.
     n_classes : int
         C.
     """
 
     store: LabelStore
-    positions: Mapping[str, int]
-    sizes: Mapping[str, tuple[int, int]]
     n_classes: int
 
     def __call__(
-        self, image_id: str, label_map: UInt8, counts: npt.NDArray[np.int64] | None = None
+        self, place: Place, label_map: UInt8, counts: npt.NDArray[np.int64] | None = None
     ) -> dict[str, Any]:
         """Store an image's label map and return what its record says of it.
 
@@ -104,13 +170,13 @@ class LabelWriter:
         DataError
             If it has not the image's size.
         """
-        size = self.sizes[image_id]
+        size = place.size
         if label_map.shape != size:
             raise DataError(
-                f"{image_id}: label map of {label_map.shape[0]}x{label_map.shape[1]}, "
+                f"{place.id}: label map of {label_map.shape[0]}x{label_map.shape[1]}, "
                 f"expected {size[0]}x{size[1]} (height x width)"
             )
-        self.store.write(self.positions[image_id], label_map)
+        self.store.write(place.position, label_map)
         if counts is None:
             counts = class_counts(label_map, self.n_classes)
         return {"size": list(size), "sha256": checksum(label_map), "labels": counts.tolist()}
@@ -132,8 +198,8 @@ class LabelMapsDraft:
     ----------
     write : LabelWriter
         Stores label maps.
-    missing : list of str
-        Ids of the images that are left to compute.
+    missing : list of Place
+        The images that are left to compute.
     """
 
     def __init__(self, job: Job, sizes: Mapping[str, tuple[int, int]]):
@@ -141,40 +207,35 @@ class LabelMapsDraft:
         height = max(sizes[i][0] for i in ids)
         width = max(sizes[i][1] for i in ids)
         self._draft = job.draft
+        self._places = {i: Place(i, k, sizes[i]) for k, i in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
-        self.write = LabelWriter(
-            self._store,
-            {image_id: k for k, image_id in enumerate(ids)},
-            sizes,
-            len(job.work.local.classes),
-        )
+        self.write = LabelWriter(self._store, len(job.work.local.classes))
         self._lenders: dict[Path, LabelStore] = {}
         for image_id, spare in job.spares.items():
             with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
-                self._take(image_id, spare)
-        self.missing = job.todo()
+                self._take(self._places[image_id], spare)
+        self.missing = [self._places[image_id] for image_id in job.todo()]
 
-    def journal(self, image_id: str, record: Mapping[str, Any]) -> None:
+    def journal(self, place: Place, record: Mapping[str, Any]) -> None:
         """Journal a label map that was written, with what `write` returned and more."""
-        self._draft.record(image_id, file=self._file(image_id), **record)
+        self._draft.record(place.id, file=_file(place), **record)
 
-    def _file(self, image_id: str) -> str:
-        return f"{STORE}/{chunk_name(self.write.positions[image_id])}"
-
-    def _take(self, image_id: str, spare: Spare) -> None:
+    def _take(self, place: Place, spare: Spare) -> None:
         """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
         if spare.folder not in self._lenders:
             self._lenders[spare.folder] = LabelStore(spare.folder / STORE)
         store = self._lenders[spare.folder]
-        file = self._file(image_id)
         if store.shape[1:] == self._store.shape[1:]:
-            self._draft.adopt(image_id, spare, file=file)
+            self._draft.adopt(place.id, spare, file=_file(place))
             return
-        size = self.write.sizes[image_id]
-        label_map = store.read(chunk_index(spare.record["file"][0]), *size)
+        label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
         if checksum(label_map) == spare.record["sha256"]:
-            self._store.write(self.write.positions[image_id], label_map)
-            self._draft.adopt(image_id, spare, file=file, written=True)
+            self._store.write(place.position, label_map)
+            self._draft.adopt(place.id, spare, file=_file(place), written=True)
+
+
+def _file(place: Place) -> str:
+    return f"{STORE}/{chunk_name(place.position)}"
 
 
 def image_sizes(job: Job) -> dict[str, tuple[int, int]]:

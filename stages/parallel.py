@@ -4,54 +4,61 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.node import Progress
 
+T = TypeVar("T")
 R = TypeVar("R")
 
-_PARTITION: Final = 32  # items a task: dask takes 0.5 ms for one, and a kill loses one a worker
-_MOST_TASKS: Final = 10_000  # more items make larger tasks instead: dask holds all of them
-_TASKS: Final = 4  # fewest tasks a worker: none waits long for the last one
 _TRIAL: Final = 0.25  # seconds that are worked here before it is asked how long the rest takes
 _STARTING: Final = 2.0  # seconds that must be saved before processes are started
-_THREADS: Final = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
+_TASK: Final = 0.25  # seconds of work in a task: what an interruption loses of each worker
+_PARTITION: Final = 32  # most items a task: dask takes 0.5 ms for one
+_SPREAD: Final = 4  # fewest tasks a worker, so that none waits long for the last one
+_MOST_TASKS: Final = 10_000  # more items make larger tasks instead: dask holds all of them
+_ONE_THREAD: Final = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    ),
+    "1",
 )
 
-_work: Callable[[str], Any]  # of a worker process
+_work: Callable[[Any], Any]  # of a worker process
 
 
 def for_each(
-    ids: Sequence[str],
-    work: Callable[[str], R],
-    done: Callable[[str, R], None],
+    items: Sequence[T],
+    work: Callable[[T], R],
+    done: Callable[[T, R], object],
     *,
     workers: int,
     progress: Progress,
 ) -> None:
-    """Call ``done(id, work(id))`` for every id.
+    """Call ``done(item, work(item))`` for every item.
 
-    The first ids are worked on here. If the rest takes so long that it is worth starting worker
+    The first items are worked on here. If the rest takes so long that it is worth starting worker
     processes, they do it, each with one thread, and hand what they return back to this process:
     only here is anything journalled.
 
     Parameters
     ----------
-    ids : sequence of str
-        Item ids; each is one call.
+    items : sequence
+        All that the work needs to know of each; can be pickled.
     work : callable
         Can be pickled, is sent to each worker once, and depends on nothing but its argument.
     done : callable
@@ -64,51 +71,63 @@ def for_each(
     Raises
     ------
     EnsdistillError
-        If a worker process was killed; and whatever `work` and `done` raise.
+        If a worker process was killed or could not be started; and whatever `work` and `done`
+        raise.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise EnsdistillError(
+            "a worker process runs the whole program again: guard what starts the work by "
+            '`if __name__ == "__main__":`, or set `runtime: {workers: 1}`'
+        )
     begin = time.perf_counter()
-    left = len(ids)
-    for k, item_id in enumerate(ids):
+    for k, item in enumerate(items):
         if k == 1:
             begin = time.perf_counter()  # the first one opens files and compiles
-        done(item_id, work(item_id))
+        done(item, work(item))
         progress.advance()
-        left -= 1
         spent = time.perf_counter() - begin
         if workers > 1 and k and spent >= _TRIAL:
-            saved = spent / k * left * (1 - 1 / workers)
-            if saved >= _STARTING:
-                break
-    if left:
-        _spread(ids[len(ids) - left :], work, done, workers, progress)
+            left = items[k + 1 :]
+            if spent / k * len(left) * (1 - 1 / workers) >= _STARTING:
+                most = max(1, min(_PARTITION, int(_TASK * k / max(spent, 1e-9))))
+                _spread(left, work, done, workers, progress, most)
+                return
 
 
 def _spread(
-    ids: Sequence[str],
-    work: Callable[[str], R],
-    done: Callable[[str, R], None],
+    items: Sequence[T],
+    work: Callable[[T], R],
+    done: Callable[[T, R], object],
     workers: int,
     progress: Progress,
+    most: int = _PARTITION,
 ) -> None:
+    """Do what `for_each` does in worker processes alone, `most` items a task at most."""
     import dask.bag
     from dask.callbacks import Callback
 
-    size = min(_PARTITION, -(-len(ids) // (workers * _TASKS)))
-    size = max(size, -(-len(ids) // _MOST_TASKS))
-    bag = dask.bag.from_sequence(ids, partition_size=size).map_partitions(_do)
+    size = max(1, min(most, len(items) // (workers * _SPREAD)), -(-len(items) // _MOST_TASKS))
+    bag = dask.bag.from_sequence(items, partition_size=size).map_partitions(_do)
+    answered = False
 
     def finished(key: Any, part: Any, *_: Any) -> None:
-        for item_id, result in part:
-            done(item_id, result)
+        nonlocal answered
+        if not isinstance(part, _Part):
+            return
+        answered = True
+        first = key[1] * size
+        for k, result in enumerate(part.results, first):
+            done(items[k], result)
             progress.advance()
-        part.clear()  # dask keeps it until all is done
+        part.results.clear()  # dask keeps it until all is done
+        if part.error is not None:
+            raise part.error
 
-    with (
-        _environment(dict.fromkeys(_THREADS, "1")),
-        ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _become_worker, (work,)
-        ) as pool,
-    ):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _become_worker, (work,)) as pool:
+        with _environment(_ONE_THREAD), _no_interrupt():
+            for _ in range(workers):
+                pool.submit(_nothing)
         try:
             with Callback(posttask=finished):
                 # unoptimised, since that would make a second task of each partition's name
@@ -120,19 +139,45 @@ def _spread(
                     optimize_graph=False,
                 )
         except BrokenProcessPool as error:
+            happened = "was killed, perhaps for want of memory" if answered else "could not start"
             raise EnsdistillError(
-                "a worker process was killed, perhaps for want of memory; run again (what was "
-                "done is kept), with fewer `runtime.workers` if it happens again"
+                f"a worker process {happened}; run again (what was done is kept), with fewer "
+                "`runtime.workers` if it happens again"
             ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
-def _do(part: Sequence[str]) -> list[tuple[str, Any]]:
-    return [(item_id, _work(item_id)) for item_id in part]
+class _Part(NamedTuple):
+    """What came of a partition: the results of its items up to the one that failed, if any did."""
+
+    results: list[Any]
+    error: Exception | None
 
 
-def _become_worker(work: Callable[[str], Any]) -> None:
+def _do(items: Sequence[Any]) -> _Part:
+    results: list[Any] = []
+    try:
+        for item in items:
+            results.append(_work(item))
+    except Exception as error:
+        return _Part(results, _portable(error))
+    return _Part(results, None)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error as it was, with where it happened as a note, or in words if it can't go."""
+    error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _nothing() -> None:
+    """Only start a worker."""
+
+
+def _become_worker(work: Callable[[Any], Any]) -> None:
     """Hold what there is to do, leave Ctrl-C to the parent and die with it."""
     global _work  # noqa: PLW0603  (a process has one)
     _work = work
@@ -160,3 +205,13 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Put Ctrl-C off, for good in the processes that are started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -8,6 +8,16 @@ from pathlib import Path
 from ensdistill.pipeline.errors import DataError
 
 
+class UnsendableError(Exception):
+    """Cannot be made again from what `Exception` keeps of it."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+    def __reduce__(self):
+        return type(self), self.args
+
+
 @dataclass(frozen=True)
 class Task:
     """Tells who works; leaves a file for each call, fails or dies at certain ids."""
@@ -16,6 +26,7 @@ class Task:
     fails: str = ""
     dies: str = ""
     seconds: float = 0.0
+    raises: tuple | None = None
 
     def __call__(self, item_id):
         time.sleep(self.seconds)
@@ -23,6 +34,9 @@ class Task:
             file.write(f"{os.getpid()}\n")
         if item_id == self.fails:
             raise DataError(f"{item_id}: cannot be read")
+        if self.raises and item_id == self.raises[0]:
+            kind, *arguments = self.raises[1:]
+            raise kind(*arguments)
         if item_id == self.dies:
             os._exit(9)
         return os.getpid(), os.environ.get("OMP_NUM_THREADS")

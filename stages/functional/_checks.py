@@ -5,20 +5,13 @@ from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
 
-_DIMS = {2: "(H, W)", 3: "(T, H, W)"}
+_DIMS = {2: "(H, W)", 3: "(N, H, W)"}
 
 
 def check_n_classes(n_classes: int, most: int = 254) -> None:
     """Raise ValueError unless 1 <= n_classes <= most."""
     if not 1 <= n_classes <= most:
         raise ValueError(f"the number of classes must be 1 to {most}, got {n_classes}")
-
-
-def check_labels(name: str, labels: NDArray[np.uint8], n_classes: int, *, ndim: int) -> None:
-    """Raise unless `labels` is a non-empty uint8 array of class ids and 255."""
-    check_form(name, labels, ndim=ndim)
-    # 255 + 1 wraps to 0, so one maximum finds every value between the last class and 255.
-    check_highest(name, int((labels + np.uint8(1)).max()) - 1, n_classes)
 
 
 def check_form(name: str, labels: NDArray[np.uint8], *, ndim: int) -> None:

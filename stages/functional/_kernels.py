@@ -1,22 +1,17 @@
-"""The compiled loops behind `fusion`, `scores` and `certainty`, imported only when one is called.
+"""The compiled loops behind `fusion`, imported only when one of them is called.
 
-All arithmetic but that of `sum_by_class` is on integers, so no result depends on the order of the
-loops. Label maps come read-only and contiguous, so that each loop is compiled for one type of
-array. The innermost loops do not branch and walk along rows, so that each step is made for many
-pixels at once; indices that are sums are unsigned, since a negative one would count from the end
-and keep the compiler from doing so.
+All arithmetic is on integers, so no result depends on the order of the loops. Label maps come
+read-only and contiguous, so that each loop is compiled for one type of array. The innermost loops
+do not branch and walk along rows, so that each step is made for many pixels at once; indices that
+are sums are unsigned, since a negative one would count from the end and keep the compiler from it.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-UInt8 = NDArray[np.uint8]
-UInt64 = NDArray[np.uint64]
-Int64 = NDArray[np.int64]
+from ensdistill.stages.functional._compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, jit
 
 # A plane of claims holds the class of a pixel's one claim, or one of these.
 PADDING: Final = 253
@@ -36,21 +31,13 @@ LANES: Final = 4
 BLOCK: Final = 4096
 """Pixels that the votes are counted of at a time: few enough to stay in the nearest cache."""
 
-_EACH: Final = np.uint64(0x0101010101010101)  # times a byte: a word of eight such bytes
 _HIGH: Final = np.uint64(0x8080808080808080)
-_BYTE: Final = np.uint64(255)
 # What a value among the claims means for its tile: 1 that it has conflicts, 2 that it has holes.
 _STATE: Final = np.array([0] * MANY + [1, 2])
 _BIT: Final = np.array([1 << v if v < 64 else 0 for v in range(256)], np.uint64)
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-
-def _jit(function: _F) -> _F:
-    return cast(_F, numba.njit(cache=True, nogil=True)(function))
-
-
-@_jit
+@jit
 def find_claims(
     label_maps: UInt8,
     planes: NDArray[np.intp],
@@ -105,7 +92,7 @@ def find_claims(
     return int(highest) - 1
 
 
-@_jit
+@jit
 def _claim(
     labels: UInt8,
     a: np.uint8,
@@ -131,13 +118,13 @@ def _claim(
     return highest
 
 
-@_jit
+@jit
 def _survey(words: UInt64, unsettled: UInt8, present: UInt64, seen: Int64) -> None:
     """Note what a row of claims holds, most of it by tiles and words that hold one value."""
     for tile in range(len(unsettled)):
         first = words[8 * tile]
-        value = np.int64(first & _BYTE)
-        same = (first & _BYTE) * _EACH
+        value = np.int64(first & BYTE)
+        same = (first & BYTE) * EACH
         differs = np.uint64(0)
         for k in range(8 * tile, 8 * tile + 8):
             differs |= words[k] ^ same
@@ -150,15 +137,15 @@ def _survey(words: UInt64, unsettled: UInt8, present: UInt64, seen: Int64) -> No
         state = 0
         for k in range(8 * tile, 8 * tile + 8):
             word = words[k]
-            value = np.int64(word & _BYTE)
-            if (word & _BYTE) * _EACH == word:
+            value = np.int64(word & BYTE)
+            if (word & BYTE) * EACH == word:
                 seen[value] += 8
                 classes |= _BIT[value]
                 state |= _STATE[value]
                 continue
             for _ in range(8):
-                value = np.int64(word & _BYTE)
-                word >>= np.uint64(8)
+                value = np.int64(word & BYTE)
+                word >>= EIGHT
                 seen[value] += 1
                 classes |= _BIT[value]
                 state |= _STATE[value]
@@ -166,7 +153,7 @@ def _survey(words: UInt64, unsettled: UInt8, present: UInt64, seen: Int64) -> No
         unsettled[tile] = state
 
 
-@_jit
+@jit
 def _contest(
     label_maps: UInt8,
     row: int,
@@ -205,14 +192,14 @@ def _contest(
         present[tile] = here
 
 
-@_jit
+@jit
 def _add(counts: Int64, label: np.uint8, count: np.uint8) -> np.uint64:
     """Count a class, and return its bit if there is any of it."""
     counts[label] += count
     return _BIT[label] if count else np.uint64(0)
 
 
-@_jit
+@jit
 def resolve(
     label_maps: UInt8,
     owner: NDArray[np.intp],
@@ -288,7 +275,7 @@ def resolve(
         )
 
 
-@_jit
+@jit
 def _move(
     columns: NDArray[Any],
     radius: int,
@@ -332,7 +319,7 @@ def _move(
                     )
 
 
-@_jit
+@jit
 def _list_near(
     present: UInt64,
     first: int,
@@ -364,7 +351,7 @@ def _list_near(
         n_near[tile] = count
 
 
-@_jit
+@jit
 def _fill(
     claims: UInt8,
     words: UInt64,
@@ -404,8 +391,8 @@ def _fill(
         for k in range(8):
             before[k] = words[8 * tile + k]
             # a byte of 254 or 255 is one whose complement is 0 but for the lowest bit
-            rest = ~(before[k] | _EACH)
-            if (rest - _EACH) & ~rest & _HIGH:
+            rest = ~(before[k] | EACH)
+            if (rest - EACH) & ~rest & _HIGH:
                 first, last = min(first, k), k + 1
         start = np.uint64(tile * TILE + 8 * first)
         pixels = 8 * (last - first)
@@ -455,12 +442,12 @@ def _fill(
         for k in range(first, last):
             word = before[k]
             for i in range(tile * TILE + 8 * k, tile * TILE + 8 * k + 8):
-                was = np.int64(word & _BYTE)
-                word >>= np.uint64(8)
+                was = np.int64(word & BYTE)
+                word >>= EIGHT
                 became[_STATE[was], claims[i]] += 1
 
 
-@_jit
+@jit
 def give_up(claims: UInt8) -> None:
     """Make pixels of `MANY` 255."""
     for y in range(len(claims)):
@@ -469,7 +456,7 @@ def give_up(claims: UInt8) -> None:
             row[x] = np.uint8(NONE) if row[x] == np.uint8(MANY) else row[x]
 
 
-@_jit
+@jit
 def rank(
     label_maps: UInt8, ranks: NDArray[np.int16], claims: UInt8, unsettled: UInt8, won: Int64
 ) -> None:
@@ -496,7 +483,7 @@ def rank(
                 won[label] += 1
 
 
-@_jit
+@jit
 def vote_of_four(a: UInt8, b: UInt8, c: UInt8, d: UInt8, winner: UInt8) -> int:
     """Write the plurality of four flat label maps; return the highest label but 255.
 
@@ -524,7 +511,7 @@ def vote_of_four(a: UInt8, b: UInt8, c: UInt8, d: UInt8, winner: UInt8) -> int:
     return int(highest) - 1
 
 
-@_jit
+@jit
 def vote(label_maps: UInt8, weights: NDArray[Any], none: NDArray[Any], winner: UInt8) -> int:
     """Write the plurality of weighted votes of flat label maps (T, N); return the highest label.
 
@@ -563,7 +550,7 @@ def vote(label_maps: UInt8, weights: NDArray[Any], none: NDArray[Any], winner: U
     return int(highest) - 1
 
 
-@_jit
+@jit
 def _agree(
     labels: UInt8,
     a: UInt8,
@@ -584,7 +571,7 @@ def _agree(
         )
 
 
-@_jit
+@jit
 def _elect(labels: UInt8, votes: NDArray[Any], most: NDArray[Any], winner: UInt8) -> None:
     for i in range(len(labels)):
         label, count, so_far = labels[i], votes[i], most[i]
@@ -593,7 +580,7 @@ def _elect(labels: UInt8, votes: NDArray[Any], most: NDArray[Any], winner: UInt8
         most[i] = count if better else so_far
 
 
-@_jit
+@jit
 def _highest(labels: UInt8) -> np.uint8:
     """The highest of label + 1, so that 255 counts least."""
     highest = np.uint8(0)

@@ -82,12 +82,9 @@ def certainty_sums(
 
     sums = np.zeros(256)
     support = np.zeros(256, np.int64)
-    legal = counting.sum_by_label(
-        np.ascontiguousarray(labels).reshape(-1),
-        np.ascontiguousarray(certainty).reshape(-1),
-        sums,
-        support,
-    )
+    kind = np.float32 if certainty.dtype.itemsize <= 4 else np.float64
+    values = counting.flat(certainty.astype(kind, copy=False))
+    legal = counting.sum_by_label(counting.flat(labels), values, sums, support)
     check_highest("labels", int(np.flatnonzero(support[:IGNORE_INDEX]).max(initial=-1)), n_classes)
     if not legal:
         raise ValueError("certainty must be a fraction in [0, 1] wherever there is a label")

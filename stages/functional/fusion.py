@@ -169,7 +169,7 @@ def channel_wise(
     present = np.zeros((-(-height // kernels.BAND), unsettled.shape[1]), np.uint64)
     seen, contested = np.zeros((2, 256), np.int64)
     became = np.zeros((3, 256), np.int64)
-    planes, classes = _quarters(owner, teachers, kernels)
+    planes, classes = _claimants(owner, teachers, kernels)
     highest = kernels.find_claims(
         label_maps, planes, classes, plane, words, unsettled, present, seen, contested
     )
@@ -300,7 +300,7 @@ def _tiled(height: int, width: int, kernels: Any) -> tuple[NDArray[np.uint8], ND
     return plane, plane.view(np.uint64)
 
 
-def _quarters(
+def _claimants(
     owner: NDArray[np.intp], teachers: int, kernels: Any
 ) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
     """Each teacher's classes, as many at a time as the kernel looks for."""

@@ -330,7 +330,7 @@ MAPS = np.zeros((2, 3, 4), np.uint8)
         ({"owner": np.array([0.0, 1.0])}, TypeError, "owner must hold integers"),
         ({"owner": np.zeros(65, np.intp)}, ValueError, "1 to 64"),
         ({"label_maps": MAPS.astype(np.int64)}, TypeError, "uint8, got int64"),
-        ({"label_maps": MAPS[0]}, ValueError, r"\(T, H, W\)"),
+        ({"label_maps": MAPS[0]}, ValueError, r"\(N, H, W\)"),
         ({"label_maps": MAPS[:0]}, ValueError, "not empty"),
         ({"label_maps": MAPS + np.uint8(2)}, ValueError, r"holds the value 2; .* 0\.\.1 or 255"),
         ({"label_maps": MAPS + np.uint8(254)}, ValueError, "holds the value 254"),

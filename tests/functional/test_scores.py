@@ -129,7 +129,7 @@ def test_refusals():
         one_confusion(labels + np.uint8(254), labels, 254)
     with pytest.raises(ValueError, match="one size"):
         one_confusion(labels, labels.T, 2)
-    with pytest.raises(ValueError, match=r"predictions must be \(T, H, W\)"):
+    with pytest.raises(ValueError, match=r"predictions must be \(N, H, W\)"):
         confusion(labels, labels, 2)
     with pytest.raises(TypeError, match="target must be uint8"):
         one_confusion(labels.astype(int), labels, 2)

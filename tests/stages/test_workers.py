@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tasks import Task
+from tasks import Task, UnsendableError
 from worlds import World, files_of
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError
@@ -89,19 +89,56 @@ def test_workers_have_one_thread_each_and_this_process_as_before(eager, monkeypa
 
 def test_what_fails_there_fails_here_and_what_was_done_is_kept(eager, tmp_path):
     found = []
-    with pytest.raises(DataError, match="image-030: cannot be read"):
+    with pytest.raises(DataError) as stop:
         for_each(
             IDS,
-            Task(tmp_path, fails=IDS[30], seconds=0.01),
+            Task(tmp_path, fails=IDS[32], seconds=0.01),
             lambda i, _: found.append(i),
             workers=2,
             progress=Counter(),
         )
+    assert type(stop.value) is DataError
+    assert str(stop.value) == "image-032: cannot be read"
+    assert "in a worker process" in stop.value.__notes__[0]
     assert found[:2] == IDS[:2]
-    assert len(found) > 2
+    assert set(found) >= {*IDS[:2], *IDS[30:32]}  # also what was done before it in its partition
     assert len(set(found)) == len(found)
-    assert IDS[30] not in found
+    assert IDS[32] not in found
     assert_gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        ((OSError, 28, "No space left", "a.png"), "[Errno 28] No space left: 'a.png'"),
+        ((UnsendableError, "a", "b"), "UnsendableError: a and b"),
+    ],
+)
+def test_an_error_comes_as_it_was_or_in_words(eager, tmp_path, raised, expected):
+    with pytest.raises((OSError, RuntimeError)) as stop:
+        run(Task(tmp_path, raises=(IDS[20], *raised)))
+    assert str(stop.value) == expected
+    assert getattr(stop.value, "errno", None) == (28 if raised[0] is OSError else None)
+
+
+def test_a_task_is_a_quarter_of_a_second_of_work(monkeypatch, tmp_path):
+    sizes = []
+    monkeypatch.setattr(parallel, "_spread", lambda *arguments: sizes.append(arguments[-1]))
+    monkeypatch.setattr(parallel, "_TRIAL", 0.0)
+    monkeypatch.setattr(parallel, "_STARTING", 0.0)
+    run(Task(tmp_path, seconds=0.1), IDS)
+    run(Task(tmp_path), IDS)
+    assert sizes == [2, 32]
+
+
+def test_a_million_items_are_ten_thousand_tasks(eager, monkeypatch, tmp_path):
+    def no_bag(items, partition_size):
+        raise InterruptedError(len(items) / partition_size)
+
+    monkeypatch.setattr("dask.bag.from_sequence", no_bag)
+    with pytest.raises(InterruptedError) as stop:
+        run(Task(tmp_path), [f"{k}" for k in range(1_000_002)])
+    assert stop.value.args == (10_000,)
 
 
 def test_what_fails_here_ends_the_workers(eager, tmp_path):
@@ -118,6 +155,24 @@ def test_a_worker_that_was_killed_is_said(eager, tmp_path):
     with pytest.raises(EnsdistillError, match=r"worker process was killed.*runtime\.workers"):
         run(Task(tmp_path, dies=IDS[20]))
     assert_gone(tmp_path)
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path):
+    (tmp_path / "out").mkdir()
+    program = tmp_path / "alone.py"
+    program.write_text(ALONE.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "out"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert 'guard what starts the work by `if __name__ == "__main__":`' in done.stderr
+    assert "a worker process could not start" in done.stderr
+    assert len(calls(tmp_path / "out")) == 2  # nothing is done in the workers
 
 
 def assert_gone(folder):
@@ -139,7 +194,7 @@ def alive(pid):
 ALONE = """
 import sys
 from pathlib import Path
-from tasks import Task
+from tasks import Task, UnsendableError
 from ensdistill.stages import parallel
 class Silent:
     def advance(self, count=1, note=""): pass
@@ -158,13 +213,21 @@ def test_workers_die_with_their_parent(tmp_path, number):
     program.write_text(ALONE)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        [sys.executable, program, tmp_path / "out"], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, program, tmp_path / "out"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while len(calls(tmp_path / "out")) < 20:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
-    process.wait(timeout=20)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert said.count("Traceback") == (number == signal.SIGINT)  # its own, and no worker's
     assert_gone(tmp_path / "out")
     assert len(calls(tmp_path / "out")) < 400
 
@@ -183,17 +246,18 @@ def test_artifacts_are_the_same_from_one_process_and_from_several(monkeypatch, t
     monkeypatch.setattr(parallel, "_STARTING", 0.0)
     spread, started = parallel._spread, set()
 
-    def once_each(ids, work, done, workers, progress):
+    def once_each(ids, work, done, workers, progress, most):
         """Starting processes takes longer than the work."""
-        if type(work) in started:
+        name = getattr(work, "__name__", type(work).__name__)
+        if name in started:
             return for_each(ids, work, done, workers=0, progress=progress)
-        started.add(type(work))
+        started.add(name)
         spread(ids, work, done, workers, progress)
 
     monkeypatch.setattr(parallel, "_spread", once_each)
     world.call("check")
     world.call("run")
-    assert {kind.__name__ for kind in started} == {"_Looking", "_Reading", "_Fusing", "_Counting"}
+    assert started == {"_look", "_Reading", "_Fusing", "_Counting"}
     assert contents(world) == expected
 
 
