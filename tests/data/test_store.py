@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,6 +333,44 @@ def test_a_chunk_is_what_zarr_writes_byte_for_byte(tmp_path, shape):
         ours, theirs = ((p / chunk_name(k)).read_bytes() for p in (store.path, array.store.root))
         assert ours == theirs
         np.testing.assert_array_equal(LabelStore(array.store.root).read(k, *shape), label_map)
+
+
+def test_a_chunk_that_holds_what_is_no_label_is_refused(store, path):
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(path, mode="r+")[1] = np.full((HEIGHT, WIDTH), UNWRITTEN, np.uint8)
+        chunk = random_map()
+        chunk[3, 4] = UNWRITTEN
+        zarr.open_array(path, mode="r+")[0] = chunk
+    for k in (0, 1):
+        with pytest.raises(CorruptError, match=rf"c\.{k}\.0\.0"):
+            store.read(k, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["write_bytes", "replace"])
+def test_a_write_that_fails_names_its_file_and_leaves_nothing(store, path, monkeypatch, name):
+    real = getattr(Path, name)
+
+    def full(self, *arguments):
+        if name == "write_bytes":
+            real(self, b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, name, full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*labels\.zarr/c\.1\.0\.0'"):
+        store.write(1, random_map())
+    monkeypatch.undo()
+    assert [p.name for p in path.iterdir()] == ["zarr.json"]
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(store, path, monkeypatch):
+    store.write(1, random_map())
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(DataError, match=r"c\.1\.0\.0: cannot be read \(Permission denied\)"):
+        store.read(1, HEIGHT, WIDTH)
 
 
 def test_a_map_is_read_into_an_array_of_any_layout(store, path):

@@ -198,6 +198,27 @@ def test_a_window_of_more_than_65535_claims():
     assert counts.won.tolist() == [0, 116 * 258]
 
 
+def test_a_window_of_65536_claims():
+    label_maps = np.zeros((2, 256, 256), np.uint8)
+    label_maps[1] = 1
+    label_maps[1, 0, 0] = 255
+    fused, _ = channel_wise(
+        label_maps, np.array([0, 1]), window=511, conflict="window", holes="window"
+    )
+    assert (fused == 0).all()  # by one claim, which 16 bits do not hold
+
+
+def test_claims_reach_over_the_edge_of_a_tile():
+    label_maps = np.full((1, 1, 128), 255, np.uint8)
+    label_maps[0, 0, :64] = 0
+    fused, _ = channel_wise(label_maps, np.array([0]), window=3, conflict="window", holes="window")
+    assert (fused[0] == 0).sum() == 65
+    fused, _ = channel_wise(
+        label_maps[..., ::-1], np.array([0]), window=3, conflict="window", holes="window"
+    )
+    assert (fused[0] == 0).sum() == 65
+
+
 @quick
 @given(problem=problems(), rules=st.sampled_from(COMBINATIONS))
 def test_invents_no_class(problem, rules):

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensdistill.pipeline.files import FileCache as Digests
+from ensdistill.stages import check
+
 
 def refused(world, *words):
     """Every command that works refuses, nothing was made, and the text holds `words`."""
@@ -43,6 +46,22 @@ def test_truncated_image(world):
     path = first(world, "images")
     path.write_bytes(path.read_bytes()[:-60])
     refused(world, str(path), "cannot be read", "replace the file")
+
+
+def test_an_image_that_cannot_be_read_is_one_problem(world):
+    path = first(world, "images")
+    path.unlink()
+    path.symlink_to("nowhere.png")
+    text = world.refuse("check")
+    assert text.count(str(path)) == 1
+    assert "problems" not in text
+
+
+def test_what_is_learnt_is_of_the_bytes_that_were_digested(world):
+    before = Digests(world.root / "facts.json").digest(first(world))
+    world.save("teachers/a", "train", "train_000001_000019", np.zeros((48, 64)))
+    found = check._look((first(world), before, "values-False"))
+    assert "changed since this command looked at it" in found
 
 
 def test_truncated_prediction(world):
