@@ -179,6 +179,7 @@ def test_its_code_runs_in_its_own_folder(world):
     assert (world.root / "one" / "n").read_text() == "x" * 5
 
 
+@pytest.mark.slow
 def test_compiled_files_of_other_code_do_not_run(world):
     """Python takes compiled files by whole seconds and size, and so would run the older code."""
     utils = world.root / "one" / "utils.py"

@@ -190,7 +190,14 @@ def test_interrupt_ends_with_130_and_keeps_what_is_done(large):
     assert large.states()["student"] == "partial"
 
 
-@pytest.mark.parametrize("spoil", ["flip", "cut", "empty"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "flip",
+        pytest.param("cut", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_noticed_and_costs_time_alone(large, spoil):
     expected = fresh_start(large, "student")
     process = start(large, "train-student", "--upstream")
