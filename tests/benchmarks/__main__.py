@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
-import tests.benchmarks.measure  # noqa: F401 - sets the numbers of threads before numpy comes
+import tests.benchmarks.measure
 
 THEMES = ("kernels", "certainty", "scores", "stores", "fusing", "engine")
 
@@ -51,6 +52,8 @@ def main():
         help=f"themes ({', '.join(THEMES)}) or parts of them, as kernels.window",
     )
     arguments = parser.parse_args()
+    tests.benchmarks.measure.settle()  # before a theme loads numpy
+    begin = time.perf_counter()
     print(machine())
     print(f"{'name':72} {'measured':>14} {'at least':>9} {'stretch':>9}  holds")
     figures = []
@@ -62,6 +65,7 @@ def main():
                 for figure in measure(Path(folder)):
                     row(figure)
                     figures.append(figure)
+    print(f"{time.perf_counter() - begin:.0f} s in all")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -95,16 +95,38 @@ def camvid(teachers, images=4, shape=(1024, 1920)):
 
     Empty unless the environment variable ENSDISTILL_CAMVID names the folder.
     """
-    root = os.environ.get("ENSDISTILL_CAMVID")
-    if not root:
+    folders, names = _predictions()
+    if not names:
         return []
-    folders = sorted(Path(root, "teachers").iterdir())[:teachers]
-    names = sorted(p.name for p in (folders[0] / "train").glob("*.png"))
+    folders = folders[:teachers]
     # Neighbouring frames look alike: a mosaic takes its twelve from all over the drive.
     return [
-        np.stack([_mosaic(f / "train", names[k :: len(names) // 12], shape) for f in folders])
+        np.stack([_mosaic(f, names[k :: len(names) // 12], shape) for f in folders])
         for k in range(images)
     ]
+
+
+def frames(count):
+    """Return (360, 480) label maps of CamVid's frames from all over the drive, of all teachers.
+
+    As they are: the seams of `camvid` are nothing that a network draws. Empty as that is.
+    """
+    folders, names = _predictions()
+    if not names:
+        return []
+    files = [
+        folders[k % len(folders)] / name for k, name in enumerate(names[:: len(names) // count])
+    ]
+    return [np.asarray(Image.open(file)) for file in files[:count]]
+
+
+def _predictions():
+    """Return CamVid's folders of predictions, one for each teacher, and the names in each."""
+    root = os.environ.get("ENSDISTILL_CAMVID")
+    if not root:
+        return [], []
+    folders = sorted(path / "train" for path in Path(root, "teachers").iterdir())
+    return folders, sorted(p.name for p in folders[0].glob("*.png"))
 
 
 def _mosaic(folder, names, shape):

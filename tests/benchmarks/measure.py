@@ -1,6 +1,6 @@
 """Measuring in turns, on one thread, so that a busy machine slows down both sides alike.
 
-Import it before numpy and torch: they read their numbers of threads when they are loaded.
+Importing it changes nothing in the process; `settle` is for the program alone.
 """
 
 import gc
@@ -13,11 +13,20 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
-
 ROUNDS = 7
 LEAST = 0.02  # seconds that a work is repeated for in each round: clocks are not finer
+
+
+def settle():
+    """Keep this process and those it starts on one thread, and memory that it frees.
+
+    To be called before numpy and torch are loaded, which read these variables then. The C library
+    gives large pieces of memory back to the system until a larger one has been freed; a stage does
+    that with its first image, and whether a work before has done it should not count here.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    bytearray(32_000_000)
 
 
 def figure(name, value, unit="x", at_least=None, stretch=None, *, better="less", note=None):

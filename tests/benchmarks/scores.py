@@ -1,5 +1,7 @@
 """Confusion matrices, and evaluation against cityscapesScripts."""
 
+import hashlib
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -7,91 +9,163 @@ from PIL import Image
 
 from ensdistill.data.classes import TABLES
 from ensdistill.data.pictures import Decoder
-from ensdistill.data.store import LabelStore
+from ensdistill.data.store import LabelStore, chunk_name
 from ensdistill.stages.functional.scores import confusion, iou
+from ensdistill.stages.labelmaps import STORE, LabelMaps
 
 from . import maps
 from .measure import figure, turns
 
+METHODS = 3
+TABLE = TABLES["cityscapes19"]
+LEGAL = TABLE.legal_values("label_ids")
+
+
+def label_ids():
+    """Return (256,) uint8, the label id of each train id; of 255 an id that is not scored."""
+    found = np.zeros(256, np.uint8)
+    for label_id, train_id in LEGAL.items():
+        if 0 <= label_id < 255 and train_id < 255:
+            found[train_id] = label_id
+    return found
+
+
+def scene():
+    """Return a ground truth, its bottom ignored as a car's bonnet is, and predictions of it."""
+    target, predictions = maps.street(0, teachers=METHODS)
+    target = target.copy()
+    target[-60:] = 255
+    return target, predictions
+
 
 def counting(root):
-    scene, predictions = maps.street(0, teachers=3)
-    out = np.empty_like(scene)
+    target, predictions = maps.street(0, teachers=METHODS)
+    out = np.empty_like(target)
 
     def highest():
         for plane in predictions:
-            np.maximum(scene, plane, out=out)
+            np.maximum(target, plane, out=out)
 
-    times = turns({"ours": lambda: confusion(scene, predictions, maps.CLASSES), "max": highest})
-    title = "confusion of 3 predictions / 3 maxima of two planes"
-    yield figure(title, times.ratio("ours", "max"))
-    yield figure("confusion of 3 predictions", 1e3 * times.median("ours"), "ms")
+    times = turns({"ours": lambda: confusion(target, predictions, maps.CLASSES), "max": highest})
+    title = f"confusion of {METHODS} predictions / {METHODS} maxima of two planes"
+    note = f"{1e3 * times.median('ours'):.2f} ms"
+    yield figure(title, times.ratio("ours", "max"), note=note)
+
+
+def published(folder, prediction):
+    """Return a prediction as the artifact of a stage holds it."""
+    labels = LabelStore.create(folder / STORE, 1, *prediction.shape)
+    labels.write(0, prediction)
+    content = (labels.path / chunk_name(0)).read_bytes()
+    file = [f"{STORE}/{chunk_name(0)}", len(content), hashlib.sha256(content).hexdigest()]
+    item = {"id": "x", "size": list(prediction.shape), "file": file}
+    return LabelMaps(SimpleNamespace(path=folder, items=[item]))
+
+
+class Scored:
+    """One image: ground truth and predictions as PNGs of label ids, as arrays and as artifacts."""
+
+    def __init__(self, root):
+        self.target, self.predictions = scene()
+        ids = label_ids()
+        self.ids = ids[self.target], [ids[prediction] for prediction in self.predictions]
+        self.truth = root / "aachen_000000_000019_gtFine_labelIds.png"
+        self.files = [root / f"pred{k}.png" for k in range(METHODS)]
+        for file, values in zip(
+            (self.truth, *self.files), (self.ids[0], *self.ids[1]), strict=True
+        ):
+            Image.fromarray(values).save(file)
+        # Things in blocks: the instances only have to be there to be counted.
+        things = self.ids[0].astype(np.int32)
+        block = np.arange(things.shape[1]) // 128
+        things = np.where(things >= 24, 1000 * things + block, things)
+        instances = str(self.truth).replace("labelIds", "instanceIds")
+        Image.fromarray(things.astype(np.uint16)).save(instances)
+        self.decoder = Decoder(LEGAL, palette=False)
+        self.digest = hashlib.sha256(self.truth.read_bytes()).hexdigest()
+        self.stored = [published(root / f"{k}", p) for k, p in enumerate(self.predictions)]
+
+    def from_pngs(self):
+        found = np.stack([self.decoder.read(file) for file in self.files])
+        return confusion(self.decoder.read(self.truth), found, len(TABLE))
+
+    def from_stores(self):
+        """As `ensdistill evaluate` does it: only the ground truth is a PNG."""
+        target = self.decoder.read(self.truth, self.digest)
+        found = np.stack([label_maps.read("x") for label_maps in self.stored])
+        return confusion(target, found, len(TABLE))
+
+    def counted(self):
+        return confusion(self.target, self.predictions, len(TABLE))
+
+    def opened(self):
+        return np.asarray(Image.open(self.truth))
+
+
+class Peer:
+    """cityscapesScripts on the same image. It evaluates one prediction for each ground truth."""
+
+    def __init__(self, image):
+        import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as peer  # noqa: N813
+
+        self.image, self.scripts = image, peer
+        self.note = None if peer.CSUPPORT else "without its Cython extension"
+        peer.args.quiet, peer.args.JSONOutput = True, False
+
+    def evaluated(self, instances=False):
+        args = self.scripts.args
+        args.evalInstLevelScore = instances
+        truth = [str(self.image.truth)]
+        with mock.patch.object(np, "in1d", np.isin, create=True):  # numpy 2.4 has it no more
+            return [
+                self.scripts.evaluateImgLists([str(file)], truth, args) for file in self.image.files
+            ]
+
+    def counted(self):
+        args = self.scripts.args
+        add = self.scripts.addToConfusionMatrix.cEvaluatePair
+        target, predictions = self.image.ids
+        return [
+            add(p, target, self.scripts.generateMatrix(args), args.evalLabels) for p in predictions
+        ]
 
 
 def evaluation(root):
-    """Three predictions of one image, on the same PNGs of label ids, each by its own reader."""
-    table = TABLES["cityscapes19"]
-    legal = table.legal_values("label_ids")
-    label_ids = np.zeros(256, np.uint8)
-    for label_id, train_id in legal.items():
-        if 0 <= label_id < 255 and train_id < 255:
-            label_ids[train_id] = label_id
-    scene, predictions = maps.street(0, teachers=3)
-    scene = scene.copy()
-    scene[-60:] = 255  # becomes id 0, which is not scored
-    truth = root / "aachen_000000_000019_gtFine_labelIds.png"
-    Image.fromarray(label_ids[scene]).save(truth)
-    # Things in blocks: the instances only have to be there to be counted.
-    things = label_ids[scene].astype(np.int32)
-    block = np.arange(scene.shape[1]) // 128
-    things = np.where(things >= 24, 1000 * things + block, things)
-    Image.fromarray(things.astype(np.uint16)).save(str(truth).replace("labelIds", "instanceIds"))
-    files = [root / f"pred{k}.png" for k in range(3)]
-    for file, prediction in zip(files, predictions, strict=True):
-        Image.fromarray(label_ids[prediction]).save(file)
-    decoder = Decoder(legal, palette=False)
-
-    def ours():
-        target = decoder.read(truth)
-        return confusion(target, np.stack([decoder.read(f) for f in files]), len(table))
-
-    store = LabelStore.create(root / "labels.zarr", 3, *scene.shape)
-    for k, prediction in enumerate(predictions):
-        store.write(k, prediction)
-
-    def stored():
-        """As the stage does it: only the ground truth is a PNG."""
-        found = np.stack([store.read(k, *scene.shape) for k in range(3)])
-        return confusion(decoder.read(truth), found, len(table))
-
-    title = "cityscapesScripts / evaluation of 3 predictions"
+    image = Scored(root)
+    title = f"cityscapesScripts / evaluation of {METHODS} predictions"
+    goals = {"at_least": 10, "stretch": 50, "better": "more"}
     try:
-        import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as peer  # noqa: N813
+        peer = Peer(image)
     except ImportError:
-        yield figure(title, None, "x", 10, 50, better="more", note="peer not installed")
+        yield figure(f"{title} in label stores", None, **goals, note="peer not installed")
         return
-    peer.args.quiet, peer.args.JSONOutput = True, False
-
-    def theirs(instances):
-        peer.args.evalInstLevelScore = instances
-        with mock.patch.object(np, "in1d", np.isin, create=True):  # numpy 2.4 has it no more
-            return [peer.evaluateImgLists([str(f)], [str(truth)], peer.args) for f in files]
-
-    for confmat, found in zip(ours(), theirs(False), strict=True):
-        expected = [found["classScores"][c] for c in table.classes]
-        assert np.allclose(iou(confmat), expected, rtol=1e-12, equal_nan=True)
-    works = {"": lambda: theirs(False), ", with its instance scores": lambda: theirs(True)}
-    pngs = lambda: [np.asarray(Image.open(f)) for f in (truth, *files)]  # noqa: E731
-    times = turns(works | {"ours": ours, "stored": stored, "pngs": pngs})
-    note = None if peer.CSUPPORT else "without its Cython extension"
-    for name in works:
-        ratio = times.ratio(name, "ours")
-        yield figure(title + name, ratio, "x", 10, 50, better="more", note=note)
-    ratio = times.ratio("", "stored")
-    yield figure(title + " in label stores", ratio, "x", better="more")
-    yield figure("evaluation of 3 predictions", 1e3 * times.median("ours"), "ms")
-    yield figure("evaluation of 3 predictions in label stores", 1e3 * times.median("stored"), "ms")
-    yield figure("decoding its 4 PNGs alone", 1e3 * times.median("pngs"), "ms")
+    expected = [[found["classScores"][c] for c in TABLE.classes] for found in peer.evaluated()]
+    for work in (image.from_pngs, image.from_stores, image.counted):
+        found = [iou(confmat) for confmat in work()]
+        assert np.allclose(found, expected, rtol=1e-12, equal_nan=True)
+    works = {
+        "peer": peer.evaluated,
+        "peer, instances": lambda: peer.evaluated(instances=True),
+        "pngs": image.from_pngs,
+        "stores": image.from_stores,
+        "opened": image.opened,
+    }
+    if peer.scripts.CSUPPORT:
+        works |= {"peer counts": peer.counted, "counts": image.counted}
+    times = turns(works)
+    ms = {name: f"{1e3 * times.median(name):.1f} ms" for name in works}
+    most = f"at most {times.ratio('peer', 'opened'):.1f}: Pillow takes {ms['opened']} for the truth"
+    note = ", ".join(filter(None, (f"{ms['stores']}; {most}", peer.note)))
+    yield figure(f"{title} in label stores", times.ratio("peer", "stores"), **goals, note=note)
+    ratio = times.ratio("peer, instances", "stores")
+    yield figure(f"{title} in label stores, its instances too", ratio, better="more")
+    yield figure(f"{title} in PNGs", times.ratio("peer", "pngs"), better="more", note=ms["pngs"])
+    if "counts" in works:
+        ratio = times.ratio("peer counts", "counts")
+        name = f"cityscapesScripts / confusion of {METHODS} predictions in memory"
+        yield figure(name, ratio, better="more", note=ms["counts"])
+    share = 100 * times.ratio("opened", "stores")
+    yield figure("PNG reading share of the evaluation in label stores", share, "%")
 
 
 MEASURES = (counting, evaluation)
