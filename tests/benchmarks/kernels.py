@@ -86,8 +86,8 @@ def rules(root):
         for work in works:
             title = f"{work}, T=4, {name} / max of planes"
             yield figure(title, times.ratio(work, "max"), "x", 2.5, 1.5)
-        note = "what no rule can do without; the rest of `ignore` counts by class and tile"
-        title = f"claims alone, not counted, T=4, {name} / max of planes"
+        note = "without what is counted and noted of them by class and by tile"
+        title = f"claims alone, T=4, {name} / max of planes"
         yield figure(title, times.ratio("claims", "max"), note=note)
 
 
@@ -167,7 +167,7 @@ def voters(root):
         }
     )
     times = turns(works | {"ours": vote(planes)})
-    notes = {"SimpleITK LabelVoting": "CPU time of all its threads, as many as it likes to have"}
+    notes = {"SimpleITK LabelVoting": "CPU time, on its default number of threads"}
     goals = {"torch": 20, "SimpleITK": 300, "crowd-kit": 400}
     for peer in (*works, *missing):
         goal = goals.get(peer.split()[0].split(".")[0])

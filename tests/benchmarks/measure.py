@@ -21,12 +21,13 @@ def settle():
     """Keep this process and those it starts on one thread, and memory that it frees.
 
     To be called before numpy and torch are loaded, which read these variables then. The C library
-    gives large pieces of memory back to the system until a larger one has been freed; a stage does
-    that with its first image, and whether a work before has done it should not count here.
+    gives a large piece of memory back to the system until one as large was freed before; a stage
+    frees four label maps of 1024 x 2048 with its first image, so that is done here too. Otherwise
+    a figure would depend on what was measured before it.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    bytearray(32_000_000)
+    bytearray(4 * 1024 * 2048)
 
 
 def figure(name, value, unit="x", at_least=None, stretch=None, *, better="less", note=None):

@@ -132,12 +132,12 @@ class Peer:
 
 def evaluation(root):
     image = Scored(root)
-    title = f"cityscapesScripts / evaluation of {METHODS} predictions"
+    title = f"cityscapesScripts / evaluation of {METHODS}"
     goals = {"at_least": 10, "stretch": 50, "better": "more"}
     try:
         peer = Peer(image)
     except ImportError:
-        yield figure(f"{title} in label stores", None, **goals, note="peer not installed")
+        yield figure(f"{title} stored predictions", None, **goals, note="peer not installed")
         return
     expected = [[found["classScores"][c] for c in TABLE.classes] for found in peer.evaluated()]
     for work in (image.from_pngs, image.from_stores, image.counted):
@@ -156,16 +156,18 @@ def evaluation(root):
     ms = {name: f"{1e3 * times.median(name):.1f} ms" for name in works}
     most = f"at most {times.ratio('peer', 'opened'):.1f}: Pillow takes {ms['opened']} for the truth"
     note = ", ".join(filter(None, (f"{ms['stores']}; {most}", peer.note)))
-    yield figure(f"{title} in label stores", times.ratio("peer", "stores"), **goals, note=note)
+    yield figure(f"{title} stored predictions", times.ratio("peer", "stores"), **goals, note=note)
     ratio = times.ratio("peer, instances", "stores")
-    yield figure(f"{title} in label stores, its instances too", ratio, better="more")
-    yield figure(f"{title} in PNGs", times.ratio("peer", "pngs"), better="more", note=ms["pngs"])
+    yield figure(f"{title} stored predictions, with instances", ratio, better="more")
+    yield figure(
+        f"{title} predictions in PNGs", times.ratio("peer", "pngs"), better="more", note=ms["pngs"]
+    )
     if "counts" in works:
         ratio = times.ratio("peer counts", "counts")
         name = f"cityscapesScripts / confusion of {METHODS} predictions in memory"
         yield figure(name, ratio, better="more", note=ms["counts"])
     share = 100 * times.ratio("opened", "stores")
-    yield figure("PNG reading share of the evaluation in label stores", share, "%")
+    yield figure("PNG reading share of the evaluation of stored predictions", share, "%")
 
 
 MEASURES = (counting, evaluation)
