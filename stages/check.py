@@ -103,7 +103,6 @@ def check(
             except EnsdistillError as error:
                 problems.append(str(error))
     problems += _read_all(experiment, jobs, progress)
-    experiment.files.save()
     raise_all(problems, DataError)
     return {
         "splits": {s: _sizes(experiment, found) for s, found in pictures.items()},
@@ -145,7 +144,10 @@ def _read_all(
             files.learn(item[1], item[2], fact)
 
     workers = experiment.config.runtime.workers
-    for_each(list(unknown), _look, learn, workers=workers, progress=progress)
+    try:
+        for_each(list(unknown), _look, learn, workers=workers, progress=progress)
+    finally:
+        files.save()  # also what was learnt before Ctrl-C
     for k, (picture, values, file) in enumerate(jobs):
         if k not in found and values is not None:
             try:

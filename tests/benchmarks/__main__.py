@@ -52,7 +52,7 @@ def main():
         help=f"themes ({', '.join(THEMES)}) or parts of them, as kernels.window",
     )
     arguments = parser.parse_args()
-    tests.benchmarks.measure.settle()  # before a theme loads numpy
+    tests.benchmarks.measure.one_thread()  # before a theme loads numpy
     begin = time.perf_counter()
     print(machine())
     print(f"{'name':72} {'measured':>14} {'at least':>9} {'stretch':>9}  holds")

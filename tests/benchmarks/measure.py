@@ -1,6 +1,6 @@
 """Measuring in turns, on one thread, so that a busy machine slows down both sides alike.
 
-Importing it changes nothing in the process; `settle` is for the program alone.
+Importing it changes nothing in the process; `one_thread` is for the program alone.
 """
 
 import gc
@@ -17,17 +17,13 @@ ROUNDS = 7
 LEAST = 0.02  # seconds that a work is repeated for in each round: clocks are not finer
 
 
-def settle():
-    """Keep this process and those it starts on one thread, and memory that it frees.
+def one_thread():
+    """Keep this process and those it starts on one thread.
 
-    To be called before numpy and torch are loaded, which read these variables then. The C library
-    gives a large piece of memory back to the system until one as large was freed before; a stage
-    frees four label maps of 1024 x 2048 with its first image, so that is done here too. Otherwise
-    a figure would depend on what was measured before it.
+    To be called before numpy and torch are loaded: they read these variables then.
     """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    bytearray(4 * 1024 * 2048)
 
 
 def figure(name, value, unit="x", at_least=None, stretch=None, *, better="less", note=None):
@@ -81,9 +77,8 @@ def turns(works, *, rounds=ROUNDS, clock=time.process_time, least=LEAST):
 
     counts = {}
     for name, work in works.items():
-        first = timed(work)  # compiles, fills caches
-        again = first if first > 10 * least else timed(work)
-        counts[name] = math.ceil(least / max(again, 1e-7))
+        work()  # compiles, fills caches
+        counts[name] = math.ceil(least / max(timed(work), 1e-7))
     times = Turns((name, []) for name in works)
     for k in range(rounds):
         gc.collect()

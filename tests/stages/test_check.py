@@ -185,6 +185,23 @@ def test_a_second_check_reads_no_file(world, monkeypatch):
     world.call("check")
 
 
+def test_an_interrupted_check_keeps_what_it_learnt(world, monkeypatch):
+    looked = []
+
+    def interrupted(item):
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        looked.append(item)
+        return look(item)
+
+    look = check._look
+    monkeypatch.setattr(check, "_look", interrupted)
+    world.call("check", expect=1)  # 130 where it is a program of its own
+    monkeypatch.setattr(check, "_look", lambda item: looked.append(item) or look(item))
+    world.call("check")
+    assert len(set(looked)) == len(looked) > 3
+
+
 def test_network_folder_that_is_none(world):
     world.settings["teachers"].append({"name": "n", "network": {"hf": "nowhere"}})
     world.write()
