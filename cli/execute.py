@@ -33,6 +33,7 @@ def execute(
     part: Part | None = None,
     splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
     opens: Collection[str] = (),
+    all_fusions: bool = False,
 ) -> tuple[Experiment, Report, dict[str, Decision]]:
     """Make the nodes that `choose` returns.
 
@@ -54,6 +55,8 @@ def execute(
         From experiment to the splits whose files are checked first.
     opens : collection of str
         Stages for whose sake ground truth may be opened (see `graph.build`).
+    all_fusions : bool
+        Also know the nodes of every other fusion (see `graph.build`).
 
     Returns
     -------
@@ -66,7 +69,7 @@ def execute(
             from ensdistill.stages.check import check
 
             check(experiment, splits(experiment), shown.bar("check"), opens=opens)
-        nodes = build(experiment, opens=() if dry_run else opens)
+        nodes = build(experiment, opens=() if dry_run else opens, all_fusions=all_fusions)
         targets = choose(experiment, nodes)
         if dry_run:
             decisions = plan(nodes, experiment.workspace.scan())
@@ -108,10 +111,11 @@ def say(
     dry_run: bool,
     as_json: bool,
     part: Part | None = None,
+    all_fusions: bool = False,
 ) -> None:
     """Print what was done, or in a dry run what would be."""
     if dry_run:
-        whole = plan(build(experiment), experiment.workspace.scan())
+        whole = plan(build(experiment, all_fusions=all_fusions), experiment.workspace.scan())
         workspace = experiment.workspace
         costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
         render.planned(decisions, costs, as_json=as_json)

@@ -281,6 +281,23 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
         click.echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
+def reliability(found: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Print the IoU per class that the label model expects of every teacher, in percent."""
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False, title="what the label model expects, IoU in percent")
+    table.add_column("class")
+    for teacher in found:
+        table.add_column(Text(teacher), justify="right")
+    for name in next(iter(found.values())):
+        values = [found[t][name] for t in found]
+        best = max((v for v in values if v is not None), default=None)
+        cells = [_number(None if v is None else 100 * v) for v in values]
+        styles = ["bold" if v == best else "" for v in values]
+        table.add_row(name, *(Text(c, style=s) for c, s in zip(cells, styles, strict=True)))
+    print_table(table)
+
+
 def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong.
 
@@ -305,6 +322,13 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
         table.add_row(subset, *(_number(m["miou_subsets"][subset]) for m in methods))
     table.add_row("mIoU where covered", *(_number(m["miou_covered"]) for m in methods))
     table.add_row("coverage", *(_number(m["coverage"], 3) for m in methods))
+    table.add_row("conflict", *(_number(results["conflict"].get(m["name"]), 3) for m in methods))
+    times = [results["seconds_per_image"].get(m["name"]) for m in methods]
+    table.add_row("ms an image", *(_number(None if s is None else 1000 * s) for s in times))
+    oracle = next((m["miou"] for m in methods if m["name"] == "channel-oracle"), None)
+    if oracle is not None:
+        regrets = [None if m["miou"] is None else oracle - m["miou"] for m in methods]
+        table.add_row("regret", *(_number(r) for r in regrets))
     print_table(table)
     absent = [c for c in results["classes"] if c not in shown]
     if absent:
@@ -312,16 +336,17 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     if not_covered:
         click.echo(
             f"without label maps on {results['split']}: {', '.join(not_covered)}; so the policy "
-            "cannot be applied there and `channel` is left out"
+            "and the label model cannot be applied there and only the rest is scored"
         )
     _margins(results)
 
 
 def _margins(results: Mapping[str, Any]) -> None:
     """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
+    own = results["fusion"]
     by_name = {m["name"]: m["miou"] for m in results["methods"]}
     teachers = {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == "teacher"}
-    if "channel" not in by_name or any(v is None for v in by_name.values()):
+    if own == "majority" or own not in by_name or any(v is None for v in by_name.values()):
         return
     best = max(teachers, key=lambda t: teachers[t])
     for text, other in (
@@ -329,7 +354,7 @@ def _margins(results: Mapping[str, Any]) -> None:
         ("majority", by_name["majority"]),
         ("oracle policy (regret)", by_name["channel-oracle"]),
     ):
-        click.echo(f"channel against {text}: {by_name['channel'] - other:+.2f} mIoU")
+        click.echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU")
 
 
 def _number(value: float | None, digits: int = 1) -> str:

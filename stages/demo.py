@@ -113,7 +113,7 @@ def target_experiment(out: Path, city: Path, teachers: Mapping[str, Path], seed:
             ],
             "probe": PROBE | {"seed": seed},
             "policy": {"strategy": "certainty"},
-            "fusion": {"window": WINDOW},
+            "fusion": {"method": "label-model", "window": WINDOW},
             "student": STUDENT | {"seed": seed},
             "runtime": RUNTIME,
         },

@@ -32,7 +32,14 @@ Size = tuple[Positive, Positive]  # height, width in pixels
 TRAIN = "train"
 MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
-RESERVED = ("majority", "channel", "channel-oracle", "student")
+RESERVED = (
+    "label-model",
+    "majority",
+    "channel",
+    "channel-reliability",
+    "channel-oracle",
+    "student",
+)
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
@@ -249,7 +256,7 @@ class Student(Training):
 class Policy(Section):
     """Which teacher each class is taken from."""
 
-    strategy: Literal["certainty", "manual"] = "certainty"
+    strategy: Literal["certainty", "reliability", "manual"] = "certainty"
     min_support: Share = 1e-5
     assign: Mapping[str, str] | None = None
 
@@ -261,9 +268,9 @@ class Policy(Section):
 
 
 class Fusion(Section):
-    """How label maps become one (paper, section 3.3)."""
+    """How label maps become one: by the label model, or as in the paper (section 3.3)."""
 
-    method: Literal["channel", "majority"] = "channel"
+    method: Literal["label-model", "channel", "majority"] = "label-model"
     window: Positive = 35
     conflict: Literal["window", "certainty", "ignore"] = "window"
     holes: Literal["window", "ignore"] = "window"
@@ -459,5 +466,5 @@ def _problems(experiment: Experiment) -> list[str]:
     if watch is not None and watch not in config.target:
         problems.append(f"student.watch: target declares no split {watch!r}")
     if config.fusion.conflict == "certainty" and config.policy.strategy == "manual":
-        problems.append("fusion.conflict: certainty needs policy.strategy: certainty")
+        problems.append("fusion.conflict: certainty needs another policy.strategy than manual")
     return problems

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from threading import Thread
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority, warm_up
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import (
@@ -24,7 +26,10 @@ from ensdistill.stages.labelmaps import (
     Place,
     Stored,
 )
+from ensdistill.stages.labelmodel import read_model
 from ensdistill.stages.parallel import for_each
+
+Method = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], FusionCounts | None]]
 
 
 @dataclass(frozen=True)
@@ -35,21 +40,14 @@ class _Fusing:
     ----------
     readers : tuple of LabelReader
         In the order of the roles, which is that of the names.
-    method : str
-        ``channel`` or ``majority``.
-    owner, certainty : (C,) intp, (C,) float64 or None
-        As for `channel_wise`.
-    rules : mapping
-        ``window``, ``conflict`` and ``holes`` for `channel_wise`.
+    method : callable
+        From (T, H, W) label maps to the fused map and, where the method has any, its counts.
     write : LabelWriter
         Stores the fused map.
     """
 
     readers: tuple[LabelReader, ...]
-    method: str
-    owner: NDArray[np.intp]
-    certainty: NDArray[np.float64] | None
-    rules: Mapping[str, Any]
+    method: Method
     write: LabelWriter
 
     def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
@@ -57,9 +55,9 @@ class _Fusing:
         labels = np.empty((len(stored), *place.size), np.uint8)
         for read, one, out in zip(self.readers, stored, labels, strict=True):
             read(one, out)
-        if self.method == "majority":
-            return self.write(place, majority(labels, len(self.owner)))
-        fused, counts = channel_wise(labels, self.owner, certainty=self.certainty, **self.rules)
+        fused, counts = self.method(labels)
+        if counts is None:
+            return self.write(place, fused)
         return {**self.write(place, fused, counts.label), "counts": _to_json(counts)}
 
 
@@ -68,23 +66,20 @@ def run(job: Job) -> dict[str, Any]:
     local: Local = job.work.local
     recipe: dict[str, Any] = job.work.recipe
     classes = local.classes.classes
-    if not job.inputs:
+    inputs = dict(job.inputs)
+    model = inputs.pop("model", None)
+    if not inputs:
         raise DataError("the policy gives no class to any teacher: there is nothing to fuse")
-    Thread(target=warm_up, daemon=True).start()  # while the teachers' indices are read
-    teachers = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
+    method = _method(recipe, classes, model)
+    # while the teachers' indices are read
+    Thread(target=warm_up if model is None else labelmodel.warm_up, daemon=True).start()
+    teachers = [LabelMaps(inputs[role]) for role in sorted(inputs)]
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
     job.start("images")
-    owner = np.full(len(classes), -1, np.intp)
-    certainty, rules = None, {}
-    if recipe["method"] == "channel":
-        owner = np.array([_or(recipe["owner"][c], -1) for c in classes], np.intp)
-        rules = {name: recipe[name] for name in ("window", "conflict", "holes")}
-        if recipe["conflict"] == "certainty":
-            certainty = np.array([_or(recipe["certainty"][c], np.nan) for c in classes])
     readers = tuple(t.reader for t in teachers)
     for_each(
         [(place, [t.find(place.id) for t in teachers]) for place in maps.missing],
-        _Fusing(readers, recipe["method"], owner, certainty, rules, maps.write),
+        _Fusing(readers, method, maps.write),
         lambda item, record: maps.journal(item[0], record),
         workers=local.workers,
         progress=job.progress,
@@ -97,10 +92,33 @@ def run(job: Job) -> dict[str, Any]:
         "coverage": float(labelled.sum() / pixels),
         "labels": dict(zip(classes, labelled.tolist(), strict=True)),
     }
-    if recipe["method"] == "channel":
+    if recipe["method"] != "majority":
         counted = (_from_json(record["counts"]) for record in records)
         result |= shares(reduce(add, counted), classes)
     return result
+
+
+def _method(recipe: Mapping[str, Any], classes: tuple[str, ...], model: Artifact | None) -> Method:
+    """Return what fuses by a recipe."""
+    if recipe["method"] == "majority":
+        return partial(_majority, n_classes=len(classes))
+    if model is not None:
+        return partial(labelmodel.fuse, model=read_model(model.manifest.result))
+    certainty = None
+    if recipe["conflict"] == "certainty":
+        certainty = np.array([_or(recipe["certainty"][c], np.nan) for c in classes])
+    return partial(
+        channel_wise,
+        owner=np.array([_or(recipe["owner"][c], -1) for c in classes], np.intp),
+        window=recipe["window"],
+        conflict=recipe["conflict"],
+        holes=recipe["holes"],
+        certainty=certainty,
+    )
+
+
+def _majority(label_maps: NDArray[np.uint8], n_classes: int) -> tuple[NDArray[np.uint8], None]:
+    return majority(label_maps, n_classes), None
 
 
 def shares(counts: FusionCounts, classes: tuple[str, ...]) -> dict[str, Any]:

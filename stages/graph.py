@@ -1,7 +1,8 @@
 """The whole graph on one screen: which node is made from what, and what enters its fingerprint.
 
+By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
-`student`; for each labelled split the same maps again, the oracle and `evaluation`.
+`student`. For each labelled split the same maps again, the oracle and `evaluation`.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -32,6 +33,7 @@ VERSIONS: Mapping[str, int] = {
     "infer": 1,
     "probe": 1,
     "certainty": 1,
+    "label-model": 1,
     "policy": 1,
     "fusion": 1,
     "student": 1,
@@ -41,6 +43,7 @@ VERSIONS: Mapping[str, int] = {
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
 _BYTES_PER_PIXEL = 0.03
 _BYTES_PER_RECORD = 700
+_ALL_FUSIONS = "evaluate --fusions all"
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,9 @@ def infer_id(teacher: str, split: str = TRAIN) -> str:
     return f"infer[{teacher}]" + _at(split)
 
 
-def build(experiment: Experiment, *, opens: Collection[str] = ()) -> list[Node]:
+def build(
+    experiment: Experiment, *, opens: Collection[str] = (), all_fusions: bool = False
+) -> list[Node]:
     """Return the graph of an experiment, each node after all that it needs.
 
     Parameters
@@ -141,31 +146,37 @@ def build(experiment: Experiment, *, opens: Collection[str] = ()) -> list[Node]:
         Stages for whose sake ground truth may be read, to hash it: ``"evaluation"`` and, for a
         student that watches a split, ``"student"``. For all others only remembered digests are
         used, so that planning and `status` never open a label file.
+    all_fusions : bool
+        Also fuse labelled splits by every other method, with what these need.
     """
     graph = _Graph(experiment, opens)
     config = experiment.config
     names = [t.name for t in experiment.teachers]
+    method, strategy = config.fusion.method, config.policy.strategy
+    channel, by_model = (all_fusions or method == m for m in ("channel", "label-model"))
     nodes = [graph.infer(t, TRAIN) for t in experiment.teachers]
-    if config.fusion.method == "channel":
-        if config.policy.strategy == "certainty":
-            for t in experiment.teachers:
-                nodes += [graph.probe(t), graph.certainty(t)]
+    if by_model or (channel and strategy == "reliability"):
+        nodes.append(graph.label_model(names))
+    if channel and strategy == "certainty":
+        for t in experiment.teachers:
+            nodes += [graph.probe(t), graph.certainty(t)]
+    if channel:
         nodes.append(graph.policy(names))
     nodes += [graph.fusion(names), graph.student()]
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
-        nodes += graph.evaluation(split)
+        nodes += graph.evaluation(split, all_fusions=all_fusions)
     return nodes
 
 
 def policy_ids(nodes: Sequence[Node]) -> list[str]:
-    """Return the nodes that `select-policy` makes: probes, certainties and the policy."""
+    """Return the nodes that `select-policy` makes: probes, certainties, policy, label model."""
     return [n.id for n in nodes if n.command == "select-policy"]
 
 
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
     """Return the nodes that only an evaluation on `split` needs."""
-    return [n.id for n in nodes if n.id.endswith(_at(split))]
+    return [n.id for n in nodes if n.id.endswith(_at(split)) or n.command == _ALL_FUSIONS]
 
 
 @dataclass(frozen=True)
@@ -254,6 +265,14 @@ class _Graph:
         """Whether a teacher can label a split."""
         return teacher.network is not None or split in (teacher.labels or {})
 
+    def command(self, method: str) -> str:
+        """Return what makes the nodes before a fusion by `method`."""
+        settings = self.experiment.config
+        own = settings.fusion.method
+        if own == "channel" and settings.policy.strategy == "reliability":
+            return "select-policy"
+        return "select-policy" if own == method else _ALL_FUSIONS
+
     def probe(self, teacher: Teacher) -> Node:
         """The small student that measures a teacher, trained on its labels alone."""
 
@@ -272,7 +291,7 @@ class _Graph:
             [infer_id(teacher.name)],
             plan,
             "probe:run",
-            "select-policy",
+            self.command("channel"),
         )
 
     def certainty(self, teacher: Teacher) -> Node:
@@ -297,16 +316,53 @@ class _Graph:
             [f"probe[{teacher.name}]", infer_id(teacher.name)],
             plan,
             "certainty:run",
-            "select-policy",
+            self.command("channel"),
         )
 
-    def policy(self, names: list[str]) -> Node:
-        """The policy pi: class to teacher (paper, section 3.2)."""
-        settings, classes = self.experiment.config.policy, self.experiment.classes.classes
-        needs = [] if settings.strategy == "manual" else [f"certainty[{t}]" for t in names]
+    def label_model(self, names: list[str]) -> Node:
+        """How far each teacher is to be trusted with each class, from all teachers' labels."""
+        maps = {f"teacher{k:02}": infer_id(t) for k, t in enumerate(names)}
 
         def plan(upstream: Upstream) -> Work:
-            if settings.strategy == "manual":
+            return Work(
+                {"classes": list(self.experiment.classes.classes)},
+                uses=maps,
+                local=self.local(TRAIN, upstream),
+            )
+
+        return self.node(
+            "label-model",
+            "label-model",
+            "labels",
+            list(maps.values()),
+            plan,
+            "labelmodel:run",
+            self.command("label-model"),
+        )
+
+    def policy(self, names: list[str], by: str | None = None) -> Node:
+        """The policy pi: class to teacher (paper, section 3.2); `by` names another strategy."""
+        settings, classes = self.experiment.config.policy, self.experiment.classes.classes
+        strategy = by or settings.strategy
+        needs = {
+            "manual": [],
+            "reliability": ["label-model"],
+            "certainty": [f"certainty[{t}]" for t in names],
+        }[strategy]
+
+        def plan(upstream: Upstream) -> Work:
+            if strategy == "reliability":
+                found = upstream.content("label-model")["reliability"]
+                reliability: dict[str, Json] = dict(zip(names, found, strict=True))
+                return Work(
+                    {
+                        "strategy": strategy,
+                        "classes": list(classes),
+                        "reliability": reliability,
+                    },
+                    local=self.local(TRAIN, upstream),
+                )
+            if strategy == "manual":
                 assign = settings.assign or {}
                 return Work(
                     {"strategy": "manual", "assign": {c: assign.get(c) for c in classes}},
@@ -326,24 +382,35 @@ class _Graph:
             )
 
         return self.node(
-            "policy", "policy", settings.strategy, needs, plan, "policy:run", "select-policy"
+            "policy" if by is None else f"policy[{by}]",
+            "policy",
+            strategy,
+            needs,
+            plan,
+            "policy:run",
+            self.command("channel") if by is None else _ALL_FUSIONS,
         )
 
     def fusion(self, names: list[str], split: str = TRAIN, method: str | None = None) -> Node:
-        """One label map from many; `method` names a baseline or the oracle."""
+        """One label map from many; `method` names another than the experiment's."""
         settings, classes = self.experiment.config.fusion, self.experiment.classes.classes
         method = method or settings.method
-        policy = f"policy[oracle]{_at(split)}" if method == "channel-oracle" else "policy"
+        policy = {
+            "channel-oracle": f"policy[oracle]{_at(split)}",
+            "channel-reliability": "policy[reliability]",
+        }.get(method, "policy")
+        needs = {"majority": [], "label-model": ["label-model"]}.get(method, [policy])
         maps = {t: infer_id(t, split) for t in names}
 
         def plan(upstream: Upstream) -> Work:
             prints = {t: upstream.fingerprint(node_id) for t, node_id in maps.items()}
             items, local = self.items(split, upstream), self.local(split, upstream)
-            if method == "majority":
+            if method in ("majority", "label-model"):
                 return Work(
-                    {"method": "majority", "classes": list(classes)},
-                    # ties go to the name that sorts first, so here the order is part of it
-                    uses={f"teacher{k:02}": maps[t] for k, t in enumerate(names)},
+                    {"method": method, "classes": list(classes)},
+                    # by name, for ties and for the model's teachers: the order is part of it
+                    uses={f"teacher{k:02}": maps[t] for k, t in enumerate(names)}
+                    | ({"model": "label-model"} if needs else {}),
                     items=items,
                     local=local,
                     item_bytes=self.label_bytes(split),
@@ -377,7 +444,7 @@ class _Graph:
             "fusion" if split == TRAIN else f"fusion[{method}]{_at(split)}",
             "fusion",
             f"{method}-{split}",
-            [*maps.values(), *([] if method == "majority" else [policy])],
+            [*maps.values(), *needs],
             plan,
             "fusion:run",
             "fuse" if split == TRAIN else "evaluate",
@@ -412,7 +479,7 @@ class _Graph:
             "student", "student", "student", ["fusion"], plan, "student:run", "train-student"
         )
 
-    def evaluation(self, split: str) -> list[Node]:
+    def evaluation(self, split: str, *, all_fusions: bool) -> list[Node]:
         """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
         exp = self.experiment
         names = [t.name for t in exp.teachers if self.covers(t, split)]
@@ -420,9 +487,15 @@ class _Graph:
         nodes = []
         if names:
             methods = ["majority", "channel-oracle"]
-            # the policy can be applied only where all teachers' maps are
-            if exp.config.fusion.method == "channel" and len(names) == len(exp.teachers):
-                methods.insert(0, "channel")
+            more: list[str] = [m for m in [exp.config.fusion.method] if m != "majority"]
+            if all_fusions:
+                more = ["label-model", "channel"]
+                if exp.config.policy.strategy != "reliability":
+                    nodes.append(self.policy(names, "reliability"))
+                    more.append("channel-reliability")
+            # policy and model can be applied only where all teachers' maps are
+            if len(names) == len(exp.teachers):
+                methods = [*more, *methods]
             nodes.append(self.oracle(split, names))
             nodes += [self.fusion(names, split, method) for method in methods]
             uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
@@ -16,12 +17,15 @@ from ensdistill.stages.labelmaps import LabelMaps
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Choose by the probes' certainty, or take what the experiment file assigns."""
+    """Choose by the probes' certainty or the label model, or take what the file assigns."""
     recipe: dict[str, Any] = job.work.recipe
     classes = job.work.local.classes.classes
     if recipe["strategy"] == "manual":
         chosen = [Choice(recipe["assign"][c], None, False) for c in classes]
         return _result("manual", chosen, classes)
+    if recipe["strategy"] == "reliability":
+        reliability = {t: np.array(values, float) for t, values in recipe["reliability"].items()}
+        return _by_score("reliability", reliability, classes)
     evidence = {
         teacher: Evidence(
             certainty=np.array([_nan(found["certainty"][c]) for c in classes], np.float64),
@@ -36,10 +40,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def run_oracle(job: Job) -> dict[str, Any]:
-    """Choose by IoU on the split's ground truth: a yardstick for policies that no method may use.
-
-    The IoU stands where other strategies have the certainty, for the conflict rule of that name.
-    """
+    """Choose by IoU on the split's ground truth: a yardstick that no method may use."""
     local: Local = job.work.local
     classes = local.classes.classes
     decoder = Decoder(local.to_target, palette=local.palette)
@@ -53,7 +54,14 @@ def run_oracle(job: Job) -> dict[str, Any]:
         confmats += confusion(target, predictions, len(classes))
         job.progress.advance()
     scores = {teacher: iou(confmat) for teacher, confmat in zip(maps, confmats, strict=True)}
-    result = _result("oracle", best_policy(scores, len(classes)), classes)
+    return _by_score("oracle", scores, classes)
+
+
+def _by_score(
+    strategy: str, scores: Mapping[str, NDArray[np.float64]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The policy of the best scores, which stand where other strategies have the certainty."""
+    result = _result(strategy, best_policy(scores, len(classes)), classes)
     for c, name in enumerate(classes):
         teacher = result["teacher"][name]
         result["certainty"][name] = None if teacher is None else float(scores[teacher][c])

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import Experiment
 from ensdistill.stages.graph import infer_id
@@ -30,6 +31,20 @@ def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict
     return found
 
 
+def reliability(
+    experiment: Experiment, decisions: Mapping[str, Decision]
+) -> dict[str, dict[str, float | None]]:
+    """Return teacher to the IoU per class that the label model expects of it, if there is one."""
+    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    if artifact is None:
+        return {}
+    rows = artifact.manifest.result["reliability"]
+    return {
+        t.name: dict(zip(experiment.classes.classes, row, strict=True))
+        for t, row in zip(experiment.teachers, rows, strict=True)
+    }
+
+
 def results(
     experiment: Experiment, split: str, decisions: Mapping[str, Decision]
 ) -> dict[str, Any]:
@@ -50,31 +65,49 @@ def results(
     evaluation = made[f"evaluation@{split}"].result
     methods = [{k: v for k, v in m.items() if k != "confmat"} for m in evaluation["methods"]]
     methods.sort(key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
+    fusions = {
+        m["name"]: made[f"fusion[{m['name']}]@{split}"] for m in methods if m["kind"] == "fusion"
+    }
     chosen = policy(decisions) or {"teacher": {}, "fallback": []}
     return {
         "split": split,
         "classes": evaluation["classes"],
+        "fusion": experiment.config.fusion.method,
         "methods": methods,
+        "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
         "policy": chosen["teacher"],
         "policy_fallback": chosen["fallback"],
         "certainty": {t: r["certainty"] for t, r in certainty(experiment, decisions).items()},
+        "reliability": reliability(experiment, decisions),
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
+        "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
     }
 
 
 def write_results(
-    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+    experiment: Experiment,
+    split: str,
+    decisions: Mapping[str, Decision],
+    *,
+    all_fusions: bool = False,
 ) -> dict[str, Any]:
     """Write ``results.json`` into the workspace and return its content.
 
-    Only the first labelled split has that name; a further one writes ``results-<split>.json``.
+    Only the first labelled split has that name; a further one writes ``results-<split>.json``,
+    and the scores of all fusions stand in ``results-all.json`` or ``results-all-<split>.json``.
     """
     found = results(experiment, split, decisions)
-    name = "results.json" if split == experiment.labelled[0] else f"results-{split}.json"
+    name = "results" + "-all" * all_fusions
+    name += ".json" if split == experiment.labelled[0] else f"-{split}.json"
     file, content = experiment.workspace.root / name, atomic.json_bytes(found, indent=1)
     if not file.exists() or file.read_bytes() != content:  # a finished workspace may be read-only
         atomic.write_bytes(file, content)
     return found
+
+
+def _per_image(made: Manifest) -> float | None:
+    """The seconds an image took; None where not all were made at once."""
+    return made.seconds / made.written if made.written == made.result["images"] else None
 
 
 def not_covered(experiment: Experiment, split: str, decisions: Mapping[str, Decision]) -> list[str]:

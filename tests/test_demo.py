@@ -13,6 +13,8 @@ from ensdistill.data.toy import CLASSES, SOURCES
 
 SEED = 0
 
+FUSIONS = ("label-model", "channel", "channel-reliability", "channel-oracle", "majority")
+
 
 def demo(out):
     begin = time.monotonic()
@@ -35,7 +37,7 @@ def test_demo(tmp_path):
     kinds = {m["name"]: m["kind"] for m in found["methods"]}
     assert kinds == {
         **dict.fromkeys(SOURCES, "teacher"),
-        **dict.fromkeys(("channel", "channel-oracle", "majority"), "fusion"),
+        **dict.fromkeys(FUSIONS, "fusion"),
         "student": "student",
     }
     miou = {m["name"]: m["miou"] for m in found["methods"]}
@@ -52,7 +54,9 @@ def test_demo(tmp_path):
     assert miou["nocturne"] < min(miou[t] for t in SOURCES if t != "nocturne")
     assert sum(iou["majority"][c] is not None for c in CLASSES) >= 10
     assert set(found["policy"].values()) <= {*SOURCES, None}
-    for name in (*SOURCES, "majority", "channel", "channel-oracle", "student"):
+    # the label model is no worse than the baselines on any of the seeds looked at (DESIGN.md)
+    assert miou["label-model"] >= max(miou["majority"], miou["channel"])
+    for name in (*SOURCES, *FUSIONS, "student"):
         assert name in text
     assert "regret" in text
 
@@ -60,7 +64,8 @@ def test_demo(tmp_path):
     other = os.environ.get("ENSDISTILL_DEMO")
     if other:
         earlier = json.loads(Path(other, "results.json").read_text())
-        assert {**found, "seconds": 0} == {**earlier, "seconds": 0}
+        timeless = {"seconds": 0, "seconds_per_image": 0}
+        assert {**found, **timeless} == {**earlier, **timeless}
 
     again, repeated = demo(tmp_path)
     assert "nothing to do" in again

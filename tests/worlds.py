@@ -54,7 +54,7 @@ class World:
             },
             "teachers": [self.entry("a"), self.entry("b")],
             "probe": dict(TINY),
-            "fusion": {"window": 5},
+            "fusion": {"method": "channel", "window": 5},
             "student": dict(TINY),
             "runtime": {"device": "cpu", "workers": 0, "threads": 1},
         }

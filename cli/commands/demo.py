@@ -67,14 +67,16 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         rehash=False,
         splits=lambda exp: tuple(exp.config.target),
         opens=("evaluation",),
+        all_fusions=True,
     )
     report.ran += ran.ran
-    found = results.write_results(experiment, SPLIT, decisions)
+    found = results.write_results(experiment, SPLIT, decisions, all_fusions=True)
     atomic.write_json(out / "results.json", found, indent=1)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     render.policy(results.policy(decisions), results.certainty(experiment, decisions))
+    render.reliability(results.reliability(experiment, decisions))
     click.echo()
     render.scores(found, [])
     seconds = time.perf_counter() - begin

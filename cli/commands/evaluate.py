@@ -17,9 +17,22 @@ from ensdistill.stages.results import not_covered, write_results
 
 @click.command()
 @click.option("--split", help="The labelled split; needed where there are several.")
+@click.option(
+    "--fusions",
+    type=click.Choice(["own", "all"]),
+    default="own",
+    show_default=True,
+    help="Score the experiment's own fusion, or every other method beside it.",
+)
 @options.stage
 def command(
-    split: str | None, config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool
+    split: str | None,
+    fusions: str,
+    config: Path,
+    dry_run: bool,
+    upstream: bool,
+    rehash: bool,
+    as_json: bool,
 ) -> None:
     """Score teachers, fusions and student against ground truth, class by class.
 
@@ -27,10 +40,15 @@ def command(
     each class from the teacher that is best at it by that ground truth: a yardstick for policies,
     not a method. It is usually, not always, the highest: conflicts can undo a choice.
 
+    With `--fusions all` the probes that the paper's fusion needs are trained where there are none
+    (`--dry-run` says so); the table is also kept as results-all.json in the workspace.
+
     \b
     Example:
       ensdistill evaluate --split val --json
+      ensdistill evaluate --fusions all
     """
+    every = fusions == "all"
     experiment, report, decisions = execute(
         config,
         lambda exp, nodes: evaluation_ids(nodes, pick_split(exp, split)),
@@ -39,12 +57,13 @@ def command(
         rehash=rehash,
         splits=lambda exp: (TRAIN, pick_split(exp, split)),
         opens=("student", "evaluation"),
+        all_fusions=every,
     )
     if dry_run:
-        say(experiment, report, decisions, dry_run=True, as_json=as_json)
+        say(experiment, report, decisions, dry_run=True, as_json=as_json, all_fusions=every)
         return
     split = pick_split(experiment, split)
-    found = write_results(experiment, split, decisions)
+    found = write_results(experiment, split, decisions, all_fusions=every)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:

@@ -13,7 +13,10 @@ from ensdistill.cli.execute import execute, say
 @click.command()
 @options.stage
 def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
-    """Fuse the teachers' label maps into pseudo-labels, each class from the teacher chosen for it.
+    """Fuse the teachers' label maps into pseudo-labels.
+
+    `fusion.method` says how: by the label model, or as in the paper each class from the teacher
+    that the policy chose for it, or by majority.
 
     \b
     Example:

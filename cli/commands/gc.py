@@ -57,7 +57,11 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     workspace = experiments[0].workspace
     if not workspace.root.exists():
         raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
-    plans = [plan(build(e), workspace.scan()) for e in experiments]
+    plans = [
+        plan(build(e, all_fusions=every), workspace.scan())
+        for e in experiments
+        for every in (False, True)
+    ]
     for experiment in experiments:
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]

@@ -20,9 +20,11 @@ from ensdistill.stages.graph import policy_ids
 @click.command()
 @options.stage
 def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
-    """Train a small probe on each teacher's labels and choose one teacher for every class.
+    """Find out, without ground truth, which teacher is to be trusted with which class.
 
-    Prints the policy with the probes' mean certainty; no ground truth is used.
+    For the fusion `label-model` it fits that model to all teachers' labels. For `channel`, the
+    paper's, it trains a small probe on each teacher's labels and gives each class to the teacher
+    whose probe is most certain of it.
 
     \b
     Example:
@@ -32,7 +34,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     def choose(_: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
         wanted = policy_ids(nodes)
         if not wanted:
-            raise ConfigError(f"{config}: fusion.method is majority, which needs no policy")
+            raise ConfigError(f"{config}: fusion.method is majority, which needs no policy and no model")
         return wanted
 
     experiment, report, decisions = execute(
@@ -42,9 +44,12 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
         say(experiment, report, decisions, dry_run=True, as_json=as_json)
         return
     chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
+    reliability = results.reliability(experiment, decisions)
     if as_json:
-        found = {"policy": chosen, "certainty": certainty, **report_json(report)}
+        found = {"policy": chosen, "certainty": certainty, "reliability": reliability}
+        found |= report_json(report)
         click.echo(json.dumps(found, indent=1))
         return
     render.report(report)
     render.policy(chosen, certainty)
+    render.reliability(reliability)

@@ -163,7 +163,7 @@ def channel_wise(
 
     from ensdistill.stages.functional import _kernels as kernels
 
-    label_maps = _frozen(label_maps)
+    label_maps = frozen(label_maps)
     plane, words = _tiled(height, width, kernels)
     unsettled = np.empty((height, words.shape[1] // 8), np.uint8)
     present = np.zeros((-(-height // kernels.BAND), unsettled.shape[1]), np.uint64)
@@ -273,10 +273,10 @@ def majority(
     from ensdistill.stages.functional import _kernels as kernels
 
     fused = np.empty(label_maps.shape[1:], np.uint8)
-    flat = _frozen(label_maps).reshape(teachers, -1)
+    flat = frozen(label_maps).reshape(teachers, -1)
     if weights is None and teachers <= 4:
         silent = np.full(fused.size if teachers < 4 else 0, IGNORE_INDEX, np.uint8)
-        a, b, c, d = [*flat, *[_frozen(silent)] * (4 - teachers)]
+        a, b, c, d = [*flat, *[frozen(silent)] * (4 - teachers)]
         highest = kernels.vote_of_four(a, b, c, d, fused.reshape(-1))
     else:
         none = np.zeros(kernels.BLOCK, votes.dtype)
@@ -314,7 +314,7 @@ def _claimants(
     return np.array(planes, np.intp), np.array(rows, np.uint8)
 
 
-def _frozen(label_maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def frozen(label_maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = np.ascontiguousarray(label_maps).view()
     view.flags.writeable = False
     return view

@@ -72,7 +72,7 @@ class Fusion:
             "target": {"train": {"images": "images/*.png"}},
             "teachers": teachers,
             "policy": {"strategy": "manual", "assign": assign},
-            "fusion": {"window": WINDOW},
+            "fusion": {"method": "channel", "window": WINDOW},
             "runtime": {"device": "cpu", "workers": 1},
         }
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))

@@ -169,10 +169,11 @@ def test_a_finished_workspace_may_be_read_only(made, monkeypatch):
 
 def test_what_changed_is_told_against_the_nearest_artifact(made):
     """A setting that was tried and taken back is nobody's change."""
-    made.settings["fusion"] = {"window": 7, "holes": "ignore", "conflict": "ignore"}
+    changed = {"window": 7, "holes": "ignore", "conflict": "ignore"}
+    made.settings["fusion"] = {"method": "channel"} | changed
     made.write()
     made.call("fuse")
-    made.settings["fusion"] = {"window": 3}
+    made.settings["fusion"] = {"method": "channel", "window": 3}
     made.write()
     found = made.json("explain", "fusion")
     assert found["changes"] == [{"field": "recipe.window", "old": 5, "new": 3}]

@@ -167,7 +167,7 @@ def test_what_comes_out_different_makes_what_is_below_stale(tmp_path, monkeypatc
 
 def test_what_the_experiment_does_not_make_is_left_with_the_reason(world):
     old = world.artifact("fusion").path
-    world.settings = {**world.settings, "fusion": {"window": 3}}
+    world.settings = {**world.settings, "fusion": {"method": "channel", "window": 3}}
     world.write()
     flip(old / "labels.zarr" / "c.0.0.0")
     text = world.call("verify", "--repair", expect=1)

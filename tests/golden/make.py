@@ -30,14 +30,19 @@ from ensdistill.stages.results import results
 GOLDEN = Path(__file__).parent
 OPENS = ("student", "evaluation")
 WRITTEN_BY_HAND = ("experiment.yaml", "classes.yaml")  # all else is made
+LABEL_MODEL = {"fusion": {"method": "label-model"}}
 # Other settings, beside the golden ones, whose fingerprints and exact numbers are recorded.
 VARIANTS = {
     "fallback": {"policy": {"min_support": 0.4}},
     "ties": {"policy": {"min_support": 1}},  # no probe is trusted, so names decide
     "manual": {"policy": {"strategy": "manual", "assign": {"road": "own", "sky": "segformer"}}},
     "majority": {"fusion": {"method": "majority"}},
+    "label-model": LABEL_MODEL,
+    "reliability": {"policy": {"strategy": "reliability"}},
     **{
-        f"{conflict}-{holes}": {"fusion": {"window": 3, "conflict": conflict, "holes": holes}}
+        f"{conflict}-{holes}": {
+            "fusion": {"method": "channel", "window": 3, "conflict": conflict, "holes": holes}
+        }
         for conflict in ("window", "certainty", "ignore")
         for holes in ("window", "ignore")
     },
@@ -124,6 +129,8 @@ def make_workspace(folder):
     workspace = experiment.workspace
     targets = [n.id for n in nodes]
     run(nodes, workspace, targets, lambda _: Silent(), about=folder)
+    _, variant = _opened(folder, LABEL_MODEL)
+    run(variant, workspace, ["label-model"], lambda _: Silent(), about=folder)
     for artifact in workspace.scan().published.values():
         manifest = artifact.manifest
         neutral = replace(
@@ -134,11 +141,16 @@ def make_workspace(folder):
             finished="2026-01-01T00:00:00+00:00",
         )
         (artifact.path / MANIFEST).write_bytes(neutral.to_bytes())
+    forget(workspace)
+    found = results(experiment, "val", plan(nodes, workspace.scan()))
+    (workspace.root / "results.json").write_bytes(json_bytes(found, indent=1))
+
+
+def forget(workspace):
+    """Remove what tells of the machine."""
     shutil.rmtree(workspace.root / ".locks", ignore_errors=True)
     for name in ("files.json", "files-facts.json"):
         (workspace.root / name).unlink(missing_ok=True)
-    found = results(experiment, "val", plan(nodes, workspace.scan()))
-    (workspace.root / "results.json").write_bytes(json_bytes(found, indent=1))
 
 
 def fingerprints(folder):
@@ -280,11 +292,20 @@ def _certainty_numbers(folder):
 
 
 def _policy_numbers(folder):
-    variants = {"certainty": {}} | {k: VARIANTS[k] for k in ("fallback", "ties", "manual")}
+    variants = {"certainty": {}} | {
+        k: VARIANTS[k] for k in ("fallback", "ties", "manual", "reliability")
+    }
     found = {name: rerun(folder, "policy", v) for name, v in variants.items()}
     assert found["fallback"].result["fallback"], "no class falls back: raise min_support"
     exact = {name: f.exact() for name, f in found.items()}
     return {"exact": exact | {"oracle": rerun(folder, "policy[oracle]@val").exact()}}
+
+
+def _label_model_numbers(folder):
+    result = rerun(folder, "label-model", LABEL_MODEL).result
+    near = {"prior": result["prior"], "weights": result["weights"]}
+    near |= {f"reliability {k}": row for k, row in enumerate(result["reliability"])}
+    return {"near": {n: dict(enumerate(values)) for n, values in near.items()}}
 
 
 def _fusion_numbers(folder):
@@ -305,6 +326,7 @@ NUMBERS = {
     "infer": _infer_numbers,
     "probe": _probe_numbers,
     "certainty": _certainty_numbers,
+    "label-model": _label_model_numbers,
     "policy": _policy_numbers,
     "fusion": _fusion_numbers,
     "student": _student_numbers,

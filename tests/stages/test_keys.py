@@ -615,6 +615,9 @@ def test_ground_truth_of_the_training_images_is_in_no_key(world):
 
 @pytest.mark.parametrize("stage", VERSIONS)
 def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
+    if stage == "label-model":
+        world.settings["fusion"] = {"method": "label-model"}
+        world.write()
     before = prints(world)
     monkeypatch.setattr(graph, "VERSIONS", VERSIONS | {stage: VERSIONS[stage] + 1})
     found = decided(world)

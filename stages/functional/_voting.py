@@ -1,0 +1,429 @@
+"""The compiled loops behind `labelmodel`, imported only when one of them is called.
+
+Most pixels have the votes of their left neighbour: maps are read as runs of equal votes, and equal
+votes are kept once as a pattern. Candidates of a pattern are the labels that somebody votes for, in
+rising order; nothing is ever stored for the other classes.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.stages.functional import IGNORE_INDEX
+from ensdistill.stages.functional._compiling import Int64, UInt8, jit
+
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+
+_SILENT: Final = np.uint8(IGNORE_INDEX)
+_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+@jit
+def mark_changes(label_maps: UInt8, changes: UInt8) -> int:
+    """Mark in (H, W) where votes differ from the left neighbour's; return the highest but 255."""
+    teachers, height, width = label_maps.shape
+    highest = np.uint8(0)  # of label + 1, so that 255 counts least
+    for y in range(height):
+        row = changes[y]
+        row[:] = 0
+        row[0] = 1
+        for t in range(teachers):
+            votes = label_maps[t, y]
+            for x in range(1, width):
+                row[x] |= np.uint8(votes[x] != votes[x - 1])
+            for x in range(width):
+                highest = max(highest, np.uint8(votes[x] + np.uint8(1)))
+    return int(highest) - 1
+
+
+@jit
+def _place(
+    votes: UInt8, known: int, epoch: int, epochs: Int32, slots: Int32, patterns: UInt8
+) -> int:
+    """Return where a pattern stands, entered as number `known` if it is new."""
+    teachers = len(votes)
+    mixed = np.uint64(0)
+    for t in range(teachers):
+        mixed = (mixed ^ np.uint64(votes[t])) * _FACTOR
+        mixed ^= mixed >> np.uint64(29)
+    mask = len(slots) - 1
+    slot = np.int64(mixed >> np.uint64(16)) & mask
+    while epochs[slot] == epoch:
+        found = slots[slot]
+        equal = True
+        for t in range(teachers):
+            equal &= patterns[found, t] == votes[t]
+        if equal:
+            return int(found)
+        slot = (slot + 1) & mask
+    epochs[slot] = epoch
+    slots[slot] = known
+    for t in range(teachers):
+        patterns[known, t] = votes[t]
+    return known
+
+
+@jit
+def read_cell(
+    label_maps: UInt8,
+    changes: UInt8,
+    box: Int64,
+    epoch: int,
+    epochs: Int32,
+    slots: Int32,
+    patterns: UInt8,
+    pixels: Int64,
+    runs: Int32,
+) -> tuple[int, int]:
+    """Read a cell as runs of patterns.
+
+    Parameters
+    ----------
+    label_maps, changes
+        (T, H, W), and what `mark_changes` found.
+    box
+        (4,): top, bottom, left, right.
+    epoch, epochs, slots
+        A hash table of a power of two, at least twice the cell; `epoch` is new in each cell.
+    patterns, pixels, runs
+        Out: (P, T) votes, (P,) how many pixels have them, and (P, 4) row, first column, end and
+        pattern of each run; P is at least the number of the cell's pixels.
+
+    Returns
+    -------
+    tuple
+        How many patterns and runs there are.
+    """
+    votes = np.empty(len(label_maps), np.uint8)
+    known, n_runs = 0, 0
+    for y in range(box[0], box[1]):
+        x = box[2]
+        while x < box[3]:
+            end = x + 1
+            while end < box[3] and changes[y, end] == 0:
+                end += 1
+            for t in range(len(votes)):
+                votes[t] = label_maps[t, y, x]
+            place = _place(votes, known, epoch, epochs, slots, patterns)
+            if place == known:
+                pixels[known] = 0
+                known += 1
+            pixels[place] += end - x
+            runs[n_runs, 0], runs[n_runs, 1], runs[n_runs, 2], runs[n_runs, 3] = y, x, end, place
+            n_runs += 1
+            x = end
+    return known, n_runs
+
+
+@jit
+def enrol(rows: UInt8, epochs: Int32, slots: Int32, patterns: UInt8, places: Int32) -> int:
+    """Write each row's pattern to `places`, its votes once to `patterns`; return their number."""
+    known = 0
+    for r in range(len(rows)):
+        places[r] = _place(rows[r], known, 1, epochs, slots, patterns)
+        known = max(known, places[r] + 1)
+    return known
+
+
+@jit
+def list_candidates(patterns: UInt8, known: int, candidates: UInt8) -> None:
+    """Write to (P, T) the labels voted for, in rising order, filled up with 255."""
+    teachers = patterns.shape[1]
+    for m in range(known):
+        found = 0
+        for t in range(teachers):
+            vote = patterns[m, t]
+            j = found
+            while j > 0 and candidates[m, j - 1] > vote:
+                j -= 1
+            if vote == _SILENT or (j > 0 and candidates[m, j - 1] == vote):
+                continue
+            for k in range(found, j, -1):
+                candidates[m, k] = candidates[m, k - 1]
+            candidates[m, j] = vote
+            found += 1
+        for j in range(found, teachers):
+            candidates[m, j] = _SILENT
+
+
+@jit
+def share_votes(
+    patterns: UInt8, known: int, candidates: UInt8, weights: Float64, shares: Float64
+) -> None:
+    """Write to (P, T) the weight of the votes for each candidate, as a fraction."""
+    teachers = patterns.shape[1]
+    for m in range(known):
+        total = 0.0
+        for j in range(teachers):
+            shares[m, j] = 0.0
+            if candidates[m, j] == _SILENT:
+                continue
+            for t in range(teachers):
+                if patterns[m, t] == candidates[m, j]:
+                    shares[m, j] += weights[t]
+            total += shares[m, j]
+        for j in range(teachers):
+            if total > 0.0:
+                shares[m, j] /= total
+
+
+@jit
+def weigh(
+    patterns: UInt8, known: int, candidates: UInt8, evidence: Float64, likelihood: Float64
+) -> None:
+    """Write to (P, T) each candidate's likelihood, over that of the likeliest.
+
+    `evidence` is (T, C, C): weight times log p(vote | class).
+    """
+    teachers = patterns.shape[1]
+    for m in range(known):
+        best = -np.inf
+        for j in range(teachers):
+            c = candidates[m, j]
+            if c == _SILENT:
+                break
+            total = 0.0
+            for t in range(teachers):
+                if patterns[m, t] != _SILENT:
+                    total += evidence[t, c, patterns[m, t]]
+            likelihood[m, j] = total
+            best = max(best, total)
+        for j in range(teachers):
+            known_label = candidates[m, j] != _SILENT
+            likelihood[m, j] = np.exp(likelihood[m, j] - best) if known_label else 0.0
+
+
+@jit
+def sum_shares(
+    places: Int32, pixels: Int64, candidates: UInt8, shares: Float64, mass: Float64
+) -> None:
+    """Add to (C,) the pixels of each class in a cell, by (P, T) shares of its patterns."""
+    for r in range(len(places)):
+        m = places[r]
+        for j in range(candidates.shape[1]):
+            if candidates[m, j] == _SILENT:
+                break
+            mass[candidates[m, j]] += pixels[r] * shares[m, j]
+
+
+@jit
+def expect(
+    places: Int32,
+    pixels: Int64,
+    candidates: UInt8,
+    likelihood: Float64,
+    prior: Float64,
+    held: float,
+    mass: Float64,
+    posterior: Float64,
+) -> float:
+    """Make one E step in a cell, and return the largest change of its prior.
+
+    Parameters
+    ----------
+    places, pixels
+        (R,) the patterns of the cell and how many pixels have them.
+    candidates, likelihood
+        (P, T) of `list_candidates` and `weigh`.
+    prior
+        (C,) of all images.
+    held
+        How much of `prior` there is in the cell's, as a fraction of the cell's pixels.
+    mass
+        (C,) in and out: the pixels of each class in the cell.
+    posterior
+        (R, T) out.
+    """
+    total = mass.sum()
+    if total == 0.0:
+        return 0.0
+    before = (mass / total + held * prior) / (1.0 + held)
+    mass[:] = 0.0
+    for r in range(len(places)):
+        m = places[r]
+        scale = 0.0
+        for j in range(candidates.shape[1]):
+            c = candidates[m, j]
+            if c == _SILENT:
+                posterior[r, j] = 0.0
+                continue
+            posterior[r, j] = likelihood[m, j] * before[c]
+            scale += posterior[r, j]
+        for j in range(candidates.shape[1]):
+            c = candidates[m, j]
+            if c == _SILENT:
+                break
+            posterior[r, j] /= scale
+            mass[c] += pixels[r] * posterior[r, j]
+    after = (mass / mass.sum() + held * prior) / (1.0 + held)
+    return float(np.abs(after - before).max())
+
+
+@jit
+def expect_all(
+    starts: Int64,
+    places: Int32,
+    pixels: Int64,
+    candidates: UInt8,
+    likelihood: Float64,
+    prior: Float64,
+    held: float,
+    mass: Float64,
+    found: Float64,
+) -> None:
+    """Make one E step in all cells; `found` (P, T) gets the pixels of each candidate.
+
+    Cell i has the rows `starts[i]` to `starts[i + 1]` and (C,) `mass[i]`.
+    """
+    posterior = np.empty((np.diff(starts).max(), candidates.shape[1]))
+    found[:] = 0.0
+    for i in range(len(starts) - 1):
+        begin, end = starts[i], starts[i + 1]
+        expect(
+            places[begin:end],
+            pixels[begin:end],
+            candidates,
+            likelihood,
+            prior,
+            held,
+            mass[i],
+            posterior,
+        )
+        for r in range(begin, end):
+            for j in range(candidates.shape[1]):
+                found[places[r], j] += pixels[r] * posterior[r - begin, j]
+
+
+@jit
+def count_votes(patterns: UInt8, candidates: UInt8, found: Float64, counts: Float64) -> None:
+    """Add to (T, C, C) how many pixels of each class each teacher gave each label."""
+    for m in range(len(patterns)):
+        for j in range(patterns.shape[1]):
+            c = candidates[m, j]
+            if c == _SILENT:
+                break
+            for t in range(patterns.shape[1]):
+                if patterns[m, t] != _SILENT:
+                    counts[t, c, patterns[m, t]] += found[m, j]
+
+
+@jit
+def _plurality(votes: UInt8, candidates: UInt8, weights: Float64, without: int, too: int) -> int:
+    """The label with the most weight among all teachers but two; -1 without a vote."""
+    best, most = -1, 0.0
+    for j in range(len(votes)):
+        if candidates[j] == _SILENT:
+            break
+        total = 0.0
+        for u in range(len(votes)):
+            if u not in (without, too) and votes[u] == candidates[j]:
+                total += weights[u]
+        if total > most:
+            best, most = int(candidates[j]), total
+    return best
+
+
+@jit
+def count_deviations(
+    patterns: UInt8, candidates: UInt8, pixels: Float64, weights: Float64, labelled: Float64
+) -> Any:
+    """Return how often t deviates from the rest, and s alike, each label of t weighing the same.
+
+    `labelled` is (T, 256): the pixels of each label. Both results are (T, T), by t and s; the rest
+    is all but these two.
+    """
+    teachers = patterns.shape[1]
+    deviations, alike = np.zeros((teachers, teachers)), np.zeros((teachers, teachers))
+    for m in range(len(patterns)):
+        if candidates[m, 1] == _SILENT:
+            continue
+        for t in range(teachers):
+            for s in range(t):
+                rest = _plurality(patterns[m], candidates[m], weights, t, s)
+                if rest < 0:
+                    continue
+                same = patterns[m, t] == patterns[m, s]
+                for one, other in ((t, s), (s, t)):
+                    vote = patterns[m, one]
+                    if vote != _SILENT and vote != rest:
+                        weight = pixels[m] / labelled[one, vote]
+                        deviations[one, other] += weight
+                        alike[one, other] += weight * same
+    return deviations, alike
+
+
+@jit
+def compare_with_others(
+    patterns: UInt8, candidates: UInt8, pixels: Float64, weights: Float64, confmats: Float64
+) -> None:
+    """Add to (T, C, C + 1) each teacher's labels by the plurality of the others.
+
+    `weights` is (T, T): by teacher, what the vote of each other one weighs to it.
+    """
+    teachers, silent = patterns.shape[1], confmats.shape[2] - 1
+    for m in range(len(patterns)):
+        for t in range(teachers):
+            others = _plurality(patterns[m], candidates[m], weights[t], t, t)
+            if others >= 0:
+                vote = patterns[m, t]
+                confmats[t, others, silent if vote == _SILENT else vote] += pixels[m]
+
+
+@jit
+def write_runs(
+    runs: Int32, n_runs: int, candidates: UInt8, choice: UInt8, fused: UInt8, counts: Int64
+) -> None:
+    """Write the chosen labels of a cell; `counts` (4, 256) as of `labelmodel.fuse`."""
+    for i in range(n_runs):
+        y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
+        label, length = choice[m], end - begin
+        fused[y, begin:end] = label
+        several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
+        for j in range(candidates.shape[1]):
+            c = candidates[m, j]
+            if c == _SILENT:
+                break
+            counts[0, c] += length
+            counts[1, c] += length * several
+        counts[2, label] += length * several
+        counts[3, label] += length
+
+
+@jit
+def settle_cell(
+    patterns: UInt8,
+    known: int,
+    pixels: Int64,
+    candidates: UInt8,
+    weights: Float64,
+    evidence: Float64,
+    prior: Float64,
+    held: float,
+    tolerance: float,
+    rounds: int,
+    posterior: Float64,
+    choice: UInt8,
+) -> None:
+    """Choose a label for each pattern of a cell, with the cell's own prior.
+
+    `candidates` and `posterior` (P, T) and `choice` (P,) are written; the rest as elsewhere here.
+    """
+    list_candidates(patterns, known, candidates)
+    share_votes(patterns, known, candidates, weights, posterior)
+    places = np.arange(known).astype(np.int32)
+    mass = np.zeros(len(prior))
+    sum_shares(places, pixels, candidates, posterior, mass)
+    likelihood = np.empty((known, patterns.shape[1]))
+    weigh(patterns, known, candidates, evidence, likelihood)
+    for _ in range(rounds):
+        change = expect(places, pixels, candidates, likelihood, prior, held, mass, posterior)
+        if change < tolerance:
+            break
+    for m in range(known):
+        choice[m] = candidates[m, 0]
+        best = posterior[m, 0]
+        for j in range(1, patterns.shape[1]):
+            if candidates[m, j] != _SILENT and posterior[m, j] > best:
+                choice[m], best = candidates[m, j], posterior[m, j]

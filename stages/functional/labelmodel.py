@@ -1,0 +1,430 @@
+"""A label model: what several teachers' labels say of the class of a pixel, without ground truth.
+
+The model of Dawid and Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM
+Algorithm", Applied Statistics 28 (1979): teacher t gives a pixel of class c the label l with
+probability theta_t[c, l], independently of the other teachers, and EM finds theta and the classes
+at once. STAPLE (Warfield, Zou, Wells, 2004) is the same for segmentations. Four things keep it to
+what the teachers mean, where errors are shared and classes are rare:
+
+- *Candidates.* The class of a pixel is one of the labels that it was given (as in learning from
+  candidate labels; Cour, Sapp, Taskar, 2011). Without it hidden classes wander off.
+- *A regional prior*, as in the local STAPLE of Commowick, Akhondi-Asl, Warfield (2012): the classes
+  of a cell of `GRID` rows of the image have a prior of their own.
+- *Weights.* Teachers share their errors, so that their votes are tempered: p ~ theta ** weight. The
+  weights are those of the best linear unbiased combination of estimates with correlated errors,
+  R^-1 1, times each teacher's agreement with the others. What is alike in both is counted once.
+- *Shrinkage* of theta to a teacher who is right with probability `RIGHT` and else labels as often
+  as it does elsewhere.
+
+The constants were chosen on generated cities (see stages/DESIGN.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.stages.functional import IGNORE_INDEX
+from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional.fusion import FusionCounts, frozen
+from ensdistill.stages.functional.scores import iou, mean_iou
+
+__all__ = ["LabelModel", "Votes", "count", "fit", "fuse", "grid", "vote_weights"]
+
+GRID: Final = 4
+"""Rows of cells of an image."""
+HELD: Final = 1 / 8
+"""How much of the global prior there is in a cell's, as a fraction of the cell's pixels."""
+SHRINKAGE: Final = 0.35
+"""The part of a confusion matrix that is the general teacher's."""
+RIGHT: Final = 0.75
+"""How often the general teacher is right."""
+TOLERANCE: Final = 1e-4
+"""EM ends when no probability of a confusion matrix changes by more."""
+ROUNDS: Final = 200
+"""The most rounds of EM."""
+LEAST_WEIGHT: Final = 0.02
+
+_CELL_TOLERANCE: Final = 1e-3
+_CELL_ROUNDS: Final = 20
+_WEIGHT_ROUNDS: Final = 3
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """The votes in an image or in several, counted by cell and pattern.
+
+    Attributes
+    ----------
+    patterns
+        (R, T) uint8, what the T teachers say: class ids or 255.
+    pixels
+        (R,) int64, how many pixels of the cell they say it of.
+    starts
+        (cells + 1,) int64: cell i has the rows `starts[i]` to `starts[i + 1]`.
+    """
+
+    patterns: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def of(self, teachers: Sequence[int]) -> "Votes":
+        """Return the votes of some teachers only."""
+        return Votes(np.ascontiguousarray(self.patterns[:, teachers]), self.pixels, self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelModel:
+    """What is known of the teachers.
+
+    Attributes
+    ----------
+    weights
+        (T,) float64 in (0, 1], the exponent of each teacher's likelihood.
+    confusions
+        (T, C, C) float64, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
+    prior
+        (C,) float64, the classes' shares of all images; sums to 1.
+    reliability
+        (T, C) float64, the IoU of each teacher's class with the model's; NaN where neither has it.
+    rounds
+        How many rounds EM took.
+    converged
+        Whether it ended before `ROUNDS`.
+    """
+
+    weights: Float64
+    confusions: Float64
+    prior: Float64
+    reliability: Float64
+    rounds: int = 0
+    converged: bool = True
+
+
+def grid(height: int, width: int) -> NDArray[np.int64]:
+    """Return the cells of an image, about square: (cells, 4) top, bottom, left, right in pixels."""
+    rows = min(GRID, height)
+    columns = min(max(1, round(rows * width / height)), width)
+    ys, xs = np.arange(rows + 1) * height // rows, np.arange(columns + 1) * width // columns
+    return np.array(
+        [(ys[i], ys[i + 1], xs[j], xs[j + 1]) for i in range(rows) for j in range(columns)],
+        np.int64,
+    )
+
+
+def count(label_maps: NDArray[np.uint8], n_classes: int) -> Votes:
+    """Count the votes of an image by cell.
+
+    Parameters
+    ----------
+    label_maps
+        (T, H, W) uint8 of class ids 0..C-1 or 255, one map for each teacher.
+    n_classes
+        C, 1 to 254.
+
+    Raises
+    ------
+    TypeError
+        If `label_maps` is not uint8.
+    ValueError
+        If it is not (T, H, W), or a label is neither a class id nor 255.
+    """
+    cells = _Cells(label_maps, n_classes)
+    patterns, pixels, starts = [], [], [0]
+    for _ in cells:
+        patterns.append(cells.patterns[: cells.known].copy())
+        pixels.append(cells.pixels[: cells.known].copy())
+        starts.append(starts[-1] + cells.known)
+    return Votes(np.concatenate(patterns), np.concatenate(pixels), np.array(starts))
+
+
+def join(votes: Sequence[Votes]) -> Votes:
+    """Return the votes of several images as one."""
+    ends = np.cumsum([0, *(len(v.pixels) for v in votes)])
+    starts = [v.starts[:-1] + end for v, end in zip(votes, ends, strict=False)]
+    return Votes(
+        np.concatenate([v.patterns for v in votes]),
+        np.concatenate([v.pixels for v in votes]),
+        np.append(np.concatenate(starts), ends[-1]),
+    )
+
+
+def fit(votes: Votes, n_classes: int) -> LabelModel:
+    """Fit the label model by EM, from votes alone.
+
+    Parameters
+    ----------
+    votes
+        Of many images (`join`).
+    n_classes
+        C, 1 to 254.
+
+    Raises
+    ------
+    ValueError
+        If nobody votes at all.
+    """
+    from ensdistill.stages.functional import _voting as voting
+
+    table = _Table(votes, n_classes)
+    weights = _weights(table)
+    shares = np.empty(table.candidates.shape)
+    voting.share_votes(table.patterns, len(table.patterns), table.candidates, weights, shares)
+    found = shares * table.pixels[:, None]
+    mass = np.zeros((len(votes.starts) - 1, n_classes))
+    for i, (begin, end) in enumerate(zip(votes.starts[:-1], votes.starts[1:], strict=True)):
+        voting.sum_shares(
+            table.places[begin:end], votes.pixels[begin:end], table.candidates, shares, mass[i]
+        )
+    confusions = np.zeros((len(weights), n_classes, n_classes))
+    rounds, converged = 0, False
+    while rounds < ROUNDS and not converged:
+        counts, prior = _maximise(table, found)
+        before, confusions = confusions, _shrink(counts)
+        converged = bool(np.abs(confusions - before).max() < TOLERANCE)
+        voting.expect_all(
+            votes.starts,
+            table.places,
+            votes.pixels,
+            table.candidates,
+            _likelihood(table.patterns, table.candidates, weights, confusions),
+            prior,
+            HELD,
+            mass,
+            found,
+        )
+        rounds += 1
+    return LabelModel(weights, confusions, prior, _reliability(table, found), rounds, converged)
+
+
+def vote_weights(votes: Votes, n_classes: int) -> Float64:
+    """Return (T,) float64, how much each teacher's vote weighs: in (0, 1], little for a copy."""
+    return _weights(_Table(votes, n_classes))
+
+
+def fuse(
+    label_maps: NDArray[np.uint8], model: LabelModel
+) -> tuple[NDArray[np.uint8], FusionCounts]:
+    """Give each pixel the likeliest of the labels that the teachers give it.
+
+    Parameters
+    ----------
+    label_maps
+        (T, H, W) uint8 of class ids 0..C-1 or 255, in the order of the model's teachers. 255 never
+        votes.
+    model
+        From `fit`.
+
+    Returns
+    -------
+    fused
+        (H, W) uint8; ties go to the lowest id; 255 where nobody votes.
+    counts
+        Each label that a pixel is given counts as a claim. Nothing is ever filled.
+
+    Raises
+    ------
+    TypeError
+        If `label_maps` is not uint8.
+    ValueError
+        If it is not (T, H, W) with the model's T, or a label is neither a class id nor 255.
+    """
+    from ensdistill.stages.functional import _voting as voting
+
+    n_classes = len(model.prior)
+    cells = _Cells(label_maps, n_classes)
+    if len(label_maps) != len(model.weights):
+        raise ValueError(
+            f"the model knows {len(model.weights)} teachers, got label maps of {len(label_maps)}"
+        )
+    fused = np.empty(label_maps.shape[1:], np.uint8)
+    candidates = np.empty_like(cells.patterns)
+    shares = np.empty(candidates.shape)
+    choice = np.empty(len(candidates), np.uint8)
+    evidence = model.weights[:, None, None] * np.log(model.confusions)
+    counts = np.zeros((4, 256), np.int64)
+    for _ in cells:
+        voting.settle_cell(
+            cells.patterns,
+            cells.known,
+            cells.pixels,
+            candidates,
+            model.weights,
+            evidence,
+            model.prior,
+            HELD,
+            _CELL_TOLERANCE,
+            _CELL_ROUNDS,
+            shares,
+            choice,
+        )
+        voting.write_runs(cells.runs, cells.n_runs, candidates, choice, fused, counts)
+    claimed, conflict, won, label = counts[:, :n_classes]
+    return fused, FusionCounts(
+        claimed=claimed,
+        conflict=conflict,
+        won=won,
+        filled=np.zeros(n_classes, np.int64),
+        label=label,
+        pixels=fused.size,
+        conflicts=int(won.sum()),
+        holes=int(counts[3, IGNORE_INDEX]),
+        ignored=int(counts[3, IGNORE_INDEX]),
+    )
+
+
+def warm_up() -> None:
+    """Compile, or load, what `fuse` needs."""
+    one = np.ones((1, 1, 1))
+    fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
+
+
+class _Cells:
+    """The cells of an image, one after the other, in buffers that are used again."""
+
+    def __init__(self, label_maps: NDArray[np.uint8], n_classes: int):
+        check_n_classes(n_classes)
+        check_form("label_maps", label_maps, ndim=3)
+
+        from ensdistill.stages.functional import _voting as voting
+
+        self.label_maps = frozen(label_maps)
+        teachers, height, width = label_maps.shape
+        self.changes = np.empty((height, width), np.uint8)
+        check_highest("label_maps", voting.mark_changes(self.label_maps, self.changes), n_classes)
+        self.boxes = grid(height, width)
+        most = int(
+            ((self.boxes[:, 1] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 2])).max()
+        )
+        self.slots, self.epochs = _hash_table(most)
+        self.patterns = np.empty((most, teachers), np.uint8)
+        self.pixels = np.empty(most, np.int64)
+        self.runs = np.empty((most, 4), np.int32)
+        self.known = self.n_runs = 0
+
+    def __iter__(self) -> Any:
+        from ensdistill.stages.functional import _voting as voting
+
+        for epoch, box in enumerate(self.boxes, 1):
+            self.known, self.n_runs = voting.read_cell(
+                self.label_maps,
+                self.changes,
+                box,
+                epoch,
+                self.epochs,
+                self.slots,
+                self.patterns,
+                self.pixels,
+                self.runs,
+            )
+            yield
+
+
+class _Table:
+    """Votes with each pattern once."""
+
+    def __init__(self, votes: Votes, n_classes: int):
+        from ensdistill.stages.functional import _voting as voting
+
+        check_n_classes(n_classes)
+        check_highest("votes", _highest(votes.patterns), n_classes)
+        slots, epochs = _hash_table(len(votes.patterns))
+        patterns = np.empty_like(votes.patterns)
+        self.n_classes = n_classes
+        self.places = np.empty(len(votes.patterns), np.int32)
+        known = voting.enrol(frozen(votes.patterns), epochs, slots, patterns, self.places)
+        self.patterns = patterns[:known]
+        self.pixels: Float64 = np.bincount(self.places, votes.pixels, known).astype(np.float64)
+        self.candidates = np.empty_like(self.patterns)
+        voting.list_candidates(self.patterns, known, self.candidates)
+        if not known or (self.patterns == IGNORE_INDEX).all():
+            raise ValueError("no teacher votes for any pixel")
+
+
+def _weights(table: _Table) -> Float64:
+    """R^-1 1 times agreement; each estimate of both uses the weights of the one before."""
+    from ensdistill.stages.functional import _voting as voting
+
+    teachers, n_classes = table.patterns.shape[1], table.n_classes
+    if teachers == 1:
+        return np.ones(1)
+    labelled = np.stack([np.bincount(v, table.pixels, 256) for v in table.patterns.T]).astype(float)
+    weights = np.ones(teachers)
+    for _ in range(_WEIGHT_ROUNDS):
+        if teachers > 2:
+            deviations, alike = voting.count_deviations(
+                table.patterns, table.candidates, table.pixels, weights, labelled
+            )
+            shared = np.divide(alike, deviations, out=np.zeros_like(alike), where=deviations > 0)
+        else:  # nobody to compare two with
+            shared = np.full((2, 2), 0.5)
+        correlation = (shared + shared.T) / 2
+        np.fill_diagonal(correlation, 1.0)
+        solved = np.linalg.solve(correlation + 1e-3 * np.eye(teachers), np.ones(teachers))
+        weights = np.clip(solved, LEAST_WEIGHT, 1.0)
+        confmats = np.zeros((teachers, n_classes, n_classes + 1))
+        own = np.clip(weights * (1 - correlation), 0.0, None)
+        voting.compare_with_others(table.patterns, table.candidates, table.pixels, own, confmats)
+        agreement = np.array([mean_iou(iou(np.rint(c).astype(np.int64))) for c in confmats])
+        agreement = np.nan_to_num(agreement)
+        if agreement.max() > 0:
+            weights = np.maximum(weights * agreement / agreement.max(), LEAST_WEIGHT**2)
+    return weights
+
+
+def _maximise(table: _Table, found: Float64) -> tuple[Float64, Float64]:
+    """The M step: (T, C, C) counts of class and label, and the (C,) prior."""
+    from ensdistill.stages.functional import _voting as voting
+
+    counts = np.zeros((table.patterns.shape[1], table.n_classes, table.n_classes))
+    voting.count_votes(table.patterns, table.candidates, found, counts)
+    of_class = np.bincount(table.candidates.ravel(), found.ravel(), 256)[: table.n_classes] + 1
+    return counts, of_class / of_class.sum()
+
+
+def _shrink(counts: Float64) -> Float64:
+    """(T, C, C) counts as probabilities, shrunk to the general teacher's."""
+    n_classes = counts.shape[1]
+    confusions = (counts + 1) / (counts + 1).sum(axis=2, keepdims=True)
+    labels = counts.sum(axis=1) + 1
+    general = (1 - RIGHT) * (labels / labels.sum(axis=1, keepdims=True))[:, None, :]
+    general = general + RIGHT * np.eye(n_classes)
+    return np.asarray((1 - SHRINKAGE) * confusions + SHRINKAGE * general)
+
+
+def _likelihood(
+    patterns: NDArray[np.uint8],
+    candidates: NDArray[np.uint8],
+    weights: Float64,
+    confusions: Float64,
+) -> Float64:
+    from ensdistill.stages.functional import _voting as voting
+
+    likelihood = np.empty(patterns.shape)
+    evidence = weights[:, None, None] * np.log(confusions)
+    voting.weigh(patterns, len(patterns), candidates, evidence, likelihood)
+    return likelihood
+
+
+def _reliability(table: _Table, found: Float64) -> Float64:
+    """(T, C): the IoU of a teacher's label with the model's class, in expected pixels."""
+    counts, _ = _maximise(table, found)
+    hits = np.diagonal(counts, axis1=1, axis2=2)
+    of_class = np.bincount(table.candidates.ravel(), found.ravel(), 256)[: table.n_classes]
+    union = of_class + counts.sum(axis=1) - hits
+    reliability = np.full(hits.shape, np.nan)
+    np.divide(hits, union, out=reliability, where=union > 0)
+    return reliability
+
+
+def _hash_table(entries: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    size = 1 << (2 * max(entries, 1) - 1).bit_length()
+    return np.empty(size, np.int32), np.zeros(size, np.int32)
+
+
+def _highest(labels: NDArray[np.uint8]) -> int:
+    return int((labels + np.uint8(1)).max(initial=0)) - 1

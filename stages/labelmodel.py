@@ -1,0 +1,85 @@
+"""`label-model`: how far each teacher is to be trusted with each class, from labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, join
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.parallel import for_each
+
+IMAGES: Final = 512
+"""The most images that the model is fitted to, spread evenly over the sorted ids."""
+
+_DIGITS: Final = 6
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Counts the votes in one image."""
+
+    readers: tuple[LabelReader, ...]
+    n_classes: int
+
+    def __call__(self, stored: list[Stored]) -> Votes:
+        labels = [read(one) for read, one in zip(self.readers, stored, strict=True)]
+        return count(np.stack(labels), self.n_classes)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Count the votes in the training images and fit the model to them."""
+    local: Local = job.work.local
+    maps = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
+    ids = spread(sorted(maps[0]), IMAGES)
+    votes: dict[str, Votes] = {}
+    job.progress.start(len(ids), 0, "images")
+    for_each(
+        [[m.find(image_id) for m in maps] for image_id in ids],
+        _Counting(tuple(m.reader for m in maps), len(local.classes)),
+        lambda stored, found: votes.update({stored[0].id: found}),
+        workers=local.workers,
+        progress=job.progress,
+    )
+    model = fit(join([votes[image_id] for image_id in ids]), len(local.classes))
+    if not model.converged:
+        job.progress.message(f"the label model did not settle in {model.rounds} rounds")
+    return {"images": len(ids), **_to_json(model)}
+
+
+def spread(ids: list[str], most: int) -> list[str]:
+    """Return at most so many ids, spread evenly."""
+    return [ids[k * len(ids) // most] for k in range(most)] if len(ids) > most else ids
+
+
+def read_model(result: Mapping[str, Any]) -> LabelModel:
+    """Return the model of a published result."""
+    return LabelModel(
+        weights=np.array(result["weights"]),
+        confusions=np.array(result["confusions"]),
+        prior=np.array(result["prior"]),
+        reliability=np.array(result["reliability"], float),  # None is NaN
+        rounds=result["rounds"],
+        converged=result["converged"],
+    )
+
+
+def _to_json(model: LabelModel) -> dict[str, Any]:
+    """The model as a result: by the teachers' order, and rounded, as nothing hangs on the rest."""
+    reliability = [
+        [None if np.isnan(v) else round(v, _DIGITS) for v in row]
+        for row in model.reliability.tolist()
+    ]
+    return {
+        "weights": model.weights.round(_DIGITS).tolist(),
+        "prior": model.prior.round(2 * _DIGITS).tolist(),
+        "confusions": model.confusions.round(_DIGITS + 3).tolist(),
+        "reliability": reliability,
+        "rounds": model.rounds,
+        "converged": model.converged,
+    }

@@ -1,0 +1,129 @@
+"""Fusion by the label model, through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ensdistill.stages.functional import labelmodel as functional
+from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.labelmodel import read_model, spread
+
+OTHERS = {"label-model", "channel", "channel-reliability", "channel-oracle", "majority"}
+
+
+@pytest.fixture
+def world(world):
+    """Three teachers, of which c confuses cars and trucks, fused by the label model."""
+    world.add_teacher("c", lambda label: np.where(label == 13, 14, label))
+    world.settings["fusion"] = {"method": "label-model"}
+    world.write()
+    return world
+
+
+def ran(world, *command):
+    before = {a.path for a in world.artifacts()}
+    world.call(*command)
+    return {a.manifest.node for a in world.artifacts() if a.path not in before}
+
+
+def test_no_probe_is_trained_and_a_new_teacher_costs_itself_and_the_fit(world):
+    made = ran(world, "run", "--no-evaluate")
+    assert made == {"infer[a]", "infer[b]", "infer[c]", "label-model", "fusion", "student"}
+    assert "nothing to do" in world.call("run", "--no-evaluate")
+    world.add_teacher("d", lambda label: label)
+    assert ran(world, "fuse", "--upstream") == {"infer[d]", "label-model", "fusion"}
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    assert ran(world, "fuse") == {"fusion"}
+
+
+def test_the_stages_do_what_the_functions_say(world):
+    world.call("fuse", "--upstream")
+    maps = [LabelMaps(world.artifact(f"infer[{t}]")) for t in "abc"]
+    images = {i: np.stack([m.read(i) for m in maps]) for i in maps[0]}
+    model = functional.fit(
+        functional.join([functional.count(images[i], 19) for i in sorted(images)]), 19
+    )
+    result = world.artifact("label-model").manifest.result
+    assert result["images"] == 5
+    published = read_model(result)
+    for name in ("weights", "confusions", "prior", "reliability"):
+        np.testing.assert_allclose(getattr(published, name), getattr(model, name), atol=1e-6)
+    fused = LabelMaps(world.artifact("fusion"))
+    for image_id, label_maps in images.items():
+        expected, _ = functional.fuse(label_maps, published)
+        np.testing.assert_array_equal(fused.read(image_id), expected)
+    result = world.artifact("fusion").manifest.result
+    assert result["coverage"] == 1.0 and result["hole"] == 0.0
+    assert 0 < result["conflict"] < 1
+
+
+def test_the_same_artifacts_with_worker_processes_and_in_any_order(world, monkeypatch):
+    from ensdistill.stages import parallel
+
+    world.call("fuse", "--upstream")
+    paths = {n: world.artifact(n).path for n in ("label-model", "fusion")}
+    found = {n: p / "manifest.json" for n, p in paths.items()}
+    results = {n: json.loads(p.read_text())["result"] for n, p in found.items()}
+    world.settings["workspace"] = "again"
+    world.settings["teachers"].reverse()
+    world.settings["runtime"]["workers"] = 2
+    world.write()
+    monkeypatch.setattr(parallel, "_TRIAL", 0.0, raising=False)
+    world.call("fuse", "--upstream")
+    assert {n: world.artifact(n).manifest.result for n in results} == results
+
+
+def test_policy_by_reliability_needs_no_probe(world):
+    world.settings["fusion"] = {"method": "channel", "window": 3, "conflict": "certainty"}
+    world.settings["policy"] = {"strategy": "reliability"}
+    world.write()
+    made = ran(world, "select-policy", "--upstream")
+    assert made == {"infer[a]", "infer[b]", "infer[c]", "label-model", "policy"}
+    found = world.json("select-policy")
+    reliability, policy = found["reliability"], found["policy"]
+    for name, teacher in policy["teacher"].items():
+        values = {t: reliability[t][name] for t in "abc" if reliability[t][name] is not None}
+        assert teacher == (max(sorted(values), key=values.get) if values else None)
+        assert policy["certainty"][name] == (values[teacher] if values else None)
+    world.call("fuse")
+
+
+def test_all_fusions_are_scored_side_by_side(world):
+    world.call("run")
+    assert {m["name"] for m in world.json("evaluate")["methods"]} == {
+        *"abc",
+        "label-model",
+        "majority",
+        "channel-oracle",
+        "student",
+    }
+    planned = {d["node"] for d in world.json("evaluate", "--fusions", "all", "--dry-run")}
+    assert {"probe[a]", "policy", "policy[reliability]", "fusion[channel]@val"} <= planned
+    text = world.call("evaluate", "--fusions", "all")
+    for row in ("conflict", "ms an image", "regret", "coverage", "mIoU where covered"):
+        assert row in text
+    found = world.json("evaluate", "--fusions", "all")
+    assert found == json.loads((world.root / "work" / "results-all.json").read_text())
+    assert {m["name"] for m in found["methods"]} == {*"abc", *OTHERS, "student"}
+    assert found["conflict"].keys() == found["seconds_per_image"].keys() == OTHERS
+    assert found["conflict"]["majority"] is None and found["conflict"]["label-model"] > 0
+    assert all(seconds > 0 for seconds in found["seconds_per_image"].values())
+    # nothing of it is in the way of the experiment, or garbage
+    assert set(world.states().values()) == {"fresh"}
+    assert not [r for r in world.json("gc") if r["reason"] is None]
+
+
+def test_no_ground_truth_is_opened(world):
+    for file in (world.root / "labels/val").glob("*.png"):
+        file.write_bytes(b"nobody reads this")
+    world.call("fuse", "--upstream")
+    assert world.artifact("fusion") is not None
+
+
+def test_images_to_fit_are_spread_evenly():
+    ids = [f"{k:04}" for k in range(1000)]
+    assert spread(ids, 1000) == ids
+    assert spread(ids, 4) == ["0000", "0250", "0500", "0750"]
+    assert len(set(spread(ids, 512))) == 512
