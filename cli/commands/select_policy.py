@@ -34,7 +34,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     def choose(_: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
         wanted = policy_ids(nodes)
         if not wanted:
-            raise ConfigError(f"{config}: fusion.method is majority, which needs no policy and no model")
+            raise ConfigError(f"{config}: fusion.method is majority, which needs no policy")
         return wanted
 
     experiment, report, decisions = execute(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._compiling import Int64, UInt8, jit
+from ensdistill.stages.functional._compiling import Int64, UInt8, UInt64, jit
 
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
@@ -22,7 +22,10 @@ _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 
 @jit
 def mark_changes(label_maps: UInt8, changes: UInt8) -> int:
-    """Mark in (H, W) where votes differ from the left neighbour's; return the highest but 255."""
+    """Mark where votes differ from the left neighbour's, and return the highest label but 255.
+
+    `changes` is (H, W) or wider.
+    """
     teachers, height, width = label_maps.shape
     highest = np.uint8(0)  # of label + 1, so that 255 counts least
     for y in range(height):
@@ -66,54 +69,72 @@ def _place(
 
 
 @jit
-def read_cell(
+def read_image(
     label_maps: UInt8,
     changes: UInt8,
-    box: Int64,
-    epoch: int,
+    words: UInt64,
+    boxes: Int64,
     epochs: Int32,
     slots: Int32,
     patterns: UInt8,
+    rows: Int64,
+    places: Int32,
     pixels: Int64,
+    starts: Int64,
     runs: Int32,
 ) -> tuple[int, int]:
-    """Read a cell as runs of patterns.
+    """Read an image cell by cell as runs of patterns.
 
     Parameters
     ----------
-    label_maps, changes
-        (T, H, W), and what `mark_changes` found.
-    box
-        (4,): top, bottom, left, right.
-    epoch, epochs, slots
-        A hash table of a power of two, at least twice the cell; `epoch` is new in each cell.
-    patterns, pixels, runs
-        Out: (P, T) votes, (P,) how many pixels have them, and (P, 4) row, first column, end and
-        pattern of each run; P is at least the number of the cell's pixels.
+    label_maps, changes, words
+        (T, H, W), what `mark_changes` found, and the same memory as words of eight pixels.
+    boxes
+        (cells, 4): top, bottom, left, right.
+    epochs, slots
+        A hash table: zeros, and room for as many; a power of two, at least twice P.
+    patterns
+        (P, T) out: what is voted anywhere.
+    rows
+        (P,) -1: scratch, the row of a pattern in the cell that is read.
+    places, pixels, starts
+        (P,), (P,) and (cells + 1,) out: the patterns of each cell and how many pixels have them;
+        cell i has the rows `starts[i]` to `starts[i + 1]`.
+    runs
+        (N, 4) out: row, first column, end and pattern of each run of a cell.
 
     Returns
     -------
     tuple
-        How many patterns and runs there are.
+        How many patterns and runs there are; -1 and -1 if there is no room for them.
     """
     votes = np.empty(len(label_maps), np.uint8)
-    known, n_runs = 0, 0
-    for y in range(box[0], box[1]):
-        x = box[2]
-        while x < box[3]:
-            end = x + 1
-            while end < box[3] and changes[y, end] == 0:
-                end += 1
-            for t in range(len(votes)):
-                votes[t] = label_maps[t, y, x]
-            place = _place(votes, known, epoch, epochs, slots, patterns)
-            if place == known:
-                pixels[known] = 0
-                known += 1
-            pixels[place] += end - x
-            runs[n_runs, 0], runs[n_runs, 1], runs[n_runs, 2], runs[n_runs, 3] = y, x, end, place
-            n_runs += 1
-            x = end
+    known, n_rows, n_runs = 0, 0, 0
+    for i in range(len(boxes)):
+        starts[i] = n_rows
+        for y in range(boxes[i, 0], boxes[i, 1]):
+            x, border = boxes[i, 2], boxes[i, 3]
+            while x < border:
+                end = x + 1
+                while end < border and changes[y, end] == 0:
+                    whole = end % 8 == 0 and end + 8 <= border and words[y, end // 8] == 0
+                    end += 8 if whole else 1
+                if n_rows == len(places) or known == len(patterns) or n_runs == len(runs):
+                    return -1, -1
+                for t in range(len(votes)):
+                    votes[t] = label_maps[t, y, x]
+                place = _place(votes, known, 1, epochs, slots, patterns)
+                known = max(known, place + 1)
+                if rows[place] < starts[i]:
+                    rows[place] = n_rows
+                    places[n_rows], pixels[n_rows] = place, 0
+                    n_rows += 1
+                pixels[rows[place]] += end - x
+                runs[n_runs, 0], runs[n_runs, 1] = y, x
+                runs[n_runs, 2], runs[n_runs, 3] = end, place
+                n_runs += 1
+                x = end
+    starts[len(boxes)] = n_rows
     return known, n_runs
 
 
@@ -372,58 +393,104 @@ def compare_with_others(
 
 
 @jit
-def write_runs(
-    runs: Int32, n_runs: int, candidates: UInt8, choice: UInt8, fused: UInt8, counts: Int64
+def settle(
+    starts: Int64,
+    places: Int32,
+    pixels: Int64,
+    candidates: UInt8,
+    shares: Float64,
+    likelihood: Float64,
+    prior: Float64,
+    held: float,
+    tolerance: float,
+    rounds: int,
+    priors: Float64,
 ) -> None:
-    """Write the chosen labels of a cell; `counts` (4, 256) as of `labelmodel.fuse`."""
+    """Find the prior of each cell: `priors` (cells, C) out; the rest as in `expect`."""
+    mass = np.empty(len(prior))
+    posterior = np.empty((np.diff(starts).max(), candidates.shape[1]))
+    for i in range(len(starts) - 1):
+        here, counted = places[starts[i] : starts[i + 1]], pixels[starts[i] : starts[i + 1]]
+        mass[:] = 0.0
+        sum_shares(here, counted, candidates, shares, mass)
+        for _ in range(rounds):
+            change = expect(here, counted, candidates, likelihood, prior, held, mass, posterior)
+            if change < tolerance:
+                break
+        total = mass.sum()
+        for c in range(len(prior)):
+            own = mass[c] / total if total > 0.0 else prior[c]
+            priors[i, c] = (own + held * prior[c]) / (1.0 + held)
+
+
+@jit
+def _between(position: float, cells: int) -> tuple[int, int, float]:
+    """The cells whose middles a position, in cells, lies between, and how near the second is."""
+    first = int(np.floor(position - 0.5))
+    near = position - 0.5 - first
+    return max(first, 0), min(first + 1, cells - 1), near
+
+
+@jit
+def write_labels(
+    runs: Int32,
+    n_runs: int,
+    candidates: UInt8,
+    likelihood: Float64,
+    priors: Float64,
+    step: int,
+    fused: UInt8,
+    counts: Int64,
+) -> None:
+    """Write the likeliest label of each pixel, with the prior between the middles of cells.
+
+    Parameters
+    ----------
+    runs, n_runs
+        Of `read_image`.
+    candidates, likelihood
+        (P, T) of `list_candidates` and `weigh`.
+    priors
+        (rows of cells, columns of cells, C).
+    step
+        Columns of pixels that share a prior.
+    fused
+        (H, W) out.
+    counts
+        (4, 256), in and out: pixels where a label is a candidate, where it is one of several, that
+        became it though there were several, and that became it.
+    """
+    height, width = fused.shape
     for i in range(n_runs):
         y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
-        label, length = choice[m], end - begin
-        fused[y, begin:end] = label
         several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
         for j in range(candidates.shape[1]):
             c = candidates[m, j]
             if c == _SILENT:
                 break
-            counts[0, c] += length
-            counts[1, c] += length * several
-        counts[2, label] += length * several
-        counts[3, label] += length
-
-
-@jit
-def settle_cell(
-    patterns: UInt8,
-    known: int,
-    pixels: Int64,
-    candidates: UInt8,
-    weights: Float64,
-    evidence: Float64,
-    prior: Float64,
-    held: float,
-    tolerance: float,
-    rounds: int,
-    posterior: Float64,
-    choice: UInt8,
-) -> None:
-    """Choose a label for each pattern of a cell, with the cell's own prior.
-
-    `candidates` and `posterior` (P, T) and `choice` (P,) are written; the rest as elsewhere here.
-    """
-    list_candidates(patterns, known, candidates)
-    share_votes(patterns, known, candidates, weights, posterior)
-    places = np.arange(known).astype(np.int32)
-    mass = np.zeros(len(prior))
-    sum_shares(places, pixels, candidates, posterior, mass)
-    likelihood = np.empty((known, patterns.shape[1]))
-    weigh(patterns, known, candidates, evidence, likelihood)
-    for _ in range(rounds):
-        change = expect(places, pixels, candidates, likelihood, prior, held, mass, posterior)
-        if change < tolerance:
-            break
-    for m in range(known):
-        choice[m] = candidates[m, 0]
-        best = posterior[m, 0]
-        for j in range(1, patterns.shape[1]):
-            if candidates[m, j] != _SILENT and posterior[m, j] > best:
-                choice[m], best = candidates[m, j], posterior[m, j]
+            counts[0, c] += end - begin
+            counts[1, c] += (end - begin) * several
+        if not several:
+            fused[y, begin:end] = candidates[m, 0]
+            counts[3, candidates[m, 0]] += end - begin
+            continue
+        above, below, down = _between((y + 0.5) / height * len(priors), len(priors))
+        while begin < end:
+            stop = min((begin // step + 1) * step, end)
+            middle = (begin // step + 0.5) * step
+            columns = priors.shape[1]
+            left, right, along = _between(middle / width * columns, columns)
+            label, best = _SILENT, -1.0
+            for j in range(candidates.shape[1]):
+                c = candidates[m, j]
+                if c == _SILENT:
+                    break
+                upper = priors[above, left, c] * (1.0 - along) + priors[above, right, c] * along
+                lower = priors[below, left, c] * (1.0 - along) + priors[below, right, c] * along
+                found = likelihood[m, j] * (upper * (1.0 - down) + lower * down)
+                if found > best:
+                    label, best = c, found
+            fused[y, begin:stop] = label
+            counts[2, label] += stop - begin
+            counts[3, label] += stop - begin
+            begin = stop

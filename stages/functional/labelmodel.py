@@ -9,7 +9,8 @@ what the teachers mean, where errors are shared and classes are rare:
 - *Candidates.* The class of a pixel is one of the labels that it was given (as in learning from
   candidate labels; Cour, Sapp, Taskar, 2011). Without it hidden classes wander off.
 - *A regional prior*, as in the local STAPLE of Commowick, Akhondi-Asl, Warfield (2012): the classes
-  of a cell of `GRID` rows of the image have a prior of their own.
+  of a cell of `GRID` rows of the image have a prior of their own, which goes over from the middle
+  of one cell to that of the next.
 - *Weights.* Teachers share their errors, so that their votes are tempered: p ~ theta ** weight. The
   weights are those of the best linear unbiased combination of estimates with correlated errors,
   R^-1 1, times each teacher's agreement with the others. What is alike in both is counted once.
@@ -21,7 +22,7 @@ The constants were chosen on generated cities (see stages/DESIGN.md).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ LEAST_WEIGHT: Final = 0.02
 _CELL_TOLERANCE: Final = 1e-3
 _CELL_ROUNDS: Final = 20
 _WEIGHT_ROUNDS: Final = 3
+_STEPS: Final = 8  # steps of the prior from one cell to the next
+_ROOM: Final = 1 << 15  # patterns of an image, at first
 
 Float64 = NDArray[np.float64]
 
@@ -107,8 +110,7 @@ class LabelModel:
 
 def grid(height: int, width: int) -> NDArray[np.int64]:
     """Return the cells of an image, about square: (cells, 4) top, bottom, left, right in pixels."""
-    rows = min(GRID, height)
-    columns = min(max(1, round(rows * width / height)), width)
+    rows, columns = _cells(height, width)
     ys, xs = np.arange(rows + 1) * height // rows, np.arange(columns + 1) * width // columns
     return np.array(
         [(ys[i], ys[i + 1], xs[j], xs[j + 1]) for i in range(rows) for j in range(columns)],
@@ -133,13 +135,8 @@ def count(label_maps: NDArray[np.uint8], n_classes: int) -> Votes:
     ValueError
         If it is not (T, H, W), or a label is neither a class id nor 255.
     """
-    cells = _Cells(label_maps, n_classes)
-    patterns, pixels, starts = [], [], [0]
-    for _ in cells:
-        patterns.append(cells.patterns[: cells.known].copy())
-        pixels.append(cells.pixels[: cells.known].copy())
-        starts.append(starts[-1] + cells.known)
-    return Votes(np.concatenate(patterns), np.concatenate(pixels), np.array(starts))
+    image = _Image(label_maps, n_classes)
+    return Votes(image.patterns[image.places], image.pixels, image.starts)
 
 
 def join(votes: Sequence[Votes]) -> Votes:
@@ -236,33 +233,46 @@ def fuse(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
-    cells = _Cells(label_maps, n_classes)
     if len(label_maps) != len(model.weights):
         raise ValueError(
             f"the model knows {len(model.weights)} teachers, got label maps of {len(label_maps)}"
         )
-    fused = np.empty(label_maps.shape[1:], np.uint8)
-    candidates = np.empty_like(cells.patterns)
-    shares = np.empty(candidates.shape)
-    choice = np.empty(len(candidates), np.uint8)
+    image = _Image(label_maps, n_classes)
+    known = len(image.patterns)
+    candidates = np.empty_like(image.patterns)
+    voting.list_candidates(image.patterns, known, candidates)
+    shares, likelihood = np.empty((2, *candidates.shape))
+    voting.share_votes(image.patterns, known, candidates, model.weights, shares)
     evidence = model.weights[:, None, None] * np.log(model.confusions)
+    voting.weigh(image.patterns, known, candidates, evidence, likelihood)
+    priors = np.empty((len(image.starts) - 1, n_classes))
+    voting.settle(
+        image.starts,
+        image.places,
+        image.pixels,
+        candidates,
+        shares,
+        likelihood,
+        model.prior,
+        HELD,
+        _CELL_TOLERANCE,
+        _CELL_ROUNDS,
+        priors,
+    )
+    height, width = label_maps.shape[1:]
+    rows, columns = _cells(height, width)
+    fused = np.empty((height, width), np.uint8)
     counts = np.zeros((4, 256), np.int64)
-    for _ in cells:
-        voting.settle_cell(
-            cells.patterns,
-            cells.known,
-            cells.pixels,
-            candidates,
-            model.weights,
-            evidence,
-            model.prior,
-            HELD,
-            _CELL_TOLERANCE,
-            _CELL_ROUNDS,
-            shares,
-            choice,
-        )
-        voting.write_runs(cells.runs, cells.n_runs, candidates, choice, fused, counts)
+    voting.write_labels(
+        image.runs,
+        len(image.runs),
+        candidates,
+        likelihood,
+        priors.reshape(rows, columns, n_classes),
+        max(1, width // (columns * _STEPS)),
+        fused,
+        counts,
+    )
     claimed, conflict, won, label = counts[:, :n_classes]
     return fused, FusionCounts(
         claimed=claimed,
@@ -283,8 +293,8 @@ def warm_up() -> None:
     fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
 
 
-class _Cells:
-    """The cells of an image, one after the other, in buffers that are used again."""
+class _Image:
+    """An image as runs of equal votes, cell by cell; the arrays as in `_voting.read_image`."""
 
     def __init__(self, label_maps: NDArray[np.uint8], n_classes: int):
         check_n_classes(n_classes)
@@ -292,36 +302,35 @@ class _Cells:
 
         from ensdistill.stages.functional import _voting as voting
 
-        self.label_maps = frozen(label_maps)
+        label_maps = frozen(label_maps)
         teachers, height, width = label_maps.shape
-        self.changes = np.empty((height, width), np.uint8)
-        check_highest("label_maps", voting.mark_changes(self.label_maps, self.changes), n_classes)
-        self.boxes = grid(height, width)
-        most = int(
-            ((self.boxes[:, 1] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 2])).max()
-        )
-        self.slots, self.epochs = _hash_table(most)
-        self.patterns = np.empty((most, teachers), np.uint8)
-        self.pixels = np.empty(most, np.int64)
-        self.runs = np.empty((most, 4), np.int32)
-        self.known = self.n_runs = 0
-
-    def __iter__(self) -> Any:
-        from ensdistill.stages.functional import _voting as voting
-
-        for epoch, box in enumerate(self.boxes, 1):
-            self.known, self.n_runs = voting.read_cell(
-                self.label_maps,
-                self.changes,
-                box,
-                epoch,
-                self.epochs,
-                self.slots,
-                self.patterns,
-                self.pixels,
-                self.runs,
+        changes = np.empty((height, -(-width // 8) * 8), np.uint8)
+        check_highest("label_maps", voting.mark_changes(label_maps, changes), n_classes)
+        boxes = grid(height, width)
+        room, known = _ROOM, -1
+        while known < 0:  # maps of noise need more room than maps of streets
+            slots, epochs = _hash_table(room)
+            patterns = np.empty((room, teachers), np.uint8)
+            places, pixels = np.empty(room, np.int32), np.empty(room, np.int64)
+            runs = np.empty((4 * room, 4), np.int32)
+            self.starts = np.empty(len(boxes) + 1, np.int64)
+            known, n_runs = voting.read_image(
+                label_maps,
+                changes,
+                changes.view(np.uint64),
+                boxes,
+                epochs,
+                slots,
+                patterns,
+                np.full(room, -1),
+                places,
+                pixels,
+                self.starts,
+                runs,
             )
-            yield
+            room *= 4
+        self.patterns, self.runs = patterns[:known], runs[:n_runs]
+        self.places, self.pixels = places[: self.starts[-1]], pixels[: self.starts[-1]]
 
 
 class _Table:
@@ -419,6 +428,11 @@ def _reliability(table: _Table, found: Float64) -> Float64:
     reliability = np.full(hits.shape, np.nan)
     np.divide(hits, union, out=reliability, where=union > 0)
     return reliability
+
+
+def _cells(height: int, width: int) -> tuple[int, int]:
+    rows = min(GRID, height)
+    return rows, min(max(1, round(rows * width / height)), width)
 
 
 def _hash_table(entries: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
