@@ -34,6 +34,7 @@ def execute(
     splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
     opens: Collection[str] = (),
     all_fusions: bool = False,
+    ablation: bool = False,
 ) -> tuple[Experiment, Report, dict[str, Decision]]:
     """Make the nodes that `choose` returns.
 
@@ -57,6 +58,8 @@ def execute(
         Stages for whose sake ground truth may be opened (see `graph.build`).
     all_fusions : bool
         Also know the nodes of every other fusion (see `graph.build`).
+    ablation : bool
+        Also know the ablations.
 
     Returns
     -------
@@ -69,7 +72,12 @@ def execute(
             from ensdistill.stages.check import check
 
             check(experiment, splits(experiment), shown.bar("check"), opens=opens)
-        nodes = build(experiment, opens=() if dry_run else opens, all_fusions=all_fusions)
+        nodes = build(
+            experiment,
+            opens=() if dry_run else opens,
+            all_fusions=all_fusions,
+            ablation=ablation,
+        )
         targets = choose(experiment, nodes)
         if dry_run:
             decisions = plan(nodes, experiment.workspace.scan())
@@ -112,10 +120,12 @@ def say(
     as_json: bool,
     part: Part | None = None,
     all_fusions: bool = False,
+    ablation: bool = False,
 ) -> None:
     """Print what was done, or in a dry run what would be."""
     if dry_run:
-        whole = plan(build(experiment, all_fusions=all_fusions), experiment.workspace.scan())
+        nodes = build(experiment, all_fusions=all_fusions, ablation=ablation)
+        whole = plan(nodes, experiment.workspace.scan())
         workspace = experiment.workspace
         costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
         render.planned(decisions, costs, as_json=as_json)

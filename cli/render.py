@@ -341,6 +341,72 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     _margins(results)
 
 
+def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """Print how well the estimates of each teacher's classes go with their IoU, if there are any.
+
+    Parameters
+    ----------
+    found : mapping
+        The `estimates` of ``results.json``.
+    """
+    kinds = [k for k in ("certainty", "reliability") if any(k in of for of in found.values())]
+    if not kinds:
+        return
+    table = Table(box=None, pad_edge=False, title="estimates against IoU, over the classes")
+    table.add_column("teacher")
+    measures = {"cosine": "cosine similarity", "rank": "rank correlation"}
+    for kind in kinds:
+        for text in measures.values():
+            table.add_column(f"{kind}: {text}", justify="right")
+    for teacher, of in found.items():
+        cells = [_number(of.get(k, {}).get(m), 3) for k in kinds for m in measures]
+        table.add_row(Text(teacher), *cells)
+    print_table(table)
+
+
+def ablation(found: Mapping[str, Any]) -> None:
+    """Print what bad teachers cost, and which compositions beat their best member.
+
+    Parameters
+    ----------
+    found : mapping
+        The content of ``ablation.json``.
+    """
+    methods = ("label-model", "majority")
+    title = f"bad teachers, mIoU on {found['split']} in percent"
+    table = Table(box=None, pad_edge=False, title=title)
+    table.add_column("bad", justify="right")
+    for column in ("the last of them", "made from"):
+        table.add_column(column)
+    for column in ("its mIoU", *methods, *(f"{m} loses" for m in methods)):
+        table.add_column(column, justify="right")
+    for row in found["robustness"]:
+        texts = [Text(row[key] or "-") for key in ("added", "of")]
+        numbers = [row["miou"], *(row[m] for m in methods), *(row["loss"][m] for m in methods)]
+        table.add_row(str(row["bad"]), *texts, *(_number(v) for v in numbers))
+    print_table(table)
+    compositions = found["flexibility"]["compositions"]
+    if not compositions:
+        click.echo("compositions are of at least three teachers: there are none")
+        return
+    click.echo()
+    table = Table(box=None, pad_edge=False, title="compositions, the label model's best first")
+    table.add_column("teachers")
+    for column in (*methods, "best member's"):
+        table.add_column(column, justify="right")
+    table.add_column("best member")
+    for row in sorted(compositions, key=lambda r: r["label-model"] or 0, reverse=True):
+        numbers = [_number(row[key]) for key in (*methods, "best_miou")]
+        table.add_row(Text(", ".join(row["teachers"])), *numbers, Text(row["best"]))
+    print_table(table)
+    for m in methods:
+        share, margin = found["flexibility"][m], found["flexibility"]["margin"][m]
+        click.echo(
+            f"{m} is at or above the best member in {100 * share:.0f} % of {len(compositions)} "
+            f"compositions, by {margin:+.2f} mIoU on average"
+        )
+
+
 def _margins(results: Mapping[str, Any]) -> None:
     """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
     own = results["fusion"]

@@ -33,6 +33,12 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def update_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` unless it holds `content` already: a finished folder may be read-only."""
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Replace `path` with `value` as JSON, keys in the order given."""
     write_bytes(path, json_bytes(value, indent=indent))

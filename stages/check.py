@@ -165,7 +165,8 @@ def _kind_of_values(*, palette: bool) -> str:
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
     """Whether a split's ground truth is going to be read anyway."""
     watched = "student" in opens and experiment.config.student.watch == split
-    return watched or ("evaluation" in opens and split in experiment.labelled)
+    scored = not {"evaluation", "ablation"}.isdisjoint(opens) and split in experiment.labelled
+    return watched or scored
 
 
 def _check_values(experiment: Experiment, picture: Picture, values: _Values, file: Path) -> None:

@@ -1,5 +1,5 @@
-"""`evaluation`: scores on a labelled split. Only here, in the oracle and in training told to watch
-a split is the target's ground truth opened.
+"""`evaluation`: scores on a labelled split. Only here, in the oracle, in the ablation and in
+training told to watch a split is the target's ground truth opened.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ VERSIONS: Mapping[str, int] = {
     "fusion": 1,
     "student": 1,
     "evaluation": 1,
+    "ablation": 1,
 }
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
@@ -134,7 +135,11 @@ def infer_id(teacher: str, split: str = TRAIN) -> str:
 
 
 def build(
-    experiment: Experiment, *, opens: Collection[str] = (), all_fusions: bool = False
+    experiment: Experiment,
+    *,
+    opens: Collection[str] = (),
+    all_fusions: bool = False,
+    ablation: bool = False,
 ) -> list[Node]:
     """Return the graph of an experiment, each node after all that it needs.
 
@@ -143,11 +148,13 @@ def build(
     experiment : Experiment
         Read and checked.
     opens : collection of str
-        Stages for whose sake ground truth may be read, to hash it: ``"evaluation"`` and, for a
-        student that watches a split, ``"student"``. For all others only remembered digests are
-        used, so that planning and `status` never open a label file.
+        Stages for whose sake ground truth may be read, to hash it: ``"evaluation"``,
+        ``"ablation"`` and, for a student that watches a split, ``"student"``. For all others
+        only remembered digests are used, so that planning and `status` never open a label file.
     all_fusions : bool
         Also fuse labelled splits by every other method, with what these need.
+    ablation : bool
+        Also ask of labelled splits that all teachers label which teachers help.
     """
     graph = _Graph(experiment, opens)
     config = experiment.config
@@ -166,7 +173,20 @@ def build(
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split, all_fusions=all_fusions)
+        if ablation and not uncovered(experiment, split):
+            nodes.append(graph.ablation(split))
     return nodes
+
+
+def uncovered(experiment: Experiment, split: str) -> list[str]:
+    """Return the teachers that cannot label a split, by what the experiment file says."""
+    graph = _Graph(experiment, ())
+    return [t.name for t in experiment.teachers if not graph.covers(t, split)]
+
+
+def ablation_id(split: str) -> str:
+    """Return the node id of the ablation on a split."""
+    return f"ablation{_at(split)}"
 
 
 def policy_ids(nodes: Sequence[Node]) -> list[str]:
@@ -525,6 +545,36 @@ class _Graph:
             )
         )
         return nodes
+
+    def ablation(self, split: str) -> Node:
+        """What bad teachers cost, and which teachers together beat the best of them."""
+        exp = self.experiment
+        names = [t.name for t in exp.teachers]
+        uses = {f"train{k:02}": infer_id(t) for k, t in enumerate(names)}
+        uses |= {f"split{k:02}": infer_id(t, split) for k, t in enumerate(names)}
+
+        def plan(upstream: Upstream) -> Work:
+            return Work(
+                {
+                    "labels": self.truth(split, "ablation"),
+                    "classes": list(exp.classes.classes),
+                    "teachers": list(names),  # the result tells of them by name
+                    # whose arithmetic it uses without reading what they publish
+                    "versions": {s: VERSIONS[s] for s in ("label-model", "fusion", "evaluation")},
+                },
+                uses=uses,
+                local=self.truth_local(split, upstream),
+            )
+
+        return self.node(
+            ablation_id(split),
+            "ablation",
+            split,
+            list(uses.values()),
+            plan,
+            "ablation:run",
+            f"ablate --split {split}",
+        )
 
     def oracle(self, split: str, names: list[str]) -> Node:
         """Each class from the teacher that is best at it on the split's own ground truth."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
@@ -10,8 +12,9 @@ from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import Experiment
-from ensdistill.stages.graph import infer_id
+from ensdistill.stages.graph import ablation_id, infer_id
 
+_DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
 
 
@@ -69,6 +72,8 @@ def results(
         m["name"]: made[f"fusion[{m['name']}]@{split}"] for m in methods if m["kind"] == "fusion"
     }
     chosen = policy(decisions) or {"teacher": {}, "fallback": []}
+    sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
+    reliable = reliability(experiment, decisions)
     return {
         "split": split,
         "classes": evaluation["classes"],
@@ -77,11 +82,53 @@ def results(
         "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
         "policy": chosen["teacher"],
         "policy_fallback": chosen["fallback"],
-        "certainty": {t: r["certainty"] for t, r in certainty(experiment, decisions).items()},
-        "reliability": reliability(experiment, decisions),
+        "certainty": sure,
+        "reliability": reliable,
+        "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
     }
+
+
+def estimates(
+    methods: Sequence[Mapping[str, Any]],
+    estimated: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return how well what was estimated of the teachers' classes goes with their IoU.
+
+    Parameters
+    ----------
+    methods : sequence of mapping
+        As in ``results.json``; their `iou` by class, in percent.
+    estimated : mapping
+        Kind of estimate to teacher to class to a fraction, None where there is none.
+
+    Returns
+    -------
+    dict
+        Teacher to kind to ``cosine`` similarity and ``rank`` correlation over the classes that
+        have both (paper, Fig. 6), None where these are too few. Only what was estimated.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for method in (m for m in methods if m["kind"] == "teacher"):
+        kinds = {k: of[method["name"]] for k, of in estimated.items() if method["name"] in of}
+        if kinds:
+            found[method["name"]] = {k: _alike(v, method["iou"]) for k, v in kinds.items()}
+    return found
+
+
+def _alike(
+    estimate: Mapping[str, float | None], iou: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    import numpy as np
+
+    from ensdistill.stages.functional.scores import cosine_similarity, rank_correlation
+
+    # as floats None is NaN; the percents of the IoU change neither number
+    a, b = (np.array([values[c] for c in iou], float) for values in (estimate, iou))
+    values = {"cosine": cosine_similarity(a, b), "rank": rank_correlation(a, b)}
+    # rounded, as the last digits depend on the processor
+    return {k: None if math.isnan(v) else round(v, _DIGITS) for k, v in values.items()}
 
 
 def write_results(
@@ -97,12 +144,28 @@ def write_results(
     and the scores of all fusions stand in ``results-all.json`` or ``results-all-<split>.json``.
     """
     found = results(experiment, split, decisions)
-    name = "results" + "-all" * all_fusions
-    name += ".json" if split == experiment.labelled[0] else f"-{split}.json"
-    file, content = experiment.workspace.root / name, atomic.json_bytes(found, indent=1)
-    if not file.exists() or file.read_bytes() != content:  # a finished workspace may be read-only
-        atomic.write_bytes(file, content)
+    file = file_of(experiment, split, "results" + "-all" * all_fusions, "json")
+    atomic.update_bytes(file, atomic.json_bytes(found, indent=1))
     return found
+
+
+def write_ablation(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    """Write ``ablation.json`` into the workspace, named as `write_results` does; return it."""
+    artifact = decisions[ablation_id(split)].artifact
+    if artifact is None:
+        raise NotReadyError(f"{ablation_id(split)} is not there any more; run again")
+    found = {"split": split, **artifact.manifest.result}
+    file = file_of(experiment, split, "ablation", "json")
+    atomic.update_bytes(file, atomic.json_bytes(found, indent=1))
+    return found
+
+
+def file_of(experiment: Experiment, split: str, stem: str, suffix: str) -> Path:
+    """Return a file in the workspace, whose name has no split if it is the first labelled one."""
+    name = stem if split == experiment.labelled[0] else f"{stem}-{split}"
+    return experiment.workspace.root / f"{name}.{suffix}"
 
 
 def _per_image(made: Manifest) -> float | None:

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "stages", "cli", "data")
 HEAVY = {"torch", "numpy", "zarr", "PIL", "transformers", "numba", "dask", "safetensors"}
+HEAVY |= {"scipy", "matplotlib"}
 MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 # module -> what it may import of ours

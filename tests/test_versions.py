@@ -12,7 +12,7 @@ import pytest
 from golden import make as golden
 
 from ensdistill.data import pictures
-from ensdistill.stages import certainty, evaluation, fusion, graph, infer
+from ensdistill.stages import ablation, certainty, evaluation, fusion, graph, infer
 from ensdistill.stages.functional import policy
 from ensdistill.stages.functional.certainty import mean_certainty
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
@@ -125,6 +125,7 @@ CHANGES = {
         "mean_iou",
         lambda values, *some: mean_iou(np.nan_to_num(values), *some),
     ),
+    "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 
 

@@ -12,7 +12,7 @@ from ensdistill.cli.execute import execute, say
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import evaluation_ids
-from ensdistill.stages.results import not_covered, write_results
+from ensdistill.stages.results import file_of, not_covered, write_results
 
 
 @click.command()
@@ -41,7 +41,8 @@ def command(
     not a method. It is usually, not always, the highest: conflicts can undo a choice.
 
     With `--fusions all` the probes that the paper's fusion needs are trained where there are none
-    (`--dry-run` says so); the table is also kept as results-all.json in the workspace.
+    (`--dry-run` says so); the table is also kept as results-all.json in the workspace, and
+    estimates.png shows class by class what was estimated of each teacher beside its IoU.
 
     \b
     Example:
@@ -64,11 +65,16 @@ def command(
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
+    if every and found["estimates"]:
+        from ensdistill.cli import plots
+
+        plots.estimates(found, file_of(experiment, split, "estimates", "png"))
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
         render.report(report)
         render.scores(found, not_covered(experiment, split, decisions))
+        render.estimates(found["estimates"])
 
 
 def pick_split(experiment: Experiment, split: str | None) -> str:

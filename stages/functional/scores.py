@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
-__all__ = ["class_counts", "confusion", "coverage", "iou", "mean_iou", "pixel_accuracy"]
+__all__ = [
+    "class_counts",
+    "confusion",
+    "cosine_similarity",
+    "coverage",
+    "iou",
+    "mean_iou",
+    "pixel_accuracy",
+    "rank_correlation",
+]
 
 
 def confusion(
@@ -193,6 +202,66 @@ def pixel_accuracy(confmat: NDArray[np.int64]) -> float:
     """Fraction in [0, 1] of the labelled pixels predicted right; 255 is wrong; NaN without any."""
     n_classes = _check_confmat(confmat)
     return _fraction(np.trace(confmat[:, :n_classes]), confmat.sum())
+
+
+def cosine_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Cosine of the angle between two vectors over classes (Chao, Cheng, Lee 2021, Fig. 6).
+
+    Parameters
+    ----------
+    a, b
+        (C,) float64, in units of their own; a class is left out unless both are finite.
+
+    Returns
+    -------
+    cosine
+        In [-1, 1]; NaN if fewer than two classes are left, or a vector is zero there.
+
+    Raises
+    ------
+    ValueError
+        If they are not of one size (C,).
+    """
+    a, b = _both_finite(a, b)
+    length = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(np.clip(a @ b / length, -1, 1)) if len(a) >= 2 and length else float("nan")
+
+
+def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman's correlation of the ranks of two vectors over classes; equals share a rank.
+
+    Parameters
+    ----------
+    a, b
+        (C,) float64, in units of their own; a class is left out unless both are finite.
+
+    Returns
+    -------
+    correlation
+        In [-1, 1]; NaN if fewer than three classes are left, or all have one value.
+
+    Raises
+    ------
+    ValueError
+        If they are not of one size (C,).
+    """
+    a, b = _both_finite(a, b)
+    if len(a) < 3 or not np.ptp(a) or not np.ptp(b):
+        return float("nan")
+
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic)
+
+
+def _both_finite(
+    a: NDArray[np.float64], b: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the entries where both vectors are finite."""
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"expected two vectors of one size (C,), got {a.shape} and {b.shape}")
+    finite = np.isfinite(a) & np.isfinite(b)
+    return a[finite], b[finite]
 
 
 def _fraction(part: np.int64, whole: np.int64) -> float:

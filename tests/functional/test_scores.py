@@ -8,10 +8,12 @@ from hypothesis.extra import numpy as hnp
 from ensdistill.stages.functional.scores import (
     class_counts,
     confusion,
+    cosine_similarity,
     coverage,
     iou,
     mean_iou,
     pixel_accuracy,
+    rank_correlation,
 )
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -117,6 +119,29 @@ def test_mean_iou_of_subsets():
 def test_mean_iou_refuses_other_ids(classes):
     with pytest.raises(ValueError, match=r"different ids in 0\.\.3"):
         mean_iou(np.zeros(4), classes)
+
+
+def test_likeness_of_vectors_over_the_classes_that_both_have():
+    a = np.array([0.2, 0.9, np.nan, 0.4, 0.4, 0.1])
+    b = np.array([20.0, 80.0, 5.0, 41.0, 40.0, np.nan])
+    x, y = a[[0, 1, 3, 4]], b[[0, 1, 3, 4]]
+    assert cosine_similarity(a, b) == pytest.approx(x @ y / np.sqrt((x @ x) * (y @ y)))
+    # ranks 1, 4, 2.5, 2.5 and 1, 4, 3, 2
+    assert rank_correlation(a, b) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert rank_correlation(a, -b) == -rank_correlation(a, b)
+    assert cosine_similarity(a, 7 * a) == pytest.approx(1)
+    assert rank_correlation(a, a**3) == pytest.approx(1)
+
+
+def test_likeness_of_too_little_is_none():
+    nan = np.nan
+    assert np.isnan(cosine_similarity(np.array([0.5, nan, 1.0]), np.array([0.5, 1.0, nan])))
+    assert np.isnan(cosine_similarity(np.zeros(3), np.ones(3)))
+    assert np.isnan(rank_correlation(np.array([0.1, 0.2, nan]), np.array([0.1, 0.2, 0.3])))
+    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
+    for likeness in (cosine_similarity, rank_correlation):
+        with pytest.raises(ValueError, match="of one size"):
+            likeness(np.zeros(3), np.zeros(4))
 
 
 def test_refusals():

@@ -28,7 +28,7 @@ from ensdistill.stages.labelmaps import STORE, LabelMaps
 from ensdistill.stages.results import results
 
 GOLDEN = Path(__file__).parent
-OPENS = ("student", "evaluation")
+OPENS = ("student", "evaluation", "ablation")
 WRITTEN_BY_HAND = ("experiment.yaml", "classes.yaml")  # all else is made
 LABEL_MODEL = {"fusion": {"method": "label-model"}}
 # Other settings, beside the golden ones, whose fingerprints and exact numbers are recorded.
@@ -48,6 +48,7 @@ VARIANTS = {
     },
 }
 RTOL = 1e-4  # of what a network's arithmetic decides, on another processor
+SCORED = ("miou", "label-model", "majority")  # of a row of the ablation
 AGREEMENT = 0.99  # of the pixels of a network's label maps
 
 
@@ -130,7 +131,7 @@ def make_workspace(folder):
     targets = [n.id for n in nodes]
     run(nodes, workspace, targets, lambda _: Silent(), about=folder)
     _, variant = _opened(folder, LABEL_MODEL)
-    run(variant, workspace, ["label-model"], lambda _: Silent(), about=folder)
+    run(variant, workspace, ["label-model", "ablation@val"], lambda _: Silent(), about=folder)
     for artifact in workspace.scan().published.values():
         manifest = artifact.manifest
         neutral = replace(
@@ -173,7 +174,7 @@ def _opened(folder, changes):
     file.write_text(yaml.safe_dump(settings))
     experiment = load(file)
     file.unlink()
-    return experiment, build(experiment, opens=OPENS)
+    return experiment, build(experiment, opens=OPENS, ablation=True)
 
 
 # --- the numbers -----------------------------------------------------------------------------
@@ -322,6 +323,15 @@ def _evaluation_numbers(folder):
     return {"exact": {"evaluation@val": rerun(folder, "evaluation@val").exact()}}
 
 
+def _ablation_numbers(folder):
+    result = rerun(folder, "ablation@val").result
+    rows = [("teachers", result["teachers"])]
+    rows += [(f"bad {r['bad']}", {k: r[k] for k in SCORED}) for r in result["robustness"]]
+    for row in result["flexibility"]["compositions"]:
+        rows.append((" ".join(row["teachers"]), {k: row[k] for k in SCORED if k != "miou"}))
+    return {"near": dict(rows)}
+
+
 NUMBERS = {
     "infer": _infer_numbers,
     "probe": _probe_numbers,
@@ -331,6 +341,7 @@ NUMBERS = {
     "fusion": _fusion_numbers,
     "student": _student_numbers,
     "evaluation": _evaluation_numbers,
+    "ablation": _ablation_numbers,
 }
 
 

@@ -1,0 +1,157 @@
+"""Charts, as PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ensdistill.pipeline import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI: Final = 120
+# Okabe and Ito's colours, which colour-blind people can tell apart; and a shape for each.
+_METHODS: Final = {"label-model": ("#0072B2", "o"), "majority": ("#D55E00", "s")}
+_ESTIMATES: Final = {"certainty": ("#E69F00", "^"), "reliability": ("#0072B2", "o")}
+_COLUMNS: Final = 3  # of panels
+
+
+def ablation(found: Mapping[str, Any], path: Path) -> None:
+    """Draw what bad teachers cost, and each composition beside its best member.
+
+    Parameters
+    ----------
+    found : mapping
+        The content of ``ablation.json``.
+    path : Path
+        The PNG file, left alone if it is this chart already.
+    """
+    figure = _figure(11, 4.8)
+    left, right = figure.subplots(1, 2)
+    _losses(left, found["robustness"])
+    _compositions(right, found["flexibility"]["compositions"])
+    figure.suptitle(f"Which teachers help, on {found['split']}")
+    _save(figure, path)
+
+
+def estimates(found: Mapping[str, Any], path: Path) -> None:
+    """Draw a panel a teacher: by class its IoU, and what was estimated without ground truth.
+
+    Parameters
+    ----------
+    found : mapping
+        The content of ``results.json`` with at least one teacher in `estimates`.
+    path : Path
+        The PNG file, left alone if it is this chart already.
+    """
+    iou = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "teacher"}
+    classes = [c for c in found["classes"] if any(of[c] is not None for of in iou.values())]
+    teachers: Mapping[str, Any] = found["estimates"]
+    columns = min(_COLUMNS, len(teachers))
+    rows = -(-len(teachers) // columns)
+    width = max(3.2, 0.26 * len(classes))
+    figure = _figure(columns * width + 0.6, 2.6 * rows + 1.6)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (teacher, of) in zip(panels, teachers.items(), strict=False):
+        axes.bar(range(len(classes)), _fractions(iou[teacher], classes, 100), color="#BBBBBB")
+        for kind, (colour, marker) in _ESTIMATES.items():
+            if kind in of:
+                values = _fractions(found[kind][teacher], classes)
+                axes.plot(range(len(classes)), values, marker, color=colour, markersize=5)
+        axes.set_title(_title(teacher, of), fontsize=9, parse_math=False)
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axes.set_ylim(0, 1.02)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels[len(teachers) :]:
+        axes.set_visible(False)
+    for axes in panels[max(0, len(teachers) - columns) : len(teachers)]:
+        axes.tick_params(labelbottom=True)  # also where the panel below is empty
+    figure.supylabel("fraction", fontsize=9)
+    _legend(figure, [k for k in _ESTIMATES if any(k in of for of in teachers.values())])
+    _save(figure, path)
+
+
+def _losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for method, (colour, marker) in _METHODS.items():
+        loss = [_or_nan(row["loss"][method]) for row in rows]
+        axes.plot(range(len(rows)), loss, marker=marker, color=colour, label=method)
+    names = ["none" if row["added"] is None else f"{row['bad']}: + {row['added']}" for row in rows]
+    axes.set_xticks(range(len(rows)), names)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="bad teachers", ylabel="loss of mIoU, points", title="Robustness")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+
+
+def _compositions(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(
+        xlabel="mIoU of the best member, percent",
+        ylabel="mIoU of the composition, percent",
+        title="Flexibility: all compositions of at least three",
+    )
+    if not rows:
+        axes.text(0.5, 0.5, "fewer than three teachers", ha="center", transform=axes.transAxes)
+        return
+    best = [_or_nan(row["best_miou"]) for row in rows]
+    values = list(best)
+    for method, (colour, marker) in reversed(_METHODS.items()):  # the label model on top
+        fused = [_or_nan(row[method]) for row in rows]
+        # hollow, as many compositions have one best member
+        axes.scatter(best, fused, marker=marker, facecolors="none", edgecolors=colour, label=method)
+        values += fused
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) + 0.1
+    ends = (low - room, high + room)
+    axes.plot(ends, ends, "--", color="gray", linewidth=1, label="as good as the best member")
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _title(teacher: str, of: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Name a teacher, and how well each estimate of it goes with its IoU."""
+    texts = [
+        f"{kind} cos {'-' if values['cosine'] is None else format(values['cosine'], '.2f')}"
+        for kind, values in of.items()
+    ]
+    return f"{teacher}\n{', '.join(texts)}"
+
+
+def _legend(figure: Figure, kinds: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Artist] = [Patch(color="#BBBBBB", label="IoU, with ground truth")]
+    names = {"certainty": "certainty of its probe", "reliability": "reliability by the label model"}
+    for kind in kinds:
+        colour, marker = _ESTIMATES[kind]
+        handles.append(Line2D([], [], color=colour, marker=marker, ls="", label=names[kind]))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return a figure of so many inches, apart from pyplot's state and any display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    atomic.update_bytes(path, content.getvalue())
+
+
+def _fractions(
+    values: Mapping[str, float | None], classes: Sequence[str], whole: float = 1
+) -> list[float]:
+    return [_or_nan(values[c]) / whole for c in classes]
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
