@@ -13,7 +13,7 @@ from golden import make as golden
 
 from ensdistill.data import pictures
 from ensdistill.stages import ablation, certainty, evaluation, fusion, graph, infer
-from ensdistill.stages.functional import policy
+from ensdistill.stages.functional import labelmodel, policy
 from ensdistill.stages.functional.certainty import mean_certainty
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
 from ensdistill.stages.functional.scores import mean_iou
@@ -44,7 +44,7 @@ def test_every_stage_is_guarded():
         *(f"{c}-{h}" for c in ("window", "certainty", "ignore") for h in ("window", "ignore")),
         "majority",
     } < set(RECORDED["fusion"]["exact"])
-    strategies = {"certainty", "fallback", "ties", "manual", "oracle"}
+    strategies = {"certainty", "fallback", "ties", "manual", "reliability", "oracle"}
     assert strategies == set(RECORDED["policy"]["exact"])
 
 
@@ -125,6 +125,7 @@ CHANGES = {
         "mean_iou",
         lambda values, *some: mean_iou(np.nan_to_num(values), *some),
     ),
+    "a general teacher that is less often right": ("label-model", labelmodel, "RIGHT", 0.5),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 

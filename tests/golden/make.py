@@ -306,7 +306,7 @@ def _label_model_numbers(folder):
     result = rerun(folder, "label-model", LABEL_MODEL).result
     near = {"prior": result["prior"], "weights": result["weights"]}
     near |= {f"reliability {k}": row for k, row in enumerate(result["reliability"])}
-    return {"near": {n: dict(enumerate(values)) for n, values in near.items()}}
+    return {"near": {n: {str(k): v for k, v in enumerate(vs)} for n, vs in near.items()}}
 
 
 def _fusion_numbers(folder):
