@@ -72,6 +72,7 @@ def test_structure(ablated):
         assert min(chart.size) > 300
 
 
+@pytest.mark.slow
 def test_a_composition_is_an_experiment_with_these_teachers_alone(ablated, tmp_path):
     _, found = ablated
     alone = crowd(tmp_path)

@@ -139,8 +139,14 @@ def test_arguments_and_paths_reach_the_function(world):
         (lambda t: t["network"].update(factory="modle:build"), ["modle:build", "no module below"]),
         (lambda t: t["network"].update(files={"weights": "w.pt"}), ["w.pt", "no file"]),
         (lambda t: t["network"].update(factory="model:bulid"), ["bulid"]),
-        (lambda t: t["network"].update(kwargs={"less": 1}), ["less"]),
-        (lambda t: t["network"].update(kwargs={"more": 99}), ["IndexError"]),
+        pytest.param(
+            lambda t: t["network"].update(kwargs={"less": 1}), ["less"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            lambda t: t["network"].update(kwargs={"more": 99}),
+            ["IndexError"],
+            marks=pytest.mark.slow,
+        ),
         (lambda t: t.update(classes="camvid11"), ["19 classes", "table 11"]),
     ],
     ids=lambda value: value if isinstance(value, list) else "",
@@ -159,9 +165,9 @@ def test_what_cannot_be_meant_is_refused_by_name(world, change, words):
     ("body", "words"),
     [
         ("return {'out': 1}", ["returned dict", "torch.nn.Module"]),
-        ("import os; os._exit(7)", ["ended with 7"]),
         ("raise ValueError('no such backbone')", ["ValueError: no such backbone"]),
-        ("import missing_package", ["missing_package"]),
+        pytest.param("import os; os._exit(7)", ["ended with 7"], marks=pytest.mark.slow),
+        pytest.param("import missing_package", ["missing_package"], marks=pytest.mark.slow),
     ],
 )
 def test_a_function_that_fails_is_told_with_its_reason(world, body, words):
