@@ -77,8 +77,9 @@ def _to_json(model: LabelModel) -> dict[str, Any]:
     ]
     return {
         "weights": model.weights.round(_DIGITS).tolist(),
-        "prior": model.prior.round(2 * _DIGITS).tolist(),
-        "confusions": model.confusions.round(_DIGITS + 3).tolist(),
+        "prior": model.prior.round(12).tolist(),
+        # never 0, whose logarithm would forbid what was seen
+        "confusions": np.maximum(model.confusions.round(9), 1e-9).tolist(),
         "reliability": reliability,
         "rounds": model.rounds,
         "converged": model.converged,

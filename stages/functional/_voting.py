@@ -31,7 +31,6 @@ def mark_changes(label_maps: UInt8, changes: UInt8) -> int:
     for y in range(height):
         row = changes[y]
         row[:] = 0
-        row[0] = 1
         for t in range(teachers):
             votes = label_maps[t, y]
             for x in range(1, width):
@@ -119,7 +118,7 @@ def read_image(
                 while end < border and changes[y, end] == 0:
                     whole = end % 8 == 0 and end + 8 <= border and words[y, end // 8] == 0
                     end += 8 if whole else 1
-                if n_rows == len(places) or known == len(patterns) or n_runs == len(runs):
+                if n_rows == len(places) or n_runs == len(runs):
                     return -1, -1
                 for t in range(len(votes)):
                     votes[t] = label_maps[t, y, x]
@@ -259,6 +258,7 @@ def expect(
     """
     total = mass.sum()
     if total == 0.0:
+        posterior[: len(places)] = 0.0
         return 0.0
     before = (mass / total + held * prior) / (1.0 + held)
     mass[:] = 0.0

@@ -32,7 +32,17 @@ from ensdistill.stages.functional._checks import check_form, check_highest, chec
 from ensdistill.stages.functional.fusion import FusionCounts, frozen
 from ensdistill.stages.functional.scores import iou, mean_iou
 
-__all__ = ["LabelModel", "Votes", "count", "fit", "fuse", "grid", "vote_weights"]
+__all__ = [
+    "LabelModel",
+    "Votes",
+    "count",
+    "fit",
+    "fuse",
+    "grid",
+    "join",
+    "vote_weights",
+    "warm_up",
+]
 
 GRID: Final = 4
 """Rows of cells of an image."""
@@ -89,7 +99,7 @@ class LabelModel:
     weights
         (T,) float64 in (0, 1], the exponent of each teacher's likelihood.
     confusions
-        (T, C, C) float64, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
+        (T, C, C) float64 above 0, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
     prior
         (C,) float64, the classes' shares of all images; sums to 1.
     reliability
@@ -97,7 +107,7 @@ class LabelModel:
     rounds
         How many rounds EM took.
     converged
-        Whether it ended before `ROUNDS`.
+        Whether EM ended of itself.
     """
 
     weights: Float64
@@ -233,6 +243,7 @@ def fuse(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
+    check_form("label_maps", label_maps, ndim=3)
     if len(label_maps) != len(model.weights):
         raise ValueError(
             f"the model knows {len(model.weights)} teachers, got label maps of {len(label_maps)}"
@@ -382,6 +393,8 @@ def _weights(table: _Table) -> Float64:
         agreement = np.nan_to_num(agreement)
         if agreement.max() > 0:
             weights = np.maximum(weights * agreement / agreement.max(), LEAST_WEIGHT**2)
+        # equal teachers stay equal, whatever order they were solved in: sums of votes tie
+        weights = weights.round(12)
     return weights
 
 
