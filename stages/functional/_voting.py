@@ -148,8 +148,10 @@ def enrol(rows: UInt8, epochs: Int32, slots: Int32, patterns: UInt8, places: Int
 
 
 @jit
-def list_candidates(patterns: UInt8, known: int, candidates: UInt8) -> None:
-    """Write to (P, T) the labels voted for, in rising order, filled up with 255."""
+def list_candidates(
+    patterns: UInt8, known: int, heard: NDArray[np.bool_], candidates: UInt8
+) -> None:
+    """Write to (P, T) the labels that `heard` (T,) teachers vote for, rising, then 255."""
     teachers = patterns.shape[1]
     for m in range(known):
         found = 0
@@ -158,7 +160,8 @@ def list_candidates(patterns: UInt8, known: int, candidates: UInt8) -> None:
             j = found
             while j > 0 and candidates[m, j - 1] > vote:
                 j -= 1
-            if vote == _SILENT or (j > 0 and candidates[m, j - 1] == vote):
+            listed = j > 0 and candidates[m, j - 1] == vote
+            if vote == _SILENT or listed or not heard[t]:
                 continue
             for k in range(found, j, -1):
                 candidates[m, k] = candidates[m, k - 1]

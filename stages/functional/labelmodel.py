@@ -14,6 +14,8 @@ what the teachers mean, where errors are shared and classes are rare:
 - *Weights.* Teachers share their errors, so that their votes are tempered: p ~ theta ** weight. The
   weights are those of the best linear unbiased combination of estimates with correlated errors,
   R^-1 1, times each teacher's agreement with the others. What is alike in both is counted once.
+  Who agrees less than `HEARD` times as well as the best is not heard: a teacher who knows nothing
+  would make his label a candidate everywhere.
 - *Shrinkage* of theta to a teacher who is right with probability `RIGHT` and else labels as often
   as it does elsewhere.
 
@@ -57,6 +59,8 @@ TOLERANCE: Final = 1e-4
 ROUNDS: Final = 200
 """The most rounds of EM."""
 LEAST_WEIGHT: Final = 0.02
+"""What a teacher weighs at least that is heard, before its agreement counts."""
+HEARD: Final = 0.1
 
 _CELL_TOLERANCE: Final = 1e-3
 _CELL_ROUNDS: Final = 20
@@ -97,7 +101,7 @@ class LabelModel:
     Attributes
     ----------
     weights
-        (T,) float64 in (0, 1], the exponent of each teacher's likelihood.
+        (T,) float64 in [0, 1], the exponent of each teacher's likelihood; 0 for one not heard.
     confusions
         (T, C, C) float64 above 0, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
     prior
@@ -179,6 +183,7 @@ def fit(votes: Votes, n_classes: int) -> LabelModel:
 
     table = _Table(votes, n_classes)
     weights = _weights(table)
+    table.listen(weights > 0)
     shares = np.empty(table.candidates.shape)
     voting.share_votes(table.patterns, len(table.patterns), table.candidates, weights, shares)
     found = shares * table.pixels[:, None]
@@ -209,7 +214,7 @@ def fit(votes: Votes, n_classes: int) -> LabelModel:
 
 
 def vote_weights(votes: Votes, n_classes: int) -> Float64:
-    """Return (T,) float64, how much each teacher's vote weighs: in (0, 1], little for a copy."""
+    """Return (T,) float64, how much each teacher's vote weighs: in [0, 1], little for a copy."""
     return _weights(_Table(votes, n_classes))
 
 
@@ -229,7 +234,7 @@ def fuse(
     Returns
     -------
     fused
-        (H, W) uint8; ties go to the lowest id; 255 where nobody votes.
+        (H, W) uint8; ties go to the lowest id; 255 where nobody who is heard votes.
     counts
         Each label that a pixel is given counts as a claim. Nothing is ever filled.
 
@@ -251,7 +256,7 @@ def fuse(
     image = _Image(label_maps, n_classes)
     known = len(image.patterns)
     candidates = np.empty_like(image.patterns)
-    voting.list_candidates(image.patterns, known, candidates)
+    voting.list_candidates(image.patterns, known, model.weights > 0, candidates)
     shares, likelihood = np.empty((2, *candidates.shape))
     voting.share_votes(image.patterns, known, candidates, model.weights, shares)
     evidence = model.weights[:, None, None] * np.log(model.confusions)
@@ -360,9 +365,15 @@ class _Table:
         self.patterns = patterns[:known]
         self.pixels: Float64 = np.bincount(self.places, votes.pixels, known).astype(np.float64)
         self.candidates = np.empty_like(self.patterns)
-        voting.list_candidates(self.patterns, known, self.candidates)
+        self.listen(np.ones(patterns.shape[1], bool))
         if not known or (self.patterns == IGNORE_INDEX).all():
             raise ValueError("no teacher votes for any pixel")
+
+    def listen(self, heard: NDArray[np.bool_]) -> None:
+        """Take the labels of some teachers for candidates."""
+        from ensdistill.stages.functional import _voting as voting
+
+        voting.list_candidates(self.patterns, len(self.patterns), heard, self.candidates)
 
 
 def _weights(table: _Table) -> Float64:
@@ -384,15 +395,18 @@ def _weights(table: _Table) -> Float64:
             shared = np.full((2, 2), 0.5)
         correlation = (shared + shared.T) / 2
         np.fill_diagonal(correlation, 1.0)
-        solved = np.linalg.solve(correlation + 1e-3 * np.eye(teachers), np.ones(teachers))
-        weights = np.clip(solved, LEAST_WEIGHT, 1.0)
+        heard = np.flatnonzero(weights)
+        among = correlation[np.ix_(heard, heard)] + 1e-3 * np.eye(len(heard))
+        solved = np.linalg.solve(among, np.ones(len(heard)))
+        weights[heard] = np.clip(solved, LEAST_WEIGHT, 1.0)
         confmats = np.zeros((teachers, n_classes, n_classes + 1))
         own = np.clip(weights * (1 - correlation), 0.0, None)
         voting.compare_with_others(table.patterns, table.candidates, table.pixels, own, confmats)
         agreement = np.array([mean_iou(iou(np.rint(c).astype(np.int64))) for c in confmats])
         agreement = np.nan_to_num(agreement)
         if agreement.max() > 0:
-            weights = np.maximum(weights * agreement / agreement.max(), LEAST_WEIGHT**2)
+            agreement = agreement / agreement.max()
+            weights = np.where(agreement < HEARD, 0.0, weights * agreement)
         # equal teachers stay equal, whatever order they were solved in: sums of votes tie
         weights = weights.round(12)
     return weights

@@ -102,16 +102,18 @@ def dense_weights(votes, n_classes):
                 shared[t, s] = (alike / sizes[t]).sum() / (deviates / sizes[t]).sum()
         correlation = (shared + shared.T) / 2
         np.fill_diagonal(correlation, 1)
-        ridge = 1e-3 * np.eye(len(teachers))
-        weights = np.linalg.inv(correlation + ridge).sum(axis=1).clip(labelmodel.LEAST_WEIGHT, 1)
+        heard = weights > 0
+        ridge = 1e-3 * np.eye(heard.sum())
+        inverse = np.linalg.inv(correlation[heard][:, heard] + ridge)
+        weights[heard] = inverse.sum(axis=1).clip(labelmodel.LEAST_WEIGHT, 1)
         agreement = np.zeros(len(teachers))
         for t in teachers:
             others = weights * (1 - correlation[t])  # nothing for t, who is 1 to itself
             rest = dense_plurality(votes, others, n_classes)
             agreement[t] = dense_agreement(votes[:, t], rest, n_classes)
         if agreement.any():
-            weights = weights * agreement / agreement.max()
-            weights = weights.clip(labelmodel.LEAST_WEIGHT**2)
+            agreement /= agreement.max()
+            weights = np.where(agreement < labelmodel.HEARD, 0, weights * agreement)
     return weights
 
 
@@ -130,7 +132,8 @@ def dense_likelihood(votes, model):
     said = one_hot(votes, len(model.prior))
     evidence = model.weights[:, None, None] * np.log(model.confusions)
     evidence = np.einsum("ntl,tcl->nc", said.astype(float), evidence, optimize=True)
-    evidence = np.where(said.any(axis=1), evidence, -np.inf)
+    heard = model.weights > 0
+    evidence = np.where(said[:, heard].any(axis=1), evidence, -np.inf)
     best = evidence.max(axis=1, keepdims=True)
     return np.exp(evidence - np.where(np.isfinite(best), best, 0))
 
@@ -166,7 +169,8 @@ def dense_fit(images, n_classes):
         if converged:
             break
     hits = np.einsum("nc,ntc->tc", posterior, said)
-    union = posterior.sum(axis=0) + said.sum(axis=0) - hits
+    settled = posterior.any(axis=1)[:, None, None]  # by those who are heard
+    union = posterior.sum(axis=0) + (said & settled).sum(axis=0) - hits
     reliability = np.where(union > 0, hits / np.where(union > 0, union, 1), np.nan)
     return LabelModel(weights, confusions, prior, reliability, rounds, converged)
 
@@ -338,6 +342,18 @@ def test_cells_tile_the_image(height, width):
         assert (sides < 2.5).all()
 
 
+def test_a_teacher_who_knows_nothing_is_not_heard():
+    maps = streets(0, 4, 12, (48, 96))
+    constant = np.full_like(maps[:1], 5)
+    model, crowd = (fit(count(m, 12), 12) for m in (maps, np.concatenate([maps, constant])))
+    assert (model.weights > 0).all()
+    assert crowd.weights[4] == 0 and (crowd.weights[:4] > 0).all()
+    assert np.isfinite(crowd.reliability[4, 5])
+    alone = np.full((5, 1, 1), 255, np.uint8)
+    alone[4] = 5
+    assert fuse(alone, crowd)[0] == 255
+
+
 @quick
 @given(problem=problems())
 def test_fused_labels_are_among_those_given(problem):
@@ -345,6 +361,7 @@ def test_fused_labels_are_among_those_given(problem):
     model = fit(count(label_maps, n_classes), n_classes)
     fused, counts = fuse(label_maps, model)
     assert fused.dtype == np.uint8
+    label_maps = label_maps[model.weights > 0]
     silent = (label_maps == 255).all(axis=0)
     np.testing.assert_array_equal(fused == 255, silent)
     assert ((fused == label_maps).any(axis=0) | silent).all()
@@ -368,7 +385,7 @@ def test_fused_labels_are_among_those_given(problem):
 def test_a_model_is_made_of_probabilities(problem):
     label_maps, n_classes = problem
     model = fit(count(label_maps, n_classes), n_classes)
-    assert (model.weights > 0).all()
+    assert (model.weights >= 0).all()
     assert (model.weights <= 1).all()
     assert (model.confusions > 0).all()
     np.testing.assert_allclose(model.confusions.sum(axis=2), 1)
@@ -603,7 +620,7 @@ def test_many_classes_and_many_teachers(teachers, n_classes, shape):
     label_maps[0, 0, 0] = n_classes - 1
     assert_counts(count(label_maps, n_classes), label_maps)
     model = fit(count(label_maps, n_classes), n_classes)
-    assert ((model.weights > 0) & (model.weights <= 1)).all()
+    assert ((model.weights >= 0) & (model.weights <= 1)).all()
     fused, counts = fuse(label_maps, model)
     assert counts.label.shape == (n_classes,)
     assert_clear_labels(fused, dense_fuse(label_maps, model))
