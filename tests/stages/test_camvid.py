@@ -80,6 +80,8 @@ def test_segformer_with_random_weights_on_real_images(camvid, tmp_path):
 def test_the_main_job_and_then_a_sixth_teacher(camvid, tmp_path):
     world = CamVid(tmp_path, camvid)
     sixth = world.settings["teachers"].pop()
+    assert world.settings["fusion"]["method"] == "label-model"
+    world.settings["fusion"]["method"] = "channel"
     world.write()
     five = [t["name"] for t in world.settings["teachers"]]
     first = world.json("run")
@@ -112,3 +114,10 @@ def test_the_main_job_and_then_a_sixth_teacher(camvid, tmp_path):
     world.call("run")
     assert set(world.states().values()) == {"fresh"}
     assert "nothing to do" in world.call("run")
+
+    world.settings["fusion"]["method"] = "label-model"
+    world.write()
+    methods = world.json("run")["methods"]
+    miou = {m["name"]: m["miou"] for m in methods}
+    best = max(m["miou"] for m in methods if m["kind"] == "teacher")
+    assert miou["label-model"] > max(best, miou["majority"]) + 2
