@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import click
@@ -82,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments: Any = None if argv is None else list(argv)
     verbose = any(a in ("-v", "--verbose") for a in (arguments or sys.argv[1:]))
     try:
-        code = cli.main(arguments, prog_name="ensdistill", standalone_mode=False)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            code = _with_ranks(arguments)
+        else:
+            code = _command(arguments)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
@@ -103,6 +107,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error}; finished work is kept", err=True)
         code = 1
     sys.exit(code)
+
+
+def _command(arguments: Any) -> Any:
+    return cli.main(arguments, prog_name="ensdistill", standalone_mode=False)
+
+
+def _with_ranks(arguments: Any) -> Any:
+    """Run the command at rank 0 of ``torchrun``, and what it trains at all ranks."""
+    from ensdistill.stages.training import loop, ranks
+
+    if not ranks.launched():
+        return _command(arguments)
+    if ranks.join() > 0:
+        with suppress(EnsdistillError, KeyboardInterrupt):  # rank 0 says it
+            ranks.follow(loop.follow)
+            return 0
+        return 1
+    code = _command(arguments)
+    ranks.give(None)  # after an error torchrun stops them: they may be in the middle of a step
+    return code
 
 
 if __name__ == "__main__":

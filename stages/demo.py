@@ -41,7 +41,8 @@ _COMMON: Final = {
     "crop": [80, 160],
     "scale": [0.75, 1.25],
     "lr": 0.01,
-    "rare_weight": 3.0,
+    "class_balance": 3.0,
+    "often_balance": 3.0,
 }
 TEACHER: Final = _COMMON | {"steps": 400}
 PROBE: Final = _COMMON | {"steps": 200}

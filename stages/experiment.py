@@ -23,6 +23,7 @@ from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.pipeline.workspace import Workspace
+from ensdistill.stages.recipes import PAPER
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
@@ -194,15 +195,24 @@ class StudentNetwork(Section):
 
 
 class Training(Section):
-    """How a probe or a student is trained. Sizes are height, width in pixels."""
+    """How a probe or a student is trained. Sizes are height, width in pixels.
 
+    `recipe: paper` stands for the settings of `recipes.PAPER`; whatever is given beside it holds.
+    """
+
+    recipe: Literal["paper"] | None = None
     network: StudentNetwork = StudentNetwork()
     steps: Positive
     batch_size: Annotated[int, Field(ge=2)] = 8
+    accumulate: Positive = 1
     input_size: Size | None = None
     crop: Size = (256, 512)
     scale: tuple[PositiveReal, PositiveReal] = (0.5, 1.5)
     flip: bool = True
+    colour: Share = 0.0
+    blur: Share = 0.0
+    class_mix: Share = 0.0
+    rare_class_temperature: PositiveReal | None = None
     preprocess: Preprocess = Preprocess()
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveReal = 5e-4
@@ -211,9 +221,22 @@ class Training(Section):
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     power: Annotated[float, Field(ge=0)] = 0.9
-    rare_weight: Annotated[float, Field(ge=1)] = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip: PositiveReal | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_norm: Literal["sync", "local", "frozen"] = "sync"
+    class_balance: Annotated[float, Field(ge=1)] = 1.0
+    often_balance: Annotated[float, Field(ge=1)] = 1.0
     hard_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_recipe(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("recipe") == "paper":
+            return {**{k: setting.value for k, setting in PAPER.items()}, **given}
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -228,6 +251,11 @@ class Training(Section):
                 raise ValueError(f"`preprocess.{key}` is for teachers; {instead}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("`nesterov` needs `optimizer: sgd` and a momentum above 0")
+        if self.batch_size % self.accumulate or self.batch_size == self.accumulate:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected "
+                "parts of equal size, of at least 2 images"
+            )
         return self
 
 
@@ -290,6 +318,8 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     threads: Positive | None = None
     checkpoint_every: Positive = 200
+    keep_checkpoints: Positive = 2
+    tensorboard: str | None = None
 
 
 class Config(Section):

@@ -31,12 +31,12 @@ from ensdistill.stages.experiment import TRAIN, Experiment, Network, Student, Te
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
     "infer": 1,
-    "probe": 1,
+    "probe": 2,
     "certainty": 1,
     "label-model": 1,
     "policy": 1,
     "fusion": 1,
-    "student": 1,
+    "student": 2,
     "evaluation": 1,
     "ablation": 1,
 }
@@ -89,7 +89,7 @@ class Local:
         Teacher's id (or raw value of a PNG) to train id or 255.
     weights : mapping
         Path to sha256 of every file of a network that was not made here.
-    device, workers, threads, checkpoint_every
+    device, workers, threads, checkpoint_every, keep_checkpoints, tensorboard
         See `experiment.Runtime`.
     watch : tuple of Picture
         Labelled images that training watches.
@@ -103,6 +103,7 @@ class Local:
     workers: int
     threads: int | None
     checkpoint_every: int
+    keep_checkpoints: int
     digests: Mapping[str, str]
     weights: Mapping[str, str] = field(default_factory=dict)
     predictions: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Local:
     to_target: Mapping[int, int] = field(default_factory=dict)
     palette: bool = False
     watch: tuple[Picture, ...] = ()
+    tensorboard: Path | None = None
 
     def require_weights(self) -> None:
         """Refuse weights that are not those that the plan was made for, whatever their date says.
@@ -676,6 +678,7 @@ class _Graph:
             workers=runtime.workers,
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,
+            keep_checkpoints=runtime.keep_checkpoints,
             digests={**upstream.once(("digests", split), find), **(more_digests or {})},
             **more,
         )
@@ -732,7 +735,7 @@ class _Graph:
 
     def training_recipe(self, settings: Training) -> dict[str, Json]:
         """Return the part of a probe's or student's settings that changes the numbers."""
-        skip = {"network", "init", "watch", "watch_every", "keep"}
+        skip = {"recipe", "network", "init", "watch", "watch_every", "keep"}
         recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.arch
@@ -746,6 +749,8 @@ class _Graph:
     ) -> Local:
         """Return `local` of the training images with what training needs."""
         more: dict[str, Any] = {"init": init, "weights": {}}
+        if self.experiment.config.runtime.tensorboard is not None:
+            more["tensorboard"] = self.experiment.folder(self.experiment.config.runtime.tensorboard)
         if settings.network.hf is not None:
             more["network"] = self.experiment.folder(settings.network.hf)
             _, more["weights"] = self.network_files(more["network"], "network.hf")

@@ -94,12 +94,12 @@ CHANGES = {
         "align_corners",
         property(lambda self: True),
     ),
-    "a constant learning rate of the probe": ("probe", loop, "_poly", lambda r, _: r["lr"]),
-    "a constant learning rate": ("student", loop, "_poly", lambda recipe, _: recipe["lr"]),
+    "a constant learning rate of the probe": ("probe", loop, "learning_rate", lambda r, _: r["lr"]),
+    "a constant learning rate": ("student", loop, "learning_rate", lambda recipe, _: recipe["lr"]),
     "a learning rate one step ahead": (
         "student",
         loop,
-        "_poly",
+        "learning_rate",
         lambda r, step: r["lr"] * (1 - (step + 1) / r["steps"]) ** r["power"],
     ),
     "other crops": ("student", samples, "_CROP", 7),
@@ -137,7 +137,8 @@ def test_another_arithmetic_is_noticed(folder, monkeypatch, change):
     with pytest.raises(AssertionError) as caught:
         require(folder, stage)
     text = str(caught.value)
-    assert f"the numbers of stage {stage} changed while VERSIONS['{stage}'] is still 1" in text
+    still = f"VERSIONS['{stage}'] is still {VERSIONS[stage]}"
+    assert f"the numbers of stage {stage} changed while {still}" in text
     assert "raise it" in text and "mend the code" in text and "golden/make.py" in text
 
 

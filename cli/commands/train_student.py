@@ -15,12 +15,13 @@ from ensdistill.cli.execute import execute, say
 def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
     """Train the student on the fused labels.
 
-    Prints the cost of a step and an estimate of the whole before it begins. A killed training goes
-    on from its last checkpoint and ends the same.
+    Says after a few steps what a step and what the whole costs. A killed training goes on from its
+    last checkpoint and ends the same. Started by torchrun it uses all GPUs.
 
     \b
     Example:
       ensdistill train-student --upstream
+      torchrun --nproc-per-node 4 -m ensdistill.cli train-student
     """
     experiment, report, decisions = execute(
         config,

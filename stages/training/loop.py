@@ -2,33 +2,29 @@
 
 All randomness is a function of seed, step and sample number. A run killed at any step and resumed
 from its last checkpoint therefore equals the uninterrupted one bit for bit (same machine, CPU,
-same number of threads).
+same number of threads and ranks).
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import io
-import json
 import math
-import pickle
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ensdistill.data.pictures import Decoder, read_image
-from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
-from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.node import Job, Progress
+from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
@@ -42,14 +38,46 @@ from ensdistill.stages.networks.frozen import (
     save_network,
     set_threads,
 )
+from ensdistill.stages.networks.initial import initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.networks.students import build_student, in_head
+from ensdistill.stages.training import ranks as together
+from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
 from ensdistill.stages.training.losses import PixelLoss
-from ensdistill.stages.training.samples import Samples
+from ensdistill.stages.training.optimizers import (
+    NORMS,
+    Average,
+    build_optimizer,
+    freeze_norms,
+    learning_rate,
+)
+from ensdistill.stages.training.ranks import Ranks
+from ensdistill.stages.training.records import Log, Pace
+from ensdistill.stages.training.samples import Batches, Sample, Samples
 
-CHECKPOINT = "draft-checkpoint.pt"  # goes when the artifact is published
-METRICS = "metrics.jsonl"
-_LOG_EVERY = 20  # steps
+_LOG_EVERY: Final = 20  # steps
+_TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a training is made of; the same at every rank.
+
+    Attributes
+    ----------
+    node : str
+        Whose training it is.
+    recipe : mapping
+        What changes the numbers.
+    local : Local
+        What does not.
+    inputs : mapping
+        ``labels`` and, where pixels count differently, ``weights``.
+    """
+
+    node: str
+    recipe: Mapping[str, Any]
+    local: Local
+    inputs: Mapping[str, Artifact]
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -59,204 +87,359 @@ def train(job: Job) -> dict[str, Any]:
     -------
     dict
         ``steps``, ``loss`` (mean of the last logged window), and with a watched split ``watched``:
-        its last and best mIoU in percent.
+        its last and best mIoU in percent, and which of the two the network is.
     """
-    local: Local = job.work.local
-    recipe: dict[str, Any] = job.work.recipe
-    local.require_weights()
-    device = pick_device(local.device)
-    set_threads(local.threads)
-    job.ran_on.update(platform_facts(device))
-    preprocessing = Preprocessing.from_settings(
-        _own_normalisation(local.network),
-        recipe["preprocess"],
-        {"size": recipe["input_size"]},
-    )
-    labels = LabelMaps(job.inputs["labels"])
-    network, initialised = _build(recipe, local)
-    network.to(device)
-    optimizer = _optimizer(network, recipe)
-    loss_of = PixelLoss(len(local.classes), recipe["rare_weight"], recipe["hard_share"], device)
-    state = _State(job.draft.path, network, optimizer, loss_of)
-    steps = recipe["steps"]
-    samples = Samples(local, labels, recipe, preprocessing.mean_pixel())
-    start = state.load()
-    if start == 0 and (job.draft.path / CHECKPOINT).exists():
-        job.progress.message(f"{job.node.id}: its checkpoint is damaged; beginning anew")
-    if initialised is not None:
-        job.progress.message(f"{job.node.id}: {initialised['loaded']} tensors of {local.init}")
-    job.progress.start(steps, start, "steps")
-    if start < steps:
-        seconds = _step_cost(network, loss_of, samples, preprocessing, recipe, local)
-        height, width = recipe["crop"]
-        job.progress.message(
-            f"{job.node.id}: {seconds:.2f} s a step (batch {recipe['batch_size']} of "
-            f"{height}x{width} on {device}), {steps - start} steps: "
-            f"about {_duration(seconds * (steps - start))}"
-        )
-    watch = recipe.get("watch")
-    network.train()
-    for step, (images, target) in _batches(samples, start, recipe, local):
-        # dropout draws from torch's own stream: tie that to the step as well
-        torch.manual_seed(_mix(recipe["seed"], step))
-        rate = _poly(recipe, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_factor"]
-        logits = network(preprocessing.normalise(images.to(device)))
-        loss = loss_of(logits, target.to(device, torch.int64))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DataError(
-                f"{job.node.id}: the loss is {value} at step {step + 1} of {steps}; lower `lr` "
-                f"(it is {recipe['lr']}) or look at the images and labels"
-            )
-        state.losses.append(value)
-        done = step + 1
-        if done % _LOG_EVERY == 0 or done == steps:
-            state.log({"step": done, "loss": float(np.mean(state.losses)), "lr": rate})
-            state.losses.clear()
-        if watch is not None and (done % watch["every"] == 0 or done == steps):
-            state.watched(done, _watched_miou(network, preprocessing, device, local))
-        if done % local.checkpoint_every == 0 or done == steps:
-            state.save(done)
-        job.progress.advance(1, f"loss {value:.3f}")
-    if watch is not None and watch["keep"] == "best":
-        network.load_state_dict(state.best_weights)
-    state.write_metrics()  # a power loss may have taken what no step is going to write again
-    description = describe(network, recipe["network"], list(local.classes.classes), preprocessing)
-    save_network(job.draft.path, network, description)
-    losses = [m["loss"] for m in state.metrics if "loss" in m]
-    result: dict[str, Any] = {"steps": steps, "loss": losses[-1]}
-    if initialised is not None:
-        result["init"] = initialised
-    if watch is not None:
-        scores = [m["miou"] for m in state.metrics if "miou" in m]
-        result["watched"] = {"last": scores[-1], "best": max(scores)}
+    order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs)
+    together.give(order)
+    training = Training(order, job.progress, job.draft.path)
+    result = training.run()
+    job.ran_on.update(training.facts())
     return result
 
 
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None if there is none or it is not what was written."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    sha256, content = content[:64], content[64:]
-    if hashlib.sha256(content).hexdigest().encode() != sha256:
-        return None
-    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return found
+def follow(order: Order) -> None:
+    """Keep step with rank 0 in a training."""
+    Training(order, _Silence(), None).run()
 
 
-class _State:
-    """All that a checkpoint holds: weights, optimizer, loss state, metrics and the best weights."""
+class Training:
+    """One training, at one rank.
 
-    def __init__(
-        self,
-        folder: Path,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss_of: PixelLoss,
-    ):
-        self._folder = folder
-        self._network = network
-        self._optimizer = optimizer
-        self._loss_of = loss_of
-        self.metrics: list[dict[str, Any]] = []
-        self.losses: list[float] = []
+    Parameters
+    ----------
+    order : Order
+        What is to be trained.
+    progress : Progress
+        Where to report.
+    folder : Path or None
+        The draft; None for a rank that writes nothing.
+    """
+
+    def __init__(self, order: Order, progress: Progress, folder: Path | None):
+        recipe, local = order.recipe, order.local
+        local.require_weights()
+        set_threads(local.threads)
+        self.order = order
+        self.recipe = recipe
+        self.local = local
+        self.progress = progress
+        self.folder = folder
+        self.device = together.own_device(pick_device(local.device))
+        torch.backends.cudnn.benchmark = True  # crops are all of one size
+        self.ranks: Ranks = together.together(self.device)
+        self.preprocessing = Preprocessing.from_settings(
+            _own_normalisation(local.network),
+            recipe["preprocess"],
+            {"size": recipe["input_size"]},
+        )
+        self.network, self.initialised = initial_network(recipe, local)
+        self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._training_mode()
+        self.optimizer = build_optimizer(self.network, recipe)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=recipe["precision"] == "float16"
+        )
+        self.average = Average(self.network, recipe["ema"]) if recipe["ema"] else None
+        self.loss_of = PixelLoss(
+            len(local.classes),
+            recipe["class_balance"],
+            recipe["often_balance"],
+            recipe["hard_share"],
+            self.device,
+            self.ranks.total,
+        )
+        self.log = Log(folder, local.tensorboard)
         self.best_weights: dict[str, Tensor] = {}
+        self.pace = Pace(recipe["batch_size"])
 
-    def load(self) -> int:
+    def samples(self) -> Samples:
+        """Return all samples of the training, by number."""
+        inputs = self.order.inputs
+        return Samples(
+            self.local,
+            LabelMaps(inputs["labels"]),
+            self.recipe,
+            self.preprocessing.mean_pixel(),
+            LabelMaps(inputs["weights"]) if "weights" in inputs else None,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train from the last checkpoint to the end, and write the network."""
+        recipe, steps = self.recipe, self.recipe["steps"]
+        self._require_divisible()
+        start = self._restore()
+        if self.initialised is not None and start == 0:
+            self._say(f"{self.initialised['loaded']} tensors of {self.local.init}")
+        samples = self.samples()
+        self.progress.start(steps, start, "steps")
+        watch = recipe.get("watch")
+        step_of = self._stepper()
+        epoch = len(self.local.pictures)
+        for step, batch in enumerate(self._batches(samples, start), start):
+            loss, rate = step_of(step, batch)
+            done = step + 1
+            self.log.losses.append(loss)
+            logs = done % _LOG_EVERY == 0 or done == steps
+            saves = done % self.local.checkpoint_every == 0 or done == steps
+            watches = watch is not None and (done % watch["every"] == 0 or done == steps)
+            if logs or saves or watches:
+                self._require_finite(done)
+            if logs:
+                self.log.window(done, rate)
+            if watches:
+                self._watch(done)
+            if saves:
+                self._save(done)
+            self.pace.step_done()
+            if self.pace.steps == 5:
+                self._say(self.pace.estimate(steps - done))
+            if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
+                self.pace.epoch_done()
+            self.progress.advance(1, self.log.note(self.pace))
+        return self._finish()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decided the last bits of the result, and how fast it was made."""
+        facts = platform_facts(self.device) | {"ranks": self.ranks.count}
+        return facts | self.pace.facts()
+
+    def _stepper(self) -> Callable[[int, Sample], tuple[Tensor, float]]:
+        """Return what does a step: from its number and batch to its loss and learning rate."""
+        recipe, device, ranks = self.recipe, self.device, self.ranks
+        network = self._distributed()
+        parts, size = recipe["accumulate"], recipe["batch_size"]
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        as_type = _TYPES.get(recipe["precision"])
+        self._training_mode()
+
+        def alone(part: int) -> AbstractContextManager[Any]:
+            """Gradients of all parts but the last one stay with their rank."""
+            last = part == parts - 1
+            return nullcontext() if last or ranks.count == 1 else network.no_sync()
+
+        def step_of(step: int, batch: Sample) -> tuple[Tensor, float]:
+            # dropout draws from torch's own stream: tie that to the step as well
+            torch.manual_seed(_mix(recipe["seed"], step, ranks.rank))
+            rate = learning_rate(recipe, step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_factor"]
+            image, label, weight, look = (x.to(device, non_blocking=True) for x in batch)
+            label = label.long()
+            weights = weight if weight.numel() else None
+            self.loss_of.begin(label, weights, size)
+            self.optimizer.zero_grad(set_to_none=True)
+            for part in range(parts):
+                cut = _part(len(label), part, parts)
+                images = self._input(image[cut], look[cut])
+                with alone(part):
+                    with torch.autocast(device.type, as_type, enabled=as_type is not None):
+                        logits = network(images)
+                    lost = self.loss_of.part(
+                        logits, label[cut], None if weights is None else weights[cut]
+                    )
+                    # DDP takes the mean over the ranks, and the loss is a sum
+                    self.scaler.scale(lost * ranks.count).backward()  # type: ignore[no-untyped-call]
+            loss, correction = self.loss_of.end()
+            self.scaler.unscale_(self.optimizer)
+            if correction is not None:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(correction)
+            if recipe["clip"] is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe["clip"])
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update(self.network, step + 1)
+            return loss, rate
+
+        return step_of
+
+    def _training_mode(self) -> None:
+        self.network.train()
+        if self.recipe["batch_norm"] == "frozen":
+            freeze_norms(self.network)
+
+    def _input(self, image: Tensor, look: Tensor) -> Tensor:
+        """Return (n, 3, h, w) float32 network input of (n, h, w, 3) uint8 crops."""
+        images = image.permute(0, 3, 1, 2)  # channels last, as it lies
+        if self.recipe["colour"] or self.recipe["blur"]:
+            images = images.float()
+        if self.recipe["colour"]:
+            images = recolour(images, look)
+        if self.recipe["blur"]:
+            images = blurred(images, look)
+        return self.preprocessing.normalise(images)
+
+    def _distributed(self) -> Any:
+        """Return the network as the loop calls it, wrapped where several ranks train it."""
+        if self.ranks.count == 1:
+            return self.network
+        if self.recipe["batch_norm"] == "sync" and any(
+            isinstance(m, NORMS) for m in self.network.modules()
+        ):
+            if self.device.type == "cpu":
+                raise DataError(
+                    f"{self.order.node}: `batch_norm: sync` needs GPUs where several ranks train; "
+                    "use `frozen` or `local`"
+                )
+            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.network = convert(self.network, self.ranks.group)
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            self.network,
+            device_ids=ids,
+            process_group=self.ranks.group,
+            gradient_as_bucket_view=True,
+        )
+
+    def _batches(self, samples: Samples, start: int) -> Iterable[Sample]:
+        """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
+        recipe, ranks = self.recipe, self.ranks
+        loader: DataLoader[Sample] = DataLoader(
+            samples,
+            batch_sampler=Batches(
+                start, recipe["steps"], recipe["batch_size"], ranks.rank, ranks.count
+            ),
+            num_workers=self.local.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else the loader draws from the global stream
+        )
+        return self.pace.waited(loader)
+
+    def _require_divisible(self) -> None:
+        share = self.recipe["accumulate"] * self.ranks.count
+        if self.recipe["batch_size"] % share:
+            raise DataError(
+                f"{self.order.node}: batch_size is {self.recipe['batch_size']}; expected a "
+                f"multiple of {share}, for {self.ranks.count} processes with `accumulate: "
+                f"{self.recipe['accumulate']}`"
+            )
+
+    def _require_finite(self, done: int) -> None:
+        """Bring the losses to the host, and stop before anything spoilt is kept."""
+        for step, value in enumerate(self.log.settle(), done - len(self.log.losses) + 1):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"{self.order.node}: the loss is {value} at step {step} of "
+                    f"{self.recipe['steps']}; lower `lr` (it is {self.recipe['lr']}) or look at "
+                    "the images and labels"
+                )
+
+    def _restore(self) -> int:
         """Restore the last checkpoint and return the number of steps done, 0 without one."""
-        found = read_checkpoint(self._folder / CHECKPOINT)
+        found = None
+        if self.folder is not None:
+            found = last_checkpoint(self.folder, self._say)
+        found = self.ranks.share(found)
         if found is None:
             return 0
-        self._network.load_state_dict(found["network"])
-        self._optimizer.load_state_dict(found["optimizer"])
-        self._loss_of.absence.copy_(found["absence"])
-        self.metrics, self.losses = found["metrics"], found["losses"]
+        self.network.load_state_dict(found["network"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.scaler.load_state_dict(found["scaler"])
+        if self.average is not None:
+            self.average.network.load_state_dict(found["average"])
+        self.loss_of.absence.copy_(found["absence"])
+        self.log.metrics, self.log.losses = found["metrics"], found["losses"]
         self.best_weights = found["best_weights"]
+        self.pace.load(found["pace"])
         step: int = found["step"]
         return step
 
-    def save(self, step: int) -> None:
-        """Replace the checkpoint in one step."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": step,
-                "network": self._network.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "absence": self._loss_of.absence,
-                "metrics": self.metrics,
-                "losses": self.losses,
-                "best_weights": self.best_weights,
-            },
-            buffer,
+    def _save(self, step: int) -> None:
+        if self.folder is None:
+            return
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": {} if self.average is None else self.average.network.state_dict(),
+            "absence": self.loss_of.absence,
+            "metrics": self.log.metrics,
+            "losses": self.log.losses,
+            "best_weights": self.best_weights,
+            "pace": self.pace.state(),
+        }
+        save_checkpoint(self.folder, step, state, self.local.keep_checkpoints)
+
+    def _trained(self) -> nn.Module:
+        return self.network if self.average is None else self.average.network
+
+    def _watch(self, step: int) -> None:
+        """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
+        miou = watched_miou(
+            self._trained(), self.preprocessing, self.device, self.local, self.ranks
         )
-        content = buffer.getvalue()
-        # torch does not notice a flipped bit in a tensor
-        sha256 = hashlib.sha256(content).hexdigest().encode()
-        atomic.write_bytes(self._folder / CHECKPOINT, sha256 + content)
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Add a record to the metrics file, rewritten whole so that a resume leaves no doubles."""
-        self.metrics.append(record)
-        self.write_metrics()
-
-    def write_metrics(self) -> None:
-        """Write the metrics file."""
-        text = "".join(json.dumps(m) + "\n" for m in self.metrics)
-        atomic.write_bytes(self._folder / METRICS, text.encode(), sync=False)
-
-    def watched(self, step: int, miou: float) -> None:
-        """Log a watched mIoU and keep the weights if it is the best so far."""
-        earlier = [m["miou"] for m in self.metrics if "miou" in m]
-        self.log({"step": step, "miou": miou})
+        self._training_mode()
+        earlier = [m["miou"] for m in self.log.metrics if "miou" in m]
+        self.log.write({"step": step, "miou": miou})
         if not earlier or miou > max(earlier):
-            weights = self._network.state_dict()
+            weights = self._trained().state_dict()
             self.best_weights = {k: v.detach().cpu().clone() for k, v in weights.items()}
 
+    def _finish(self) -> dict[str, Any]:
+        watch, network = self.recipe.get("watch"), self._trained()
+        if watch is not None and watch["keep"] == "best":
+            network.load_state_dict(self.best_weights)
+        result: dict[str, Any] = {"steps": self.recipe["steps"], "loss": self.log.last_loss()}
+        if self.initialised is not None:
+            result["init"] = self.initialised
+        if watch is not None:
+            scores = [m["miou"] for m in self.log.metrics if "miou" in m]
+            result["watched"] = {"last": scores[-1], "best": max(scores), "kept": watch["keep"]}
+        if self.folder is not None:
+            self.log.rewrite()  # a power loss may have taken what no step is going to write again
+            names = list(self.local.classes.classes)
+            description = describe(network, self.recipe["network"], names, self.preprocessing)
+            save_network(self.folder, network, description)
+        return result
 
-def _build(recipe: Mapping[str, Any], local: Local) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Build the network; with `init`, load the weights of its body from there."""
-    network = build_student(recipe["network"], len(local.classes), local.network, recipe["seed"])
-    if local.init is None:
-        return network, None
-    try:
-        if local.init.suffix == ".safetensors":
-            found = load_file(local.init)
-        else:
-            found = torch.load(local.init, map_location="cpu", weights_only=True)
-            for key in ("state_dict", "model"):
-                found = found.get(key, found)
-        found = {k.removeprefix("module."): v for k, v in found.items()}
-    except (OSError, RuntimeError, ValueError, AttributeError, EOFError, SafetensorError) as error:
-        raise DataError(f"student.init: {local.init} holds no weights ({error})") from error
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"student.init: {local.init} holds more than weights; save its state_dict alone"
-        ) from error
-    body = {k: v for k, v in network.state_dict().items() if not in_head(k)}
-    loaded = {}
-    for name, own in body.items():
-        # transformers saves its models without the prefix of our wrapper
-        other = found.get(name, found.get(name.removeprefix("model.")))
-        if other is not None and other.shape == own.shape:
-            loaded[name] = other
-    # a counter that only cumulative BatchNorm reads, absent from old checkpoints
-    missing = [k for k in body if k not in loaded and not k.endswith("num_batches_tracked")]
-    if missing:
-        raise DataError(
-            f"student.init: {local.init} lacks {len(missing)} of the {len(body)} tensors of the "
-            f"network's body in their shapes, such as {missing[0]}; it holds "
-            f"{', '.join(list(found)[:3])}, ..."
-        )
-    network.load_state_dict(loaded, strict=False)
-    return network, {"loaded": len(loaded), "head": "made anew"}
+    def _say(self, text: str) -> None:
+        self.progress.message(f"{self.order.node}: {text}")
+
+
+class _Silence:
+    """Progress of a rank that reports nothing."""
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        """Begin."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Go on."""
+
+    def message(self, text: str) -> None:
+        """Say nothing."""
+
+
+def watched_miou(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    local: Local,
+    ranks: Ranks,
+) -> float:
+    """Return the mIoU in percent on the watched split, whose images the ranks share."""
+    frozen = FrozenNetwork(network, preprocessing, device)
+    decoder = Decoder(local.to_target, palette=local.palette)
+    size = len(local.classes)
+    confmat = np.zeros((size, size + 1), np.int64)
+    for picture in local.watch[ranks.rank :: ranks.count]:
+        assert picture.labels is not None
+        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
+        height, width = target.shape
+        image = read_image(picture.image, local.digests[str(picture.image)])
+        labels, _ = unify(frozen.logits(image), (height, width), align_corners=False)
+        confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
+    confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()
+    miou = 100 * mean_iou(iou(confmat))
+    if math.isnan(miou):
+        raise DataError("student.watch: the watched split has no labelled pixel")
+    return miou
+
+
+def _part(count: int, part: int, parts: int) -> slice:
+    size = count // parts
+    return slice(part * size, (part + 1) * size)
 
 
 def _own_normalisation(folder: Path | None) -> dict[str, Any]:
@@ -267,102 +450,6 @@ def _own_normalisation(folder: Path | None) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k in ("mean", "std", "scale", "channels")}
 
 
-def _optimizer(network: nn.Module, recipe: Mapping[str, Any]) -> torch.optim.Optimizer:
-    named = list(network.named_parameters())
-    body, head = ([p for n, p in named if in_head(n) is is_head] for is_head in (False, True))
-    groups = [
-        {"params": body, "lr_factor": 1.0},
-        {"params": head, "lr_factor": recipe["head_lr_factor"]},
-    ]
-    if recipe["optimizer"] == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=recipe["lr"],
-            momentum=recipe["momentum"],
-            nesterov=recipe["nesterov"],
-            weight_decay=recipe["weight_decay"],
-        )
-    return torch.optim.AdamW(groups, lr=recipe["lr"], weight_decay=recipe["weight_decay"])
-
-
-def _batches(
-    samples: Samples, start: int, recipe: Mapping[str, Any], local: Local
-) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Yield step number and batch from step `start` on; loader workers change nothing."""
-    size = recipe["batch_size"]
-    loader = DataLoader(
-        samples,
-        batch_size=size,
-        sampler=range(start * size, recipe["steps"] * size),
-        num_workers=local.workers,
-        generator=torch.Generator(),  # else the loader draws from the global stream
-    )
-    yield from enumerate(loader, start)
-
-
-def _poly(recipe: Mapping[str, Any], step: int) -> float:
-    """Return the learning rate of a step: lr (1 - step / steps) ^ power."""
-    rate: float = recipe["lr"] * (1 - step / recipe["steps"]) ** recipe["power"]
-    return rate
-
-
-def _step_cost(
-    network: nn.Module,
-    loss_of: PixelLoss,
-    samples: Samples,
-    preprocessing: Preprocessing,
-    recipe: Mapping[str, Any],
-    local: Local,
-) -> float:
-    """Return the seconds of one step, measured on copies so that the training is untouched."""
-    network, loss_of = copy.deepcopy(network).train(), copy.deepcopy(loss_of)
-    device = loss_of.absence.device
-    begin = time.perf_counter()
-    batch = [samples[k] for k in range(recipe["batch_size"])]
-    load = (time.perf_counter() - begin) / max(1, local.workers)
-    images = torch.stack([image for image, _ in batch])
-    target = torch.stack([label for _, label in batch])
-    compute = 0.0
-    for _ in range(2):  # the first one pays for allocations
-        begin = time.perf_counter()
-        logits = network(preprocessing.normalise(images.to(device)))
-        loss = loss_of(logits, target.to(device, torch.int64))
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss.item()  # waits for the device
-        compute = time.perf_counter() - begin
-    return max(load, compute) if local.workers else load + compute
-
-
-def _watched_miou(
-    network: nn.Module, preprocessing: Preprocessing, device: torch.device, local: Local
-) -> float:
-    """Return the mIoU in percent on the watched split, and leave the network in training mode."""
-    frozen = FrozenNetwork(network, preprocessing, device)
-    decoder = Decoder(local.to_target, palette=local.palette)
-    size = len(local.classes)
-    confmat = np.zeros((size, size + 1), np.int64)
-    for picture in local.watch:
-        assert picture.labels is not None
-        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
-        height, width = target.shape
-        image = read_image(picture.image, local.digests[str(picture.image)])
-        labels, _ = unify(frozen.logits(image), (height, width), align_corners=False)
-        confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
-    network.train()
-    miou = 100 * mean_iou(iou(confmat))
-    if math.isnan(miou):
-        raise DataError("student.watch: the watched split has no labelled pixel")
-    return miou
-
-
-def _mix(seed: int, step: int) -> int:
+def _mix(seed: int, step: int, rank: int) -> int:
     """Return a torch seed for a step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

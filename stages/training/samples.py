@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
 
-Sample = tuple[Tensor, Tensor]
-
-
 _ORDER: Final = 0
 _CROP: Final = 1
+_LOOK: Final = 2
+_MIX: Final = 3
+_RARE: Final = 4
+
+
+class Sample(NamedTuple):
+    """One sample, or several stacked along a first axis.
+
+    Attributes
+    ----------
+    image : (h, w, 3) uint8
+        RGB.
+    label : (h, w) uint8
+        Train ids, 255 where ignored.
+    weight : (h, w) uint8
+        How much each pixel counts, in percent; (0, 0) where all count alike.
+    look : (5,) float32
+        See `augmentation.draw_look`.
+    """
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor
+    look: Tensor
+
+
+class _Cut(NamedTuple):
+    """The first three of a sample, as arrays."""
+
+    image: UInt8
+    label: UInt8
+    weight: UInt8
 
 
 class Samples(Dataset[Sample]):
-    """Sample number k of a training, for any k: (3, h, w) uint8 image and (h, w) uint8 label.
+    """Sample number k of a training, for any k.
 
-    Epoch k // N is a permutation of the N images drawn from (seed, epoch); scale, crop and flip
-    are drawn from (seed, k). So a resumed training, with any number of loader workers, sees the
-    same samples.
+    Epoch k // N is a permutation of the N images drawn from (seed, epoch); scale, crop, flip, look
+    and what it is mixed with are drawn from (seed, k). So a resumed training, with any number of
+    loader workers and of ranks, sees the same samples.
 
     Parameters
     ----------
@@ -37,9 +70,12 @@ class Samples(Dataset[Sample]):
     labels : LabelMaps
         A label map for each.
     recipe : mapping
-        `crop`, `input_size`, `scale`, `flip`, `seed`, `steps` and `batch_size` of a `Training`.
+        `crop`, `input_size`, `scale`, `flip`, `colour`, `blur`, `class_mix`,
+        `rare_class_temperature`, `seed`, `steps` and `batch_size` of a `Training`.
     pad : (int, int, int)
         RGB where a crop reaches beyond its image; labels are 255 there.
+    weights : LabelMaps, optional
+        Of each image, how much its pixels count, in percent.
     """
 
     def __init__(
@@ -48,10 +84,12 @@ class Samples(Dataset[Sample]):
         labels: LabelMaps,
         recipe: Mapping[str, Any],
         pad: tuple[int, int, int],
+        weights: LabelMaps | None = None,
     ):
         self._pictures = local.pictures
         self._digests = local.digests
         self._labels = labels
+        self._weights = weights
         self._recipe = recipe
         self._pad = pad
 
@@ -60,41 +98,137 @@ class Samples(Dataset[Sample]):
         return length
 
     def __getitem__(self, k: int) -> Sample:
-        seed, count = self._recipe["seed"], len(self._pictures)
-        epoch, position = divmod(k, count)
-        order = _stream(seed, _ORDER, epoch).permutation(count)
-        picture = self._pictures[order[position]]
-        random = _stream(seed, _CROP, k)
-        whole = read_image(picture.image, self._digests[str(picture.image)])
-        image, label = self._crop(whole, self._labels.read(picture.id), random)
-        if self._recipe["flip"] and random.random() < 0.5:
-            image, label = image[:, ::-1], label[:, ::-1]
-        return (
-            torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            torch.tensor(np.ascontiguousarray(label)),
-        )
+        recipe = self._recipe
+        seed = recipe["seed"]
+        cut = self._cut(*self._choose(k), _stream(seed, _CROP, k))
+        mixing = _stream(seed, _MIX, k)
+        if mixing.random() < recipe["class_mix"]:
+            other = self._cut(int(mixing.integers(len(self._pictures))), None, mixing)
+            pasted = mix_classes(mixing, other.label, cut.label, IGNORE_INDEX)
+            for taker, giver in zip(cut, other, strict=True):
+                if giver.size:
+                    taker[pasted] = giver[pasted]
+        look = draw_look(_stream(seed, _LOOK, k), recipe["colour"], recipe["blur"])
+        return Sample(*(torch.from_numpy(array) for array in (*cut, look)))
 
-    def _crop(self, image: UInt8, label: UInt8, random: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """Scale by a random factor and cut a random window, resizing the window only."""
-        crop_h, crop_w = self._recipe["crop"]
-        height, width = self._recipe["input_size"] or label.shape
-        low, high = self._recipe["scale"]
+    def _choose(self, k: int) -> tuple[int, int | None]:
+        """Return the image of a sample, and the class that its crop is to hold."""
+        seed, count = self._recipe["seed"], len(self._pictures)
+        if self._recipe["rare_class_temperature"] is None:
+            epoch, position = divmod(k, count)
+            return int(_order(seed, epoch, count)[position]), None
+        random = _stream(seed, _RARE, k)
+        chances, holders = self._rare
+        wanted = int(random.choice(len(chances), p=chances))
+        return int(random.choice(holders[wanted])), wanted
+
+    @cached_property
+    def _rare(self) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.intp]]]:
+        """Chance of each class, and the images that hold it (DAFormer, Hoyer et al., eq. 4)."""
+        counts = np.array([self._labels.records[p.id]["labels"] for p in self._pictures], np.int64)
+        total = counts.sum(axis=0)
+        share = total / max(1, total.sum())
+        # the largest exponent is taken out, or a low temperature would overflow
+        chances = np.where(total > 0, (1 - share) / self._recipe["rare_class_temperature"], -np.inf)
+        chances = np.exp(chances - chances.max())
+        return chances / chances.sum(), [np.flatnonzero(column) for column in counts.T]
+
+    def _cut(self, index: int, wanted: int | None, random: np.random.Generator) -> _Cut:
+        """Scale an image by a random factor, cut a random window, and flip it by chance."""
+        picture = self._pictures[index]
+        whole = read_image(picture.image, self._digests[str(picture.image)])
+        labels = self._labels.read(picture.id)
+        (crop_h, crop_w), (low, high) = self._recipe["crop"], self._recipe["scale"]
+        height, width = self._recipe["input_size"] or labels.shape
         factor = float(random.uniform(low, high))
         height, width = max(1, round(height * factor)), max(1, round(width * factor))
         h, w = min(crop_h, height), min(crop_w, width)
-        top = int(random.integers(0, height - h + 1))
-        left = int(random.integers(0, width - w + 1))
-        down, across = label.shape[0] / height, label.shape[1] / width
+        down, across = labels.shape[0] / height, labels.shape[1] / width
+        tops, lefts = (0, height - h), (0, width - w)
+        if wanted is not None:
+            # a pixel of the class, and then any window that holds it
+            y, x = divmod(int(random.choice(np.flatnonzero(labels == wanted))), labels.shape[1])
+            tops = _around(int((y + 0.5) / down), h, height)
+            lefts = _around(int((x + 0.5) / across), w, width)
+        top = int(random.integers(tops[0], tops[1] + 1))
+        left = int(random.integers(lefts[0], lefts[1] + 1))
         box = (left * across, top * down, (left + w) * across, (top + h) * down)
-        out_image = np.full((crop_h, crop_w, 3), self._pad, np.uint8)
-        out_label = np.full((crop_h, crop_w), IGNORE_INDEX, np.uint8)
-        out_image[:h, :w] = np.asarray(
-            Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR, box)
+        flip = self._recipe["flip"] and random.random() < 0.5
+
+        def cut(plane: UInt8, method: Image.Resampling, pad: Any) -> UInt8:
+            out = np.empty((crop_h, crop_w, *plane.shape[2:]), np.uint8)
+            if (h, w) != (crop_h, crop_w):
+                out[:] = pad
+            out[:h, :w] = _resized(plane, box, (h, w), method)
+            return out[:, ::-1].copy() if flip else out
+
+        weight = np.empty((0, 0), np.uint8)
+        if self._weights is not None:
+            weight = cut(self._weights.read(picture.id), Image.Resampling.NEAREST, 0)
+        return _Cut(
+            cut(whole, Image.Resampling.BILINEAR, self._pad),
+            cut(labels, Image.Resampling.NEAREST, IGNORE_INDEX),
+            weight,
         )
-        out_label[:h, :w] = np.asarray(
-            Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST, box)
-        )
-        return out_image, out_label
+
+
+class Batches(Sampler[list[int]]):
+    """The sample numbers of a rank, step by step.
+
+    Parameters
+    ----------
+    start, steps : int
+        Steps done, and in all.
+    size : int
+        Samples a step, of all ranks together.
+    rank, ranks : int
+        Which share of each step.
+    """
+
+    def __init__(self, start: int, steps: int, size: int, rank: int = 0, ranks: int = 1):
+        self._steps = range(start, steps)
+        self._size = size
+        self._share = size // ranks
+        self._first = rank * self._share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            first = step * self._size + self._first
+            yield list(range(first, first + self._share))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def _around(at: int, size: int, length: int) -> tuple[int, int]:
+    """Return the first and last start of a window of `size` in 0..length that holds `at`."""
+    return max(0, at - size + 1), min(at, length - size)
+
+
+def _resized(
+    array: UInt8,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    method: Image.Resampling,
+) -> UInt8:
+    """Return what a box of an array (left, top, right, bottom) looks like in `size` pixels."""
+    left, top = box[:2]
+    right, bottom = min(box[2], array.shape[1]), min(box[3], array.shape[0])  # but for rounding
+    height, width = size
+    if (right - left, bottom - top) == (width, height):
+        return array[round(top) : round(bottom), round(left) : round(right)]
+    # only what the filter reaches: Pillow would copy the whole photograph
+    margin = 2 + math.ceil(max((right - left) / width, (bottom - top) / height))
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    part = array[y : math.ceil(bottom) + margin, x : math.ceil(right) + margin]
+    moved = (left - x, top - y, right - x, bottom - y)
+    found = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), method, moved)
+    return np.asarray(found)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    return _stream(seed, _ORDER, epoch).permutation(count)
 
 
 def _stream(seed: int, purpose: int, number: int) -> np.random.Generator:

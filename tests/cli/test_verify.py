@@ -194,11 +194,11 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
 
     steps, mix = [], loop._mix
 
-    def stop(seed, step):
+    def stop(seed, step, rank):
         steps.append(step)
         if step == 4:
             raise KeyboardInterrupt
-        return mix(seed, step)
+        return mix(seed, step, rank)
 
     monkeypatch.setattr(loop, "_mix", stop)
     world.call("train-student", expect=1)
@@ -210,7 +210,7 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
         world.call("fuse")
     monkeypatch.setattr(loop, "_mix", mix)
     seen = []
-    monkeypatch.setattr(loop, "_mix", lambda seed, step: seen.append(step) or mix(seed, step))
+    monkeypatch.setattr(loop, "_mix", lambda *a: seen.append(a[1]) or mix(*a))
     world.call("train-student")
     assert steps == [0, 1, 2, 3, 4]
     assert seen == [0, 1, 2, 3, 4, 5]
@@ -223,9 +223,9 @@ def test_what_was_made_by_a_network_is_made_anew_when_that_came_out_different(wo
     folder = world.artifact("student").path
     before = world.artifact("infer[student]@val").manifest.content
     flip(folder / "model.safetensors")
-    poly = loop._poly
+    rate = loop.learning_rate
     with monkeypatch.context() as other:
-        other.setattr(loop, "_poly", lambda *a: 3 * poly(*a))
+        other.setattr(loop, "learning_rate", lambda *a: 3 * rate(*a))
         assert world.json("verify", "--repair")["repair"]["different"] == ["student"]
     assert world.states()["infer[student]@val"] == "stale"
     world.call("run")

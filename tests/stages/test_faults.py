@@ -11,6 +11,7 @@ from faults import READING, WRITING, Fault, Forks, Reference, quick_folder
 from worlds import World
 
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
+from ensdistill.stages.training.checkpoints import checkpoints
 
 TRAINING = {
     "network": {"arch": "tiny"},
@@ -145,7 +146,7 @@ class Play:
 
 def work_of(draft):
     """Whether a draft holds finished work that is not about to be published."""
-    passing = [*draft.glob("journal-*"), *draft.glob("draft-checkpoint.pt")]
+    passing = [*draft.glob("journal-*"), *draft.glob("draft-checkpoint-*.pt")]
     return passing and not (draft / "items.jsonl").exists()
 
 
@@ -256,7 +257,7 @@ def spoil(file, how):
 @pytest.mark.parametrize("how", ["empty", "half", "zeros", "a byte", "a hole", "other bytes"])
 def test_no_torn_checkpoint_is_believed(play, how):
     run = play("student")
-    spoil(run.begun("student") / "draft-checkpoint.pt", how)
+    spoil(next(iter(checkpoints(run.begun("student")).values())), how)
     run.plain()
 
 
@@ -354,7 +355,7 @@ def test_a_training_is_not_resumed_on_other_labels(forks, done, right, folder, a
             assert run.call(at=n).killed
             if (run.world / kept / MANIFEST).exists():
                 break
-        assert (run.world / kept / "draft-checkpoint.pt").exists()
+        assert checkpoints(run.world / kept)
     shutil.rmtree(run.world / folder_of(done, "fusion").relative_to(done))
     run.targets = ["fusion"]
     run.call(function="produce_other").require_done()
@@ -371,7 +372,7 @@ def test_a_student_without_its_metrics_is_repaired_whatever_a_kill_left(play, do
         assert run.call(at=n).killed
         if (run.world / kept / MANIFEST).exists():
             break
-    assert (run.world / kept / "draft-checkpoint.pt").exists()
+    assert checkpoints(run.world / kept)
     (run.world / kept / "metrics.jsonl").unlink()
     run.forks.call("faults:command", run.file, "verify", "--repair").require_done()
     run.right.require_whole(run.work)

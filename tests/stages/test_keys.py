@@ -298,6 +298,8 @@ def test_every_runtime_field_was_tried():
         "workers",
         "threads",
         "checkpoint_every",
+        "keep_checkpoints",
+        "tensorboard",
     }
 
 
@@ -446,11 +448,23 @@ def training(section, direct):
         "momentum": 0.8,
         "weight_decay": 0.0,
         "power": 1.0,
-        "rare_weight": 2.0,
+        "class_balance": 2.0,
+        "often_balance": 2.0,
         "hard_share": 0.5,
+        "colour": 0.2,
+        "blur": 0.5,
+        "class_mix": 0.5,
+        "rare_class_temperature": 0.01,
+        "warmup": 3,
+        "clip": 1.0,
+        "ema": 0.99,
+        "precision": "bfloat16",
+        "batch_norm": "frozen",
         "seed": 1,
     }
     cases = {f"{section}.{k}": ({}, {f"{section}.{k}": v}, direct) for k, v in values.items()}
+    four = {f"{section}.batch_size": 4}
+    cases[f"{section}.accumulate"] = (four, four | {f"{section}.accumulate": 2}, direct)
     cases[f"{section}.nesterov"] = (sgd, sgd | {f"{section}.nesterov": True}, direct)
     return cases
 
@@ -516,6 +530,10 @@ NO_KEY = {
     "runtime.workers": "the same",
     "runtime.threads": "the same",
     "runtime.checkpoint_every": "the same",
+    "runtime.keep_checkpoints": "the same",
+    "runtime.tensorboard": "the same",
+    "probe.recipe": "stands for settings that are in the key",
+    "student.recipe": "the same",
 }
 # These are fields of a section used twice, and legal only in its other place.
 REFUSED = {

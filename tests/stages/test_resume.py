@@ -11,6 +11,7 @@ import pytest
 from worlds import TINY, World, files_of
 
 from ensdistill.pipeline.journal import read_journal
+from ensdistill.stages.training.checkpoints import checkpoints
 
 
 def start(world, *arguments):
@@ -140,8 +141,7 @@ def test_killed_training_ends_in_the_same_student(large):
 
         def reached(steps=steps):
             folder = draft(large, "student")
-            path = folder / "draft-checkpoint.pt" if folder else None
-            return path and path.exists() and checkpoint_step(path) >= steps
+            return folder and max(checkpoints(folder), default=0) >= steps
 
         kill_when(process, reached)
     assert large.states()["student"] == "partial"
@@ -149,13 +149,6 @@ def test_killed_training_ends_in_the_same_student(large):
     found = files_of(large.artifact("student").path)
     found.pop("manifest.json")
     assert found == expected
-
-
-def checkpoint_step(path):
-    from ensdistill.stages.training.loop import read_checkpoint
-
-    found = read_checkpoint(path)
-    return 0 if found is None else found["step"]
 
 
 def test_a_second_process_is_refused_by_name(large):
@@ -178,9 +171,7 @@ def test_a_second_process_is_refused_by_name(large):
 def test_interrupt_ends_with_130_and_keeps_what_is_done(large):
     fresh_start(large, "student")
     process = start(large, "train-student", "--upstream")
-    while not (
-        draft(large, "student") and (draft(large, "student") / "draft-checkpoint.pt").exists()
-    ):
+    while not (draft(large, "student") and checkpoints(draft(large, "student"))):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -203,12 +194,12 @@ def test_a_damaged_checkpoint_is_noticed_and_costs_time_alone(large, spoil):
     process = start(large, "train-student", "--upstream")
     kill_when(
         process,
-        lambda: (folder := draft(large, "student")) and (folder / "draft-checkpoint.pt").exists(),
+        lambda: (folder := draft(large, "student")) and checkpoints(folder),
     )
-    path = draft(large, "student") / "draft-checkpoint.pt"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[spoil])
+    for path in checkpoints(draft(large, "student")).values():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[spoil])
     large.call("train-student")
     found = files_of(large.artifact("student").path)
     found.pop("manifest.json")

@@ -23,6 +23,10 @@ RECIPE = {
     "input_size": None,
     "scale": [0.6, 1.7],
     "flip": True,
+    "colour": 0.0,
+    "blur": 0.0,
+    "class_mix": 0.0,
+    "rare_class_temperature": None,
     "seed": 3,
 }
 
@@ -82,7 +86,7 @@ def test_each_epoch_shows_each_image_once(samples):
     shown = samples(scale=[1, 1])
     orders = []
     for epoch in range(4):
-        order = [int(shown[5 * epoch + k][0][2].max()) for k in range(5)]
+        order = [int(shown[5 * epoch + k].image[..., 2].max()) for k in range(5)]
         assert sorted(order) == list(range(5))
         orders.append(tuple(order))
     assert len(set(orders)) > 1
@@ -92,21 +96,21 @@ def test_each_epoch_shows_each_image_once(samples):
 def test_image_and_label_are_cut_alike(samples, scale):
     wrong = total = 0
     for k in range(30):
-        image, label = samples(scale=scale)[k]
+        image, label, *_ = samples(scale=scale)[k]
         valid = label != 255
-        wrong += int((torch.round(image[0][valid] / 10) != label[valid]).sum())
+        wrong += int((torch.round(image[..., 0][valid] / 10) != label[valid]).sum())
         total += int(valid.sum())
-        assert image.shape == (3, 20, 30) and label.shape == (20, 30)
+        assert image.shape == (20, 30, 3) and label.shape == (20, 30)
         assert image.dtype == label.dtype == torch.uint8
     # interpolated colours differ from the nearest label along block borders only
     assert wrong == 0 if scale == [1, 1] else wrong / total < 0.35
 
 
 def test_beyond_the_image_labels_are_255_and_pixels_the_mean(samples):
-    image, label = samples(crop=[60, 70], scale=[1, 1], flip=False)[0]
+    image, label, *_ = samples(crop=[60, 70], scale=[1, 1], flip=False)[0]
     assert (label[40:] == 255).all() and (label[:, 56:] == 255).all()
     assert (label[:40, :56] != 255).all()
-    assert image[:, 50, 60].tolist() == [1, 2, 3]
+    assert image[50, 60].tolist() == [1, 2, 3]
 
 
 def test_labels_are_never_invented(samples):
@@ -117,7 +121,7 @@ def test_labels_are_never_invented(samples):
 def test_flip_is_a_coin(samples):
     plain, flipped = samples(flip=False, scale=[1, 1]), samples(scale=[1, 1])
     same = [torch.equal(plain[k][0], flipped[k][0]) for k in range(40)]
-    mirrored = [torch.equal(plain[k][0].flip(2), flipped[k][0]) for k in range(40)]
+    mirrored = [torch.equal(plain[k][0].flip(1), flipped[k][0]) for k in range(40)]
     assert all(a or b for a, b in zip(same, mirrored, strict=True))
     assert 8 < sum(same) < 32
 
@@ -130,41 +134,87 @@ def logits_and_labels(ignored=0.2):
     return logits, labels
 
 
+def step(loss_of, logits, labels, weights=None, parts=1):
+    """Do a step and return its loss and the gradient of the logits."""
+    logits.grad = None
+    loss_of.begin(labels, weights, len(labels))
+    for k in range(parts):
+        cut = slice(k * len(labels) // parts, (k + 1) * len(labels) // parts)
+        some = None if weights is None else weights[cut]
+        loss_of.part(logits[cut], labels[cut], some).backward()
+    loss, correction = loss_of.end()
+    return loss.float(), logits.grad * (1 if correction is None else correction)
+
+
 def test_loss_is_plain_cross_entropy_by_default():
     logits, labels = logits_and_labels()
     expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
-    torch.testing.assert_close(PixelLoss(4, 1.0, 1.0, CPU)(logits, labels), expected)
+    expected.backward()
+    gradient = logits.grad
+    loss, found = step(PixelLoss(4, 1.0, 1.0, 1.0, CPU), logits, labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(found, gradient)
 
 
 @pytest.mark.parametrize(("rare", "hard"), [(1.0, 1.0), (7.0, 1.0), (7.0, 0.2)])
 def test_a_batch_of_255_gives_zero_and_no_nan(rare, hard):
     logits, labels = logits_and_labels()
-    loss = PixelLoss(4, rare, hard, CPU)(logits, torch.full_like(labels, 255))
-    loss.backward()
+    loss, gradient = step(PixelLoss(4, rare, rare, hard, CPU), logits, torch.full_like(labels, 255))
     assert loss == 0
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
+    assert torch.equal(gradient, torch.zeros_like(logits))
 
 
-def test_hard_share_keeps_the_largest_losses():
+def test_hard_share_keeps_the_largest_losses_of_each_image():
     logits, labels = logits_and_labels()
     each = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
-    each = each[labels != 255].sort(descending=True).values
-    expected = each[: round(0.2 * len(each))].mean()
-    torch.testing.assert_close(PixelLoss(4, 1.0, 0.2, CPU)(logits, labels), expected)
+    kept = []
+    for losses, label in zip(each.detach(), labels, strict=True):
+        largest = losses[label != 255].sort(descending=True).values
+        kept.append(largest[: round(0.2 * len(largest))])
+    loss, gradient = step(PixelLoss(4, 1.0, 1.0, 0.2, CPU), logits, labels)
+    torch.testing.assert_close(loss, torch.cat(kept).mean())
+    limit = torch.stack([k.min() for k in kept])[:, None, None]
+    chosen = each * (each.detach() >= limit)
+    expected = torch.autograd.grad(chosen.sum() / len(torch.cat(kept)), logits)[0]
+    torch.testing.assert_close(gradient, expected)
 
 
-def test_rare_and_absent_classes_weigh_more():
+def test_small_and_absent_classes_weigh_more():
     labels = torch.zeros(1, 128, 128, dtype=torch.int64)
     labels[0, :8] = 1  # 1024 pixels: fewer than 64 x 64; class 2 is absent
-    logits = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    loss_of = PixelLoss(3, 7.0, 1.0, CPU)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 128, 128, generator=generator, requires_grad=True)
+    loss_of = PixelLoss(3, 7.0, 5.0, 1.0, CPU)
     for _ in range(2):
-        found = loss_of(logits, labels)
-    # presence average of class 2: 0.9 (0.9 + 0.1 * 7) + 0.1 * 7
-    torch.testing.assert_close(loss_of.absence, torch.tensor([1.0, 1.0, 0.9 * 1.6 + 0.7]))
-    weight = torch.tensor([1.0, 7.0, 7 * (0.9 * 1.6 + 0.7)])
+        found, _ = step(loss_of, logits, labels)
+    # presence average of class 2: 0.9 (0.9 + 0.1 * 5) + 0.1 * 5
+    torch.testing.assert_close(loss_of.absence, torch.tensor([1.0, 1.0, 0.9 * 1.4 + 0.5]))
+    weight = torch.tensor([1.0, 7.0, 7 * (0.9 * 1.4 + 0.5)])
     expected = torch.nn.functional.cross_entropy(logits, labels, weight=weight)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected.detach())
+
+
+@pytest.mark.parametrize("hard", [1.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cutting_the_batch_changes_nothing(hard, weighted):
+    logits, labels = logits_and_labels()
+    labels[0, 2:] = 255  # parts of very different weight
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randint(0, 101, labels.shape, generator=generator, dtype=torch.uint8)
+    weights = weights if weighted else None
+    whole = step(PixelLoss(4, 7.0, 5.0, hard, CPU), logits, labels, weights)
+    parts = step(PixelLoss(4, 7.0, 5.0, hard, CPU), logits, labels, weights, parts=2)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_pixel_weights_are_those_of_the_mean():
+    logits, labels = logits_and_labels()
+    weights = torch.randint(0, 101, labels.shape, dtype=torch.uint8)
+    each = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    share = weights / 100 * (labels != 255)
+    expected = (each * share).sum() / share.sum()
+    found, _ = step(PixelLoss(4, 1.0, 1.0, 1.0, CPU), logits, labels, weights)
+    torch.testing.assert_close(found, expected.detach())
 
 
 def test_mobilenet_has_torch_momentum_and_a_head():
@@ -244,7 +294,8 @@ def test_watching_a_split_is_recorded_and_keeps_the_best(world):
     manifest = world.artifact("student").manifest
     scores = [m["miou"] for m in metrics(world) if "miou" in m]
     assert len(scores) == 3
-    assert manifest.result["watched"] == {"last": scores[-1], "best": max(scores)}
+    watched = {"last": scores[-1], "best": max(scores), "kept": "best"}
+    assert manifest.result["watched"] == watched
     assert manifest.recipe["watch"]["keep"] == "best"
     # the kept weights are those that scored best: evaluation finds the same figure
     results = json.loads((world.root / "work" / "results.json").read_text())
@@ -310,7 +361,7 @@ def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
     assert "No space left" in world.refuse("train-student")
     monkeypatch.undo()
     steps = []
-    monkeypatch.setattr(loop, "_mix", lambda seed, step: steps.append(step) or 0)
+    monkeypatch.setattr(loop, "_mix", lambda seed, step, rank: steps.append(step) or 0)
     world.call("train-student")
     assert steps == []
     assert not list(world.artifact("student").path.glob("draft-*"))

@@ -1,0 +1,111 @@
+"""Several processes that train one network together, started by ``torchrun``.
+
+Rank 0 runs the command as if it were alone: it plans, holds the locks and writes. The others wait
+for orders: each training that rank 0 begins is handed to them, and they keep step with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ensdistill.pipeline.errors import DataError
+
+# Ranks wait for rank 0 while it does what only it does, such as inference.
+_PATIENCE: Final = timedelta(days=30)
+_STEP: Final = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share a training; by default there is one.
+
+    Attributes
+    ----------
+    rank, count : int
+        This process, and how many there are.
+    group : object
+        torch's process group, None for one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks."""
+        if self.count == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values, group=self.group)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """Return what rank 0 gives, at every rank."""
+        return value if self.count == 1 else _of_rank_0(value)
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process, with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join() -> int:
+    """Meet the other processes and return this one's rank."""
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    return dist.get_rank()
+
+
+def follow(train: Callable[[Any], object]) -> None:
+    """Call `train` with every order of rank 0, until it has no more."""
+    while (order := _of_rank_0(None)) is not None:
+        train(order)
+
+
+def give(order: Any) -> None:
+    """Hand a training to the other ranks, if there are any; None lets them go."""
+    if launched():
+        _of_rank_0(order)
+
+
+def together(device: torch.device) -> Ranks:
+    """Return the ranks of a training; all of them call it."""
+    if not launched():
+        return Ranks()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    group = dist.new_group(backend=backend, timeout=_STEP)
+    return Ranks(dist.get_rank(), dist.get_world_size(), group)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Return this rank's own device: of CUDA devices, the one that ``torchrun`` numbered.
+
+    Raises
+    ------
+    DataError
+        If there are fewer devices than processes on this machine, or one device was asked for.
+    """
+    if not launched() or device.type != "cuda":
+        return device
+    if device != torch.device("cuda"):
+        raise DataError(f"runtime.device: {device} cannot be that of several processes; use cuda")
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise DataError(
+            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this machine, which "
+            f"has {torch.cuda.device_count()} CUDA devices; start one for each"
+        )
+    return torch.device("cuda", index)
+
+
+def _of_rank_0(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

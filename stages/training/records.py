@@ -1,0 +1,185 @@
+"""What is recorded of a training: its losses and scores, and how fast it goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.errors import DataError
+
+METRICS: Final = "metrics.jsonl"
+
+T = TypeVar("T")
+
+
+class Log:
+    """What is known of a training's course: losses since the last record, and all records.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where `METRICS` is kept, and a name for TensorBoard; None writes nothing.
+    tensorboard : Path or None
+        Where TensorBoard looks for runs.
+
+    Attributes
+    ----------
+    metrics : list of dict
+        Every record written.
+    losses : list
+        Of the steps since the last one; on the device until `settle`.
+    """
+
+    def __init__(self, folder: Path | None, tensorboard: Path | None):
+        self.metrics: list[dict[str, Any]] = []
+        self.losses: list[Any] = []
+        self._folder = folder
+        self._board: Any = None
+        if folder is not None and tensorboard is not None:
+            self._board = _summary_writer(tensorboard / folder.name)
+
+    def settle(self) -> list[float]:
+        """Bring the losses to the host and return them."""
+        pending = [x for x in self.losses if isinstance(x, Tensor)]
+        if pending:
+            known = len(self.losses) - len(pending)
+            self.losses[known:] = torch.stack(pending).tolist()
+        return self.losses
+
+    def window(self, step: int, rate: float) -> None:
+        """Record the mean loss since the last record."""
+        self.write({"step": step, "loss": float(np.mean(self.losses)), "lr": rate})
+        self.losses.clear()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record to the file, rewritten whole so that a resume leaves no doubles."""
+        self.metrics.append(record)
+        self.rewrite()
+        if self._board is not None:
+            for name in record.keys() - {"step"}:
+                self._board.add_scalar(name, record[name], record["step"])
+            self._board.flush()
+
+    def rewrite(self) -> None:
+        """Write the file."""
+        if self._folder is not None:
+            text = "".join(json.dumps(m) + "\n" for m in self.metrics)
+            atomic.write_bytes(self._folder / METRICS, text.encode(), sync=False)
+
+    def last_loss(self) -> float:
+        """Return the last recorded loss."""
+        return next(float(m["loss"]) for m in reversed(self.metrics) if "loss" in m)
+
+    def note(self, pace: Pace) -> str:
+        """Return what is worth seeing beside the progress."""
+        shown = next((m for m in reversed(self.metrics) if "loss" in m), None)
+        loss = "" if shown is None else f"loss {shown['loss']:.3f}, "
+        return f"{loss}{100 * pace.waiting:.0f} % waiting for data"
+
+
+class Pace:
+    """How fast a training goes, and how much of it is waiting for data.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images a step, of all ranks.
+
+    Attributes
+    ----------
+    steps : int
+        Done in this process.
+    """
+
+    def __init__(self, batch_size: int):
+        self.steps = 0
+        self._size = batch_size
+        self._images = 0
+        self._seconds = self._data = 0.0
+        self._epochs: list[float] = []
+        self._epoch_seconds = self._epoch_data = 0.0
+        self._wait = 0.0
+        self._last = self._second = 0.0
+
+    def waited(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield from `batches`, and take the time that each one is waited for."""
+        self._last = begin = time.perf_counter()
+        for batch in batches:
+            self._wait = time.perf_counter() - begin
+            yield batch
+            begin = time.perf_counter()
+
+    def step_done(self) -> None:
+        """Count a step."""
+        now = time.perf_counter()
+        spent, self._last = now - self._last, now
+        self.steps += 1
+        if self.steps == 1:
+            return  # starting loader workers, compiling, allocating: told of by no later step
+        self._images += self._size
+        self._seconds += spent
+        self._data += self._wait
+        self._epoch_seconds += spent
+        self._epoch_data += self._wait
+
+    def epoch_done(self) -> None:
+        """Close the books of an epoch."""
+        if self._epoch_seconds:
+            self._epochs.append(round(self._epoch_data / self._epoch_seconds, 4))
+        self._epoch_seconds = self._epoch_data = 0.0
+
+    @property
+    def waiting(self) -> float:
+        """The share of the present epoch spent waiting for data, or of the last one."""
+        if self._epoch_seconds:
+            return self._epoch_data / self._epoch_seconds
+        return self._epochs[-1] if self._epochs else 0.0
+
+    def estimate(self, left: int) -> str:
+        """Return what a step costs, in words, and what the `left` ones will."""
+        seconds = self._size * self._seconds / self._images
+        return f"{seconds:.2f} s a step, {left} steps left: about {_duration(seconds * left)}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return images a second, and the share of waiting for data in all and by epoch."""
+        if not self._seconds:
+            return {}
+        return {
+            "images_per_second": round(self._images / self._seconds, 3),
+            "data_time": round(self._data / self._seconds, 4),
+            "data_time_by_epoch": self._epochs,
+        }
+
+    def state(self) -> list[Any]:
+        """Return what a checkpoint keeps."""
+        return [self._images, self._seconds, self._data, list(self._epochs)]
+
+    def load(self, state: list[Any]) -> None:
+        """Go on from a checkpoint."""
+        self._images, self._seconds, self._data, self._epochs = state
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise DataError(
+            "runtime.tensorboard needs TensorBoard: pip install 'ensdistill[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

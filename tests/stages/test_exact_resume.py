@@ -1,0 +1,189 @@
+"""A training that is interrupted, anywhere and as often as you like, ends in the same bits."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from worlds import TINY, World, files_of
+
+from ensdistill.stages.training import loop
+from ensdistill.stages.training.checkpoints import checkpoints
+
+EVERYTHING = {
+    "batch_size": 4,
+    "accumulate": 2,
+    "class_mix": 0.5,
+    "colour": 0.3,
+    "blur": 0.5,
+    "rare_class_temperature": 0.1,
+    "class_balance": 3,
+    "often_balance": 3,
+    "hard_share": 0.5,
+    "clip": 1.0,
+    "ema": 0.95,
+    "warmup": 5,
+    "precision": "bfloat16",
+}
+
+
+def segformer(folder):
+    """Write the configuration of a small network with dropout everywhere."""
+    from transformers import SegformerConfig
+
+    SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+        hidden_dropout_prob=0.3,
+        attention_probs_dropout_prob=0.3,
+        classifier_dropout_prob=0.3,
+        drop_path_rate=0.3,
+    ).save_pretrained(folder)
+
+
+def prepared(root, student, **runtime):
+    world = World(root)
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["runtime"] |= runtime
+    world.settings["student"] = TINY | student
+    world.write()
+    world.call("train-student", "--upstream")
+    expected = files_of(world.artifact("student").path)
+    expected.pop("manifest.json")
+    return world, expected
+
+
+def assert_the_same(world, expected):
+    found = files_of(world.artifact("student").path)
+    found.pop("manifest.json")
+    assert found == expected
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it and tidy up."""
+
+
+@pytest.mark.parametrize("network", ["tiny", "segformer"])
+def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, monkeypatch, network):
+    segformer(tmp_path / "segformer")
+    chosen = {"arch": "tiny"} if network == "tiny" else {"hf": "segformer"}
+    student = EVERYTHING | {"network": chosen, "steps": 40}
+    world, expected = prepared(tmp_path, student, checkpoint_every=3)
+    shutil.rmtree(world.root / "work" / "student")
+    numbers, mix, killed = random.Random(0), loop._mix, 0
+    for _ in range(20):
+        left = numbers.randrange(1, 8)
+
+        def count(*arguments):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return mix(*arguments)
+
+        monkeypatch.setattr(loop, "_mix", count)
+        world.settings["runtime"] |= {"checkpoint_every": numbers.choice([1, 2, 5])}
+        world.write()
+        try:
+            world.call("train-student")
+            break
+        except Killed:
+            killed += 1
+    assert killed > 5
+    monkeypatch.setattr(loop, "_mix", mix)
+    world.call("train-student")
+    assert_the_same(world, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_and_other_loader_workers_end_in_the_same_bits(tmp_path):
+    segformer(tmp_path / "segformer")
+    student = EVERYTHING | {"network": {"hf": "segformer"}, "steps": 400, "watch": "val"}
+    world, expected = prepared(tmp_path, student | {"watch_every": 150}, checkpoint_every=2)
+    shutil.rmtree(world.root / "work" / "student")
+    numbers, kills = random.Random(1), 0
+    drafts = world.root / "work" / "student"
+
+    def reached():
+        return max((s for d in drafts.glob("*") for s in checkpoints(d)), default=0)
+
+    while kills < 20:
+        world.settings["runtime"]["workers"] = numbers.randrange(3)
+        world.write()
+        goal = reached() + numbers.randrange(1, 16)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ensdistill.cli", "train-student", "-c", world.file],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while reached() < goal:
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.002)
+        time.sleep(numbers.random() * 0.05)  # anywhere in a step, or in writing a checkpoint
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        kills += 1
+    assert reached() < 400
+    world.call("train-student")
+    assert_the_same(world, expected)
+
+
+def test_the_last_checkpoints_are_kept_and_the_best_whole_one_is_used(tmp_path, monkeypatch):
+    world, expected = prepared(tmp_path, {"steps": 12}, checkpoint_every=2, keep_checkpoints=3)
+    shutil.rmtree(world.root / "work" / "student")
+    mix = loop._mix
+
+    def stop(seed, step, rank):
+        if step == 9:
+            raise Killed
+        return mix(seed, step, rank)
+
+    monkeypatch.setattr(loop, "_mix", stop)
+    with pytest.raises(Killed):
+        world.call("train-student")
+    folder = next((world.root / "work" / "student").glob("*"))
+    assert list(checkpoints(folder)) == [8, 6, 4]
+    damaged = checkpoints(folder)[8]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    steps = []
+    monkeypatch.setattr(loop, "_mix", lambda *a: steps.append(a[1]) or mix(*a))
+    world.call("train-student")
+    assert steps == list(range(6, 12))
+    assert_the_same(world, expected)
+    assert not list(world.artifact("student").path.glob("draft-*"))
+
+
+def test_a_checkpoint_is_plain_data(tmp_path, monkeypatch):
+    """No code runs when one is read: torch refuses anything but tensors and plain values."""
+    import torch
+
+    student = EVERYTHING | {"steps": 4, "watch": "val", "watch_every": 2}
+    world, _ = prepared(tmp_path, student, checkpoint_every=2)
+    shutil.rmtree(world.root / "work" / "student")
+
+    def stop(seed, step, rank):
+        if step == 3:
+            raise Killed
+        return 0
+
+    monkeypatch.setattr(loop, "_mix", stop)
+    with pytest.raises(Killed):
+        world.call("train-student")
+    path = next((world.root / "work" / "student").glob("*/draft-checkpoint-00000002.pt"))
+    (tmp_path / "bare.pt").write_bytes(path.read_bytes()[64:])
+    found = torch.load(tmp_path / "bare.pt", weights_only=True)
+    assert found["step"] == 2
