@@ -435,6 +435,34 @@ def _between(position: float, cells: int) -> tuple[int, int, float]:
 
 
 @jit
+def _compare(
+    m: int,
+    above: float,
+    before: float,
+    candidates: UInt8,
+    likelihood: Float64,
+    priors: Float64,
+    found: Float64,
+) -> float:
+    """Write to (T,) how likely each candidate of a pattern is at a place, and return their sum.
+
+    `above` and `before` are the cells between the place and the image's top and left.
+    """
+    upper_row, lower_row, down = _between(above, priors.shape[0])
+    left, right, along = _between(before, priors.shape[1])
+    total = 0.0
+    for j in range(candidates.shape[1]):
+        c = candidates[m, j]
+        if c == _SILENT:
+            break
+        upper = priors[upper_row, left, c] * (1.0 - along) + priors[upper_row, right, c] * along
+        lower = priors[lower_row, left, c] * (1.0 - along) + priors[lower_row, right, c] * along
+        found[j] = likelihood[m, j] * (upper * (1.0 - down) + lower * down)
+        total += found[j]
+    return total
+
+
+@jit
 def write_labels(
     runs: Int32,
     n_runs: int,
@@ -464,6 +492,8 @@ def write_labels(
         became it though there were several, and that became it.
     """
     height, width = fused.shape
+    rows, columns = priors.shape[:2]
+    found = np.empty(candidates.shape[1])
     for i in range(n_runs):
         y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
         several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
@@ -477,23 +507,70 @@ def write_labels(
             fused[y, begin:end] = candidates[m, 0]
             counts[3, candidates[m, 0]] += end - begin
             continue
-        above, below, down = _between((y + 0.5) / height * len(priors), len(priors))
+        above = (y + 0.5) / height * rows
         while begin < end:
             stop = min((begin // step + 1) * step, end)
-            middle = (begin // step + 0.5) * step
-            columns = priors.shape[1]
-            left, right, along = _between(middle / width * columns, columns)
+            before = (begin // step + 0.5) * step / width * columns
+            _compare(m, above, before, candidates, likelihood, priors, found)
             label, best = _SILENT, -1.0
             for j in range(candidates.shape[1]):
-                c = candidates[m, j]
-                if c == _SILENT:
+                if candidates[m, j] == _SILENT:
                     break
-                upper = priors[above, left, c] * (1.0 - along) + priors[above, right, c] * along
-                lower = priors[below, left, c] * (1.0 - along) + priors[below, right, c] * along
-                found = likelihood[m, j] * (upper * (1.0 - down) + lower * down)
-                if found > best:
-                    label, best = c, found
+                if found[j] > best:
+                    label, best = candidates[m, j], found[j]
             fused[y, begin:stop] = label
             counts[2, label] += stop - begin
             counts[3, label] += stop - begin
             begin = stop
+
+
+@jit
+def write_posterior(
+    runs: Int32,
+    n_runs: int,
+    candidates: UInt8,
+    likelihood: Float64,
+    priors: Float64,
+    step: int,
+    fused: UInt8,
+    percent: UInt8,
+    counts: Int64,
+) -> None:
+    """Write the posterior probability of each pixel's fused label, with the prior as `write_labels`.
+
+    Parameters
+    ----------
+    runs, n_runs, candidates, likelihood, priors, step
+        As in `write_labels`.
+    fused
+        (H, W), of any method.
+    percent
+        (H, W) out: 0 to 100, to the nearest; 0 where the fused label is no candidate.
+    counts
+        (2, 256), in and out: the pixels of each fused label, and the sum of their percents.
+    """
+    height, width = fused.shape
+    rows, columns = priors.shape[:2]
+    found = np.empty(candidates.shape[1])
+    for i in range(n_runs):
+        y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
+        several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
+        found[0] = total = 1.0  # of the one label that was given
+        above = (y + 0.5) / height * rows
+        while begin < end:
+            stop = end
+            if several:
+                stop = min((begin // step + 1) * step, end)
+                before = (begin // step + 0.5) * step / width * columns
+                total = _compare(m, above, before, candidates, likelihood, priors, found)
+            while begin < stop:
+                label, first = fused[y, begin], begin
+                while begin < stop and fused[y, begin] == label:
+                    begin += 1
+                sure = 0
+                for j in range(candidates.shape[1]):
+                    if candidates[m, j] == label and label != _SILENT:
+                        sure = int(100.0 * found[j] / total + 0.5)
+                percent[y, first:begin] = sure
+                counts[0, label] += begin - first
+                counts[1, label] += sure * (begin - first)

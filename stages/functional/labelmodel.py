@@ -24,7 +24,7 @@ The constants were chosen on generated cities (see stages/DESIGN.md).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ __all__ = [
     "fuse",
     "grid",
     "join",
+    "posterior",
     "vote_weights",
     "warm_up",
 ]
@@ -248,6 +249,85 @@ def fuse(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
+    known = _settled(label_maps, model)
+    fused = np.empty(label_maps.shape[1:], np.uint8)
+    counts = np.zeros((4, 256), np.int64)
+    voting.write_labels(*known, fused, counts)
+    claimed, conflict, won, label = counts[:, :n_classes]
+    return fused, FusionCounts(
+        claimed=claimed,
+        conflict=conflict,
+        won=won,
+        filled=np.zeros(n_classes, np.int64),
+        label=label,
+        pixels=fused.size,
+        conflicts=int(won.sum()),
+        holes=int(counts[3, IGNORE_INDEX]),
+        ignored=int(counts[3, IGNORE_INDEX]),
+    )
+
+
+def posterior(
+    label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], model: LabelModel
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Say how probable each pixel's fused label is by the model, whatever method fused it.
+
+    The probability is that of `fuse`, who takes the label that has most of it: among the labels
+    that teachers who are heard give the pixel. A label that none of them gives (a window may fill
+    or settle a pixel with it) has none.
+
+    Parameters
+    ----------
+    label_maps
+        (T, H, W) uint8 of class ids 0..C-1 or 255, in the order of the model's teachers.
+    fused
+        (H, W) uint8 of class ids or 255.
+    model
+        From `fit`.
+
+    Returns
+    -------
+    percent
+        (H, W) uint8, 0 to 100, rounded to the nearest; 100 where all who vote agree with the fused
+        label; 0 where it is 255 or no candidate.
+    pixels
+        (C,) int64, the pixels of each fused label.
+    sums
+        (C,) int64, the sum of their percents. Both add up exactly over images.
+
+    Raises
+    ------
+    TypeError
+        If `label_maps` or `fused` is not uint8.
+    ValueError
+        If `label_maps` is not (T, H, W) with the model's T, `fused` is not (H, W), or a label is
+        neither a class id nor 255.
+    """
+    from ensdistill.stages.functional import _voting as voting
+
+    n_classes = len(model.prior)
+    known = _settled(label_maps, model)
+    check_form("fused", fused, ndim=2)
+    if fused.shape != label_maps.shape[1:]:
+        raise ValueError(f"fused is {fused.shape}, the label maps are {label_maps.shape[1:]}")
+    percent = np.empty(fused.shape, np.uint8)
+    counts = np.zeros((2, 256), np.int64)
+    voting.write_posterior(*known, frozen(fused), percent, counts)
+    check_highest("fused", int(np.flatnonzero(counts[0, :-1]).max(initial=-1)), n_classes)
+    return percent, counts[0, :n_classes], counts[1, :n_classes]
+
+
+def warm_up() -> None:
+    """Compile, or load, what `fuse` needs."""
+    one = np.ones((1, 1, 1))
+    fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
+
+
+def _settled(label_maps: NDArray[np.uint8], model: LabelModel) -> tuple[Any, ...]:
+    """What the model knows of an image: the first arguments of `write_labels`."""
+    from ensdistill.stages.functional import _voting as voting
+
+    n_classes = len(model.prior)
     check_form("label_maps", label_maps, ndim=3)
     if len(label_maps) != len(model.weights):
         raise ValueError(
@@ -277,36 +357,9 @@ def fuse(
     )
     height, width = label_maps.shape[1:]
     rows, columns = _cells(height, width)
-    fused = np.empty((height, width), np.uint8)
-    counts = np.zeros((4, 256), np.int64)
-    voting.write_labels(
-        image.runs,
-        len(image.runs),
-        candidates,
-        likelihood,
-        priors.reshape(rows, columns, n_classes),
-        max(1, width // (columns * _STEPS)),
-        fused,
-        counts,
-    )
-    claimed, conflict, won, label = counts[:, :n_classes]
-    return fused, FusionCounts(
-        claimed=claimed,
-        conflict=conflict,
-        won=won,
-        filled=np.zeros(n_classes, np.int64),
-        label=label,
-        pixels=fused.size,
-        conflicts=int(won.sum()),
-        holes=int(counts[3, IGNORE_INDEX]),
-        ignored=int(counts[3, IGNORE_INDEX]),
-    )
-
-
-def warm_up() -> None:
-    """Compile, or load, what `fuse` needs."""
-    one = np.ones((1, 1, 1))
-    fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
+    step = max(1, width // (columns * _STEPS))
+    priors = priors.reshape(rows, columns, n_classes)
+    return image.runs, len(image.runs), candidates, likelihood, priors, step
 
 
 class _Image:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ensdistill.stages.functional import labelmodel
-from ensdistill.stages.functional.fusion import majority
+from ensdistill.stages.functional.fusion import channel_wise, majority
 from ensdistill.stages.functional.labelmodel import (
     LabelModel,
     Votes,
@@ -20,6 +20,7 @@ from ensdistill.stages.functional.labelmodel import (
     fuse,
     grid,
     join,
+    posterior,
     vote_weights,
 )
 
@@ -289,7 +290,34 @@ def assert_agrees(images, n_classes):
     assert (model.rounds, model.converged) == (expected.rounds, expected.converged)
     for label_maps in images:
         fused, _ = fuse(label_maps, model)
-        assert_clear_labels(fused, dense_fuse(label_maps, model))
+        dense = dense_fuse(label_maps, model)
+        assert_clear_labels(fused, dense)
+        for other in (fused, majority(label_maps, n_classes), elsewhere(fused, n_classes)):
+            assert_percents(posterior(label_maps, other, model), other, dense)
+
+
+def elsewhere(fused, n_classes):
+    """Other labels, so that many pixels have one that nobody gave them, and some none."""
+    rolled = np.roll(fused, (1, 2), axis=(0, 1)).astype(int)
+    return np.where((rolled % 3 == 2) | (rolled == 255), 255, n_classes - 1 - rolled).astype(
+        np.uint8
+    )
+
+
+def assert_percents(found, fused, dense):
+    """The percents are those of the dense posterior, but where its last digits round it."""
+    percent, pixels, sums = found
+    assert (percent.dtype, pixels.dtype, sums.dtype) == (np.uint8, np.int64, np.int64)
+    padded = np.pad(dense, ((0, 0), (0, 256 - dense.shape[1])))
+    expected = 100 * np.take_along_axis(padded, fused.reshape(-1, 1).astype(int), axis=1)[:, 0]
+    near = np.abs(expected % 1 - 0.5) < 1e-6
+    assert (np.abs(percent.ravel() - expected) < 0.5 + 1e-6).all()
+    rounded = np.floor(expected + 0.5)
+    np.testing.assert_array_equal(percent.ravel()[~near], rounded[~near])
+    assert not percent[fused == 255].any()
+    for c in range(dense.shape[1]):
+        assert pixels[c] == (fused == c).sum()
+        assert sums[c] == percent[fused == c].sum(dtype=int)
 
 
 def assert_clear_labels(fused, posterior):
@@ -397,6 +425,53 @@ def test_a_model_is_made_of_probabilities(problem):
     np.testing.assert_array_equal(np.isnan(model.reliability).all(axis=0), ~present)
 
 
+@quick
+@given(problem=problems())
+def test_a_fused_label_has_the_largest_posterior(problem):
+    label_maps, n_classes = problem
+    model = fit(count(label_maps, n_classes), n_classes)
+    fused, _ = fuse(label_maps, model)
+    sure, *_ = posterior(label_maps, fused, model)
+    each = np.stack(
+        [posterior(label_maps, np.full_like(fused, c), model)[0] for c in range(n_classes)]
+    )
+    said = one_hot(label_maps[model.weights > 0], n_classes).any(axis=0).transpose(2, 0, 1)
+    assert not each[~said].any()
+    assert (sure >= each).all()
+    several = np.maximum(said.sum(axis=0), 1)
+    assert (sure[fused != 255] >= np.floor(100 / several + 0.5 - 1e-9)[fused != 255]).all()
+    # the posteriors of all candidates make 1, but for how each is rounded
+    whole = np.where(said.any(axis=0), 100, 0)
+    assert (np.abs(each.sum(axis=0, dtype=int) - whole) <= several / 2).all()
+    alone = said.sum(axis=0) == 1
+    assert (sure[alone] == 100).all()
+
+
+def test_a_label_that_a_window_gave_and_no_teacher_does_not_count():
+    label_maps = np.zeros((2, 7, 9), np.uint8)
+    label_maps[:, 3, 4] = 255  # a hole that the window fills
+    label_maps[:, 3, 6] = 2  # which nobody owns: a hole too
+    model = fit(count(label_maps, 3), 3)
+    fused, _ = channel_wise(
+        label_maps, np.array([0, 1, -1]), window=3, conflict="window", holes="window"
+    )
+    assert not fused.any()
+    percent, pixels, sums = posterior(label_maps, fused, model)
+    assert percent[3, 4] == percent[3, 6] == 0
+    assert pixels.tolist() == [63, 0, 0] and sums.tolist() == [6100, 0, 0]
+
+
+def test_who_is_not_heard_makes_no_label_probable():
+    maps = streets(0, 4, 12, (48, 96))
+    crowd = fit(count(np.concatenate([maps, np.full_like(maps[:1], 5)]), 12), 12)
+    assert crowd.weights[4] == 0
+    alone = np.full((5, 1, 2), 255, np.uint8)
+    alone[4], alone[0, 0, 1] = 5, 3
+    for label in (3, 5):
+        found, *_ = posterior(alone, np.full((1, 2), label, np.uint8), crowd)
+        assert found.tolist() == [[0, 100 if label == 3 else 0]]
+
+
 def test_counts_add_up():
     maps = [fleet("plain", seed, 3, 4, (11, 13)) for seed in (0, 1)]
     model = fit(join([count(m, 4) for m in maps]), 4)
@@ -488,7 +563,10 @@ def test_reads_strided_and_read_only_maps():
     view.flags.writeable = False
     assert by_pattern(count(view, 4)) == by_pattern(count(view.copy(), 4))
     model = fit(count(whole, 4), 4)
-    np.testing.assert_array_equal(fuse(view, model)[0], fuse(view.copy(), model)[0])
+    fused = fuse(view, model)[0]
+    np.testing.assert_array_equal(fused, fuse(view.copy(), model)[0])
+    found, *_ = posterior(view, fused.T.copy().T, model)
+    np.testing.assert_array_equal(found, posterior(view.copy(), fused, model)[0])
 
 
 def drawn(rng, truth, confusions):
@@ -592,10 +670,11 @@ def test_fuses_as_the_dense_model_does_across_cells(shape):
     label_maps = fleet("corner", 70, 3, 5, shape)
     model = fit(count(label_maps[:, :40, :40], 5), 5)
     fused, _ = fuse(label_maps, model)
-    posterior = dense_fuse(label_maps, model)
-    assert_clear_labels(fused, posterior)
+    dense = dense_fuse(label_maps, model)
+    assert_clear_labels(fused, dense)
+    assert_percents(posterior(label_maps, fused, model), fused, dense)
     one_prior = normalised(dense_likelihood(dense_images([label_maps])[0], model) * model.prior)
-    assert (posterior.argmax(axis=1) != one_prior.argmax(axis=1)).any()  # the cells matter
+    assert (dense.argmax(axis=1) != one_prior.argmax(axis=1)).any()  # the cells matter
 
 
 @pytest.mark.parametrize("room", [1, 7, 600])
@@ -623,7 +702,9 @@ def test_many_classes_and_many_teachers(teachers, n_classes, shape):
     assert ((model.weights >= 0) & (model.weights <= 1)).all()
     fused, counts = fuse(label_maps, model)
     assert counts.label.shape == (n_classes,)
-    assert_clear_labels(fused, dense_fuse(label_maps, model))
+    dense = dense_fuse(label_maps, model)
+    assert_clear_labels(fused, dense)
+    assert_percents(posterior(label_maps, fused, model), fused, dense)
 
 
 MAPS = np.zeros((2, 3, 4), np.uint8)
@@ -668,6 +749,21 @@ def test_refuses_the_maps_of_other_teachers():
     for teachers in (1, 3):
         with pytest.raises(ValueError, match=f"knows 2 teachers, got label maps of {teachers}"):
             fuse(MAPS[:1].repeat(teachers, axis=0), model)
+        with pytest.raises(ValueError, match=f"knows 2 teachers, got label maps of {teachers}"):
+            posterior(MAPS[:1].repeat(teachers, axis=0), MAPS[0], model)
+
+
+def test_refuses_fused_labels_of_another_form():
+    model = fit(count(MAPS, 2), 2)
+    for fused, error, message in (
+        (MAPS[0].astype(np.int64), TypeError, "fused must be uint8, got int64"),
+        (MAPS, ValueError, r"fused must be \(H, W\)"),
+        (MAPS[0, :2], ValueError, r"fused is \(2, 4\), the label maps are \(3, 4\)"),
+        (MAPS[0] + np.uint8(2), ValueError, r"fused holds the value 2; .* 0\.\.1 or 255"),
+        (MAPS[0] + np.uint8(254), ValueError, "fused holds the value 254"),
+    ):
+        with pytest.raises(error, match=message):
+            posterior(MAPS, fused, model)
 
 
 @pytest.mark.parametrize("call", [fit, vote_weights])
