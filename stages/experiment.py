@@ -273,6 +273,7 @@ class Student(Training):
     watch: str | None = None
     watch_every: Positive = 500
     keep: Literal["last", "best"] = "last"
+    pixel_weights: Literal["none", "posterior"] = "none"
 
     @model_validator(mode="after")
     def _best_needs_watch(self) -> Student:

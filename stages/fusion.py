@@ -25,6 +25,7 @@ from ensdistill.stages.labelmaps import (
     LabelWriter,
     Place,
     Stored,
+    read_all,
 )
 from ensdistill.stages.labelmodel import read_model
 from ensdistill.stages.parallel import for_each
@@ -52,10 +53,7 @@ class _Fusing:
 
     def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
         place, stored = item
-        labels = np.empty((len(stored), *place.size), np.uint8)
-        for read, one, out in zip(self.readers, stored, labels, strict=True):
-            read(one, out)
-        fused, counts = self.method(labels)
+        fused, counts = self.method(read_all(self.readers, stored))
         if counts is None:
             return self.write(place, fused)
         return {**self.write(place, fused, counts.label), "counts": _to_json(counts)}

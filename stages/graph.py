@@ -2,7 +2,8 @@
 
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
-`student`. For each labelled split the same maps again, the oracle and `evaluation`.
+`student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
+and `fusion`. For each labelled split the same maps again, the oracle and `evaluation`.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -36,6 +37,7 @@ VERSIONS: Mapping[str, int] = {
     "label-model": 1,
     "policy": 1,
     "fusion": 1,
+    "weights": 1,
     "student": 2,
     "evaluation": 1,
     "ablation": 1,
@@ -43,6 +45,7 @@ VERSIONS: Mapping[str, int] = {
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
 _BYTES_PER_PIXEL = 0.03
+_WEIGHT_BYTES_PER_PIXEL = 0.1
 _BYTES_PER_RECORD = 700
 _ALL_FUSIONS = "evaluate --fusions all"
 
@@ -164,14 +167,17 @@ def build(
     method, strategy = config.fusion.method, config.policy.strategy
     channel, by_model = (all_fusions or method == m for m in ("channel", "label-model"))
     nodes = [graph.infer(t, TRAIN) for t in experiment.teachers]
-    if by_model or (channel and strategy == "reliability"):
+    if by_model or graph.weighted or (channel and strategy == "reliability"):
         nodes.append(graph.label_model(names))
     if channel and strategy == "certainty":
         for t in experiment.teachers:
             nodes += [graph.probe(t), graph.certainty(t)]
     if channel:
         nodes.append(graph.policy(names))
-    nodes += [graph.fusion(names), graph.student()]
+    nodes.append(graph.fusion(names))
+    if graph.weighted:
+        nodes.append(graph.weights(names))
+    nodes.append(graph.student())
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split, all_fusions=all_fusions)
@@ -194,6 +200,11 @@ def ablation_id(split: str) -> str:
 def policy_ids(nodes: Sequence[Node]) -> list[str]:
     """Return the nodes that `select-policy` makes: probes, certainties, policy, label model."""
     return [n.id for n in nodes if n.command == "select-policy"]
+
+
+def fusion_ids(nodes: Sequence[Node]) -> list[str]:
+    """Return the nodes that `fuse` makes: fused labels and, where they are wanted, weights."""
+    return [n.id for n in nodes if n.command == "fuse"]
 
 
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
@@ -287,10 +298,17 @@ class _Graph:
         """Whether a teacher can label a split."""
         return teacher.network is not None or split in (teacher.labels or {})
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the student weighs its pixels."""
+        return self.experiment.config.student.pixel_weights == "posterior"
+
     def command(self, method: str) -> str:
         """Return what makes the nodes before a fusion by `method`."""
         settings = self.experiment.config
         own = settings.fusion.method
+        if method == "label-model" and self.weighted:
+            return "select-policy"
         if own == "channel" and settings.policy.strategy == "reliability":
             return "select-policy"
         return "select-policy" if own == method else _ALL_FUSIONS
@@ -472,12 +490,39 @@ class _Graph:
             "fuse" if split == TRAIN else "evaluate",
         )
 
+    def weights(self, names: list[str]) -> Node:
+        """How sure the label model is of each fused label, whatever method fused it."""
+        uses = {f"teacher{k:02}": infer_id(t) for k, t in enumerate(names)}
+        uses |= {"fused": "fusion", "model": "label-model"}
+
+        def plan(upstream: Upstream) -> Work:
+            return Work(
+                {"classes": list(self.experiment.classes.classes)},
+                uses=uses,
+                items=self.items(TRAIN, upstream),
+                local=self.local(TRAIN, upstream),
+                item_bytes=self.label_bytes(TRAIN, _WEIGHT_BYTES_PER_PIXEL),
+            )
+
+        return self.node(
+            "weights",
+            "weights",
+            f"posterior-{TRAIN}",
+            list(uses.values()),
+            plan,
+            "weights:run",
+            "fuse",
+        )
+
     def student(self) -> Node:
         """The final student, trained on the fused labels."""
         exp, settings = self.experiment, self.experiment.config.student
+        uses = {"labels": "fusion"} | ({"weights": "weights"} if self.weighted else {})
 
         def plan(upstream: Upstream) -> Work:
             recipe, init = self.training_recipe(settings), None
+            if self.weighted:
+                recipe["pixel_weights"] = settings.pixel_weights
             if settings.init is not None:
                 init = exp.folder(settings.init)
                 if not init.is_file():
@@ -492,13 +537,19 @@ class _Graph:
                 }
             return Work(
                 recipe,
-                uses={"labels": "fusion"},
+                uses=uses,
                 local=self.training_local(settings, upstream, init),
                 runtime=self.runtime(),
             )
 
         return self.node(
-            "student", "student", "student", ["fusion"], plan, "student:run", "train-student"
+            "student",
+            "student",
+            "student",
+            list(uses.values()),
+            plan,
+            "student:run",
+            "train-student",
         )
 
     def evaluation(self, split: str, *, all_fusions: bool) -> list[Node]:
@@ -683,14 +734,14 @@ class _Graph:
             **more,
         )
 
-    def label_bytes(self, split: str) -> Callable[[], int]:
+    def label_bytes(self, split: str, per_pixel: float = _BYTES_PER_PIXEL) -> Callable[[], int]:
         """Return what tells about how much a label map of a split takes on disk."""
 
         def find() -> int:
             from ensdistill.data.pictures import image_size
 
             height, width = image_size(self.experiment.pictures(split)[0].image)
-            return round(_BYTES_PER_PIXEL * height * width) + _BYTES_PER_RECORD
+            return round(per_pixel * height * width) + _BYTES_PER_RECORD
 
         return find
 
@@ -735,7 +786,7 @@ class _Graph:
 
     def training_recipe(self, settings: Training) -> dict[str, Json]:
         """Return the part of a probe's or student's settings that changes the numbers."""
-        skip = {"recipe", "network", "init", "watch", "watch_every", "keep"}
+        skip = {"recipe", "network", "init", "watch", "watch_every", "keep", "pixel_weights"}
         recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.arch

@@ -1,9 +1,12 @@
-"""Label maps of an artifact, by image id: the store and the item index together."""
+"""Label maps of an artifact, by image id: the store and the item index together.
+
+Maps of percents (`weights`) are kept in the same way.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +83,21 @@ class LabelReader:
         return self.store.decode(content, file, *stored.size, out)
 
 
+def read_all(readers: Sequence[LabelReader], stored: Sequence[Stored]) -> UInt8:
+    """Return the (N, H, W) uint8 maps of an image in several artifacts; raises as `LabelReader`."""
+    maps = np.empty((len(stored), *stored[0].size), np.uint8)
+    for read, one, out in zip(readers, stored, maps, strict=True):
+        read(one, out)
+    return maps
+
+
 class LabelMaps:
     """The published label maps of an artifact, read by image id.
 
     Parameters
     ----------
     artifact : Artifact
-        One of the stages `infer` and `fusion`.
+        One of the stages `infer`, `fusion` and `weights`.
 
     Attributes
     ----------
@@ -116,7 +127,7 @@ class LabelMaps:
         return height, width
 
     def read(self, image_id: str) -> UInt8:
-        """Return the (H, W) uint8 train ids of an image; raises as `LabelReader`."""
+        """Return the (H, W) uint8 train ids, or percents, of an image; raises as `LabelReader`."""
         return self.reader(self.find(image_id))
 
     def shares(self) -> npt.NDArray[np.int64]:
@@ -163,7 +174,8 @@ class LabelWriter:
     ) -> dict[str, Any]:
         """Store an image's label map and return what its record says of it.
 
-        `counts` are the pixels of each class, (C,), where they are known.
+        `counts` are the pixels of each class, (C,), where they are known: always for percents,
+        which are not labels but belong to some.
 
         Raises
         ------

@@ -11,7 +11,7 @@ import numpy as np
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, join
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.parallel import for_each
 
 IMAGES: Final = 512
@@ -28,8 +28,7 @@ class _Counting:
     n_classes: int
 
     def __call__(self, stored: list[Stored]) -> Votes:
-        labels = [read(one) for read, one in zip(self.readers, stored, strict=True)]
-        return count(np.stack(labels), self.n_classes)
+        return count(read_all(self.readers, stored), self.n_classes)
 
 
 def run(job: Job) -> dict[str, Any]:

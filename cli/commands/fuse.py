@@ -8,6 +8,7 @@ import click
 
 from ensdistill.cli import options
 from ensdistill.cli.execute import execute, say
+from ensdistill.stages.graph import fusion_ids
 
 
 @click.command()
@@ -16,14 +17,19 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     """Fuse the teachers' label maps into pseudo-labels.
 
     `fusion.method` says how: by the label model, or as in the paper each class from the teacher
-    that the policy chose for it, or by majority.
+    that the policy chose for it, or by majority. For `student.pixel_weights` it also says of each
+    fused label how sure the label model is of it.
 
     \b
     Example:
       ensdistill fuse --upstream
     """
     experiment, report, decisions = execute(
-        config, lambda *_: ["fusion"], dry_run=dry_run, upstream=upstream, rehash=rehash
+        config,
+        lambda _, nodes: fusion_ids(nodes),
+        dry_run=dry_run,
+        upstream=upstream,
+        rehash=rehash,
     )
     say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     if not dry_run and not as_json:
@@ -33,4 +39,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
         text = f"{result['coverage']:.1%} of the pixels are labelled"
         if "conflict" in result:
             text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
+        weights = decisions["weights"].artifact if "weights" in decisions else None
+        if weights is not None and weights.manifest.result["mean"] is not None:
+            text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
         click.echo(text)

@@ -536,7 +536,7 @@ def write_posterior(
     percent: UInt8,
     counts: Int64,
 ) -> None:
-    """Write the posterior probability of each pixel's fused label, with the prior as `write_labels`.
+    """Write how probable each pixel's fused label is, with the prior of `write_labels`.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ The constants were chosen on generated cities (see stages/DESIGN.md).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,10 +249,10 @@ def fuse(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
-    known = _settled(label_maps, model)
+    settled = _settle(label_maps, model)
     fused = np.empty(label_maps.shape[1:], np.uint8)
     counts = np.zeros((4, 256), np.int64)
-    voting.write_labels(*known, fused, counts)
+    voting.write_labels(*settled, fused, counts)
     claimed, conflict, won, label = counts[:, :n_classes]
     return fused, FusionCounts(
         claimed=claimed,
@@ -306,13 +306,13 @@ def posterior(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
-    known = _settled(label_maps, model)
+    settled = _settle(label_maps, model)
     check_form("fused", fused, ndim=2)
     if fused.shape != label_maps.shape[1:]:
         raise ValueError(f"fused is {fused.shape}, the label maps are {label_maps.shape[1:]}")
     percent = np.empty(fused.shape, np.uint8)
     counts = np.zeros((2, 256), np.int64)
-    voting.write_posterior(*known, frozen(fused), percent, counts)
+    voting.write_posterior(*settled, frozen(fused), percent, counts)
     check_highest("fused", int(np.flatnonzero(counts[0, :-1]).max(initial=-1)), n_classes)
     return percent, counts[0, :n_classes], counts[1, :n_classes]
 
@@ -323,8 +323,18 @@ def warm_up() -> None:
     fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
 
 
-def _settled(label_maps: NDArray[np.uint8], model: LabelModel) -> tuple[Any, ...]:
-    """What the model knows of an image: the first arguments of `write_labels`."""
+class _Settled(NamedTuple):
+    """What the model knows of an image: what `write_labels` and `write_posterior` begin with."""
+
+    runs: NDArray[np.int32]
+    n_runs: int
+    candidates: NDArray[np.uint8]
+    likelihood: Float64
+    priors: Float64
+    step: int
+
+
+def _settle(label_maps: NDArray[np.uint8], model: LabelModel) -> _Settled:
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = len(model.prior)
@@ -357,9 +367,14 @@ def _settled(label_maps: NDArray[np.uint8], model: LabelModel) -> tuple[Any, ...
     )
     height, width = label_maps.shape[1:]
     rows, columns = _cells(height, width)
-    step = max(1, width // (columns * _STEPS))
-    priors = priors.reshape(rows, columns, n_classes)
-    return image.runs, len(image.runs), candidates, likelihood, priors, step
+    return _Settled(
+        image.runs,
+        len(image.runs),
+        candidates,
+        likelihood,
+        priors.reshape(rows, columns, n_classes),
+        max(1, width // (columns * _STEPS)),
+    )
 
 
 class _Image:

@@ -71,7 +71,7 @@ def invented(decision, classes, chosen):
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
     )
     # label maps are read item by item, all else whole
-    mapped = node.stage in ("infer", "fusion")
+    mapped = node.stage in ("infer", "fusion", "weights")
     artifact.__dict__["items"] = [
         {"id": item.id, "sha256": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
@@ -508,6 +508,7 @@ CASES = {
     "student.watch": ({}, {"student.watch": "val"}, {"student"}),
     "student.watch_every": (WATCHED, {"student.watch_every": 3}, {"student"}),
     "student.keep": (WATCHED, {"student.keep": "best"}, {"student"}),
+    "student.pixel_weights": ({}, {"student.pixel_weights": "posterior"}, {"student"}),
     "policy.strategy": ({}, MANUAL, {"policy"}),
     "policy.min_support": ({}, {"policy.min_support": 0.1}, {"policy"}),
     "policy.assign": (
@@ -635,6 +636,9 @@ def test_ground_truth_of_the_training_images_is_in_no_key(world):
 def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
     if stage == "label-model":
         world.settings["fusion"] = {"method": "label-model"}
+        world.write()
+    if stage == "weights":
+        world.settings["student"]["pixel_weights"] = "posterior"
         world.write()
     ablation = stage == "ablation"  # it also has other stages' versions in its key
     before = prints(world, ablation=ablation)
