@@ -44,8 +44,9 @@ def test_every_node_is_fresh(folder):
 
 
 def every_graph(folder):
-    """Return the nodes of the golden experiment, and those of its twin by the label model."""
-    return [golden._opened(folder, changes)[1] for changes in ({}, golden.LABEL_MODEL)]
+    """Return the nodes of the golden experiment and of those with a label model and weights."""
+    variants = ({}, golden.LABEL_MODEL, golden.WEIGHTS)
+    return [golden._opened(folder, changes)[1] for changes in variants]
 
 
 def test_every_stage_occurs(folder):
@@ -134,7 +135,7 @@ def test_the_commands_find_nothing_to_do(folder):
     before = {p: p.read_bytes() for p in (folder / "workspace").rglob("*") if p.is_file()}
     assert "nothing to do" in call("run")
     call("status", "--check")
-    assert "no damage in any of 23 artifacts" in call("verify")
+    assert "no damage in any of 24 artifacts" in call("verify")
     assert {p: p.read_bytes() for p in before} == before
 
 

@@ -126,6 +126,7 @@ CHANGES = {
         lambda values, *some: mean_iou(np.nan_to_num(values), *some),
     ),
     "a general teacher that is less often right": ("label-model", labelmodel, "RIGHT", 0.5),
+    "more of the global prior": ("weights", labelmodel, "HELD", 1.0),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 

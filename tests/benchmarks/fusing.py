@@ -78,6 +78,8 @@ class Fusion:
         (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
         by_model = settings | {"fusion": {"method": "label-model"}}
         (root / "by_model.yaml").write_text(yaml.safe_dump(by_model))
+        weighed = by_model | {"student": {"pixel_weights": "posterior"}}
+        (root / "weighed.yaml").write_text(yaml.safe_dump(weighed))
         self.fuse(upstream=True)
         return scenes
 
@@ -86,12 +88,12 @@ class Fusion:
         shutil.rmtree(self.root / "work/label-model", ignore_errors=True)
         self.fuse(upstream=True, file="by_model.yaml")
 
-    def fuse(self, upstream=False, file="experiment.yaml"):
-        """Make the fused labels as the command does: plan, check, fuse, publish."""
-        shutil.rmtree(self.root / "work/fusion", ignore_errors=True)
+    def fuse(self, upstream=False, file="experiment.yaml", node="fusion"):
+        """Make fused labels, or weights, as the command does: plan, check, fuse, publish."""
+        shutil.rmtree(self.root / "work" / node, ignore_errors=True)
         experiment = load(self.root / file)
         nodes, workspace = build(experiment), experiment.workspace
-        report = run(nodes, workspace, ["fusion"], lambda _: Silent(), upstream=upstream)
+        report = run(nodes, workspace, [node], lambda _: Silent(), upstream=upstream)
         assert report.ran[-1].written == self.images
 
     def through(self, for_each):
@@ -160,6 +162,24 @@ def label_model(root):
     note = f"{1e3 * times.median('model') / made.images:.2f} ms an image, T=4"
     title = "label model, fitted to all images, and fuse by it / fuse by a policy"
     yield figure(title, times.ratio("model", "channel"), "x", 3, 2, note=note)
+
+
+def weights(root):
+    made = Fusion(root, 4 * SCENES)
+    made.make()
+    made.by_model()
+    weigh = partial(made.fuse, file="weighed.yaml", node="weights")
+    times = turns({"fuse": partial(made.fuse, file="by_model.yaml"), "weigh": weigh})
+    each = {k: 1e3 * times.median(k) / made.images for k in ("weigh", "fuse")}
+    note = f"{each['weigh']:.2f} and {each['fuse']:.2f} ms an image, T=4"
+    title = "weights of fused labels / fuse by the label model"
+    yield figure(title, times.ratio("weigh", "fuse"), "x", 2, 1.5, note=note)
+    size = {
+        stage: sum(f.stat().st_size for f in root.glob(f"work/{stage}/*/labels.zarr/c.*"))
+        for stage in ("weights", "fusion")
+    }
+    note = f"{size['weights'] / made.images / 1e3:.1f} kB an image"
+    yield figure("bytes of weights / of fused labels", size["weights"] / size["fusion"], note=note)
 
 
 class Stamped:
@@ -286,4 +306,4 @@ def prepare(small, large):
     return large
 
 
-MEASURES = (stage, label_model, processes, scheduling, memory)
+MEASURES = (stage, label_model, weights, processes, scheduling, memory)

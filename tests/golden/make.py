@@ -31,6 +31,7 @@ GOLDEN = Path(__file__).parent
 OPENS = ("student", "evaluation", "ablation")
 WRITTEN_BY_HAND = ("experiment.yaml", "classes.yaml")  # all else is made
 LABEL_MODEL = {"fusion": {"method": "label-model"}}
+WEIGHTS = {"student": {"pixel_weights": "posterior"}}
 # Other settings, beside the golden ones, whose fingerprints and exact numbers are recorded.
 VARIANTS = {
     "fallback": {"policy": {"min_support": 0.4}},
@@ -38,6 +39,7 @@ VARIANTS = {
     "manual": {"policy": {"strategy": "manual", "assign": {"road": "own", "sky": "segformer"}}},
     "majority": {"fusion": {"method": "majority"}},
     "label-model": LABEL_MODEL,
+    "weights": WEIGHTS,
     "reliability": {"policy": {"strategy": "reliability"}},
     **{
         f"{conflict}-{holes}": {
@@ -132,6 +134,8 @@ def make_workspace(folder):
     run(nodes, workspace, targets, lambda _: Silent(), about=folder)
     _, variant = _opened(folder, LABEL_MODEL)
     run(variant, workspace, ["label-model", "ablation@val"], lambda _: Silent(), about=folder)
+    _, variant = _opened(folder, WEIGHTS)
+    run(variant, workspace, ["weights"], lambda _: Silent(), about=folder)
     for artifact in workspace.scan().published.values():
         manifest = artifact.manifest
         neutral = replace(
@@ -319,6 +323,11 @@ def _fusion_numbers(folder):
     return {"exact": exact}
 
 
+def _weights_numbers(folder):
+    result = rerun(folder, "weights", WEIGHTS).result
+    return {"near": {"mean": {"mean": result["mean"], **result["classes"]}}}
+
+
 def _evaluation_numbers(folder):
     return {"exact": {"evaluation@val": rerun(folder, "evaluation@val").exact()}}
 
@@ -339,6 +348,7 @@ NUMBERS = {
     "label-model": _label_model_numbers,
     "policy": _policy_numbers,
     "fusion": _fusion_numbers,
+    "weights": _weights_numbers,
     "student": _student_numbers,
     "evaluation": _evaluation_numbers,
     "ablation": _ablation_numbers,
