@@ -45,7 +45,7 @@ VERSIONS: Mapping[str, int] = {
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
 _BYTES_PER_PIXEL = 0.03
-_WEIGHT_BYTES_PER_PIXEL = 0.1
+_WEIGHT_BYTES_PER_PIXEL = 0.1  # of six teachers on CamVid; 0.03 of four on made-up streets
 _BYTES_PER_RECORD = 700
 _ALL_FUSIONS = "evaluate --fusions all"
 
