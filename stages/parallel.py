@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
@@ -27,15 +27,12 @@ _TASK: Final = 0.25  # seconds of work in a task: what an interruption loses of 
 _PARTITION: Final = 32  # most items a task: dask takes 0.5 ms for one
 _SPREAD: Final = 4  # fewest tasks a worker, so that none waits long for the last one
 _MOST_TASKS: Final = 10_000  # more items make larger tasks instead: dask holds all of them
-_ONE_THREAD: Final = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-    ),
-    "1",
+_THREADS: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
 )
 
 _work: Callable[[Any], Any]  # of a worker process
@@ -103,19 +100,12 @@ def _spread(
     most: int = _PARTITION,
 ) -> None:
     """Do what `for_each` does in worker processes alone, `most` items a task at most."""
-    import dask.bag
-    from dask.callbacks import Callback
-
     size = max(1, min(most, len(items) // (workers * _SPREAD)), -(-len(items) // _MOST_TASKS))
-    bag = dask.bag.from_sequence(items, partition_size=size).map_partitions(_do)
     answered = False
 
-    def finished(key: Any, part: Any, *_: Any) -> None:
+    def finished(first: int, part: _Part) -> None:
         nonlocal answered
-        if not isinstance(part, _Part):
-            return
         answered = True
-        first = key[1] * size
         for k, result in enumerate(part.results, first):
             done(items[k], result)
             progress.advance()
@@ -123,27 +113,75 @@ def _spread(
         if part.error is not None:
             raise part.error
 
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _become_worker, (work,)) as pool:
-        with _environment(_ONE_THREAD), _no_interrupt():
-            for _ in range(workers):
-                pool.submit(_nothing)
+    with processes(workers, 1, _hold, work) as pool:
         try:
-            with Callback(posttask=finished):
-                # unoptimised, since that would make a second task of each partition's name
-                bag.compute(
-                    scheduler="processes",
-                    pool=pool,
-                    num_workers=workers,
-                    chunksize=1,
-                    optimize_graph=False,
-                )
+            compute(items, _do, finished, pool=pool, size=size)
         except BrokenProcessPool as error:
             happened = "was killed, perhaps for want of memory" if answered else "could not start"
             raise EnsdistillError(
                 f"a worker process {happened}; run again (what was done is kept), with fewer "
                 "`runtime.workers` if it happens again"
             ) from error
+
+
+def compute(
+    items: Sequence[T],
+    do: Callable[[Sequence[T]], R],
+    finished: Callable[[int, R], object],
+    *,
+    pool: Executor,
+    size: int = 1,
+) -> None:
+    """Call ``finished(k, do(items[k : k + size]))`` for every task of `size` items.
+
+    Parameters
+    ----------
+    items : sequence
+        Can be pickled.
+    do : callable
+        A function of a module: called in the pool.
+    finished : callable
+        Called in this process, in the order in which the tasks are finished.
+    pool : Executor
+        Where the tasks are done.
+    size : int
+        Items a task.
+    """
+    import dask.bag
+    from dask.callbacks import Callback
+
+    bag = dask.bag.from_sequence(items, partition_size=size).map_partitions(do)
+
+    def posttask(key: Any, result: R, *_: Any) -> None:
+        if key[0] == bag.name:  # and not what gathers the results
+            finished(key[1] * size, result)
+
+    with Callback(posttask=posttask):
+        # unoptimised, since that would make a second task of each partition's name
+        bag.compute(scheduler="processes", pool=pool, chunksize=1, optimize_graph=False)
+
+
+@contextmanager
+def processes(
+    count: int, threads: int, begin: Callable[..., object], *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of new processes, which leave Ctrl-C to this one and die with it.
+
+    Parameters
+    ----------
+    count : int
+        Processes.
+    threads : int
+        Threads that libraries start in each.
+    begin : callable
+        A function of a module, called with `arguments` in each process before any work.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, _become_worker, (begin, *arguments)) as pool:
+        with _environment(dict.fromkeys(_THREADS, str(threads))), _no_interrupt():
+            for _ in range(count):
+                pool.submit(_nothing)
+        yield pool
 
 
 class _Part(NamedTuple):
@@ -159,11 +197,11 @@ def _do(items: Sequence[Any]) -> _Part:
         for item in items:
             results.append(_work(item))
     except Exception as error:
-        return _Part(results, _portable(error))
+        return _Part(results, portable(error))
     return _Part(results, None)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Return an error as it was, with where it happened as a note, or in words if it can't go."""
     error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
@@ -177,10 +215,14 @@ def _nothing() -> None:
     """Only start a worker."""
 
 
-def _become_worker(work: Callable[[Any], Any]) -> None:
-    """Hold what there is to do, leave Ctrl-C to the parent and die with it."""
+def _hold(work: Callable[[Any], Any]) -> None:
+    """Keep what there is to do with each item."""
     global _work  # noqa: PLW0603  (a process has one)
     _work = work
+
+
+def _become_worker(begin: Callable[..., object], *arguments: Any) -> None:
+    """Leave Ctrl-C to the parent and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -190,6 +232,7 @@ def _become_worker(work: Callable[[Any], Any]) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    begin(*arguments)
 
 
 @contextmanager
