@@ -12,6 +12,7 @@ import click
 
 from ensdistill.cli import render
 from ensdistill.cli.progress import Bar, Display, display
+from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.explain import estimate
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
@@ -85,12 +86,13 @@ def execute(
             wanted = closure(decisions, targets) if upstream else set(targets)
             return experiment, Report(), {n: d for n, d in decisions.items() if n in wanted}
 
+        bar = announced(shown)
         try:
             report = run(
                 nodes,
                 experiment.workspace,
                 targets,
-                announced(shown),
+                bar,
                 upstream=upstream,
                 part=part,
                 about=experiment.base,
@@ -98,6 +100,21 @@ def execute(
         finally:
             experiment.files.save()
         return experiment, report, plan(nodes, experiment.workspace.scan())
+
+
+def teachers_named(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    """Return the teachers that a command was given; all where it was given none.
+
+    Raises
+    ------
+    ConfigError
+        If there is no teacher of a name.
+    """
+    known = [t.name for t in experiment.teachers]
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise ConfigError(f"no teacher is named {unknown[0]!r}; there are {', '.join(known)}")
+    return list(names) or known
 
 
 def announced(shown: Display) -> Callable[[Decision], Bar]:

@@ -207,6 +207,11 @@ def fusion_ids(nodes: Sequence[Node]) -> list[str]:
     return [n.id for n in nodes if n.command == "fuse"]
 
 
+def probe_chains(nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """Return each teacher's probe and certainty, in that order; no teacher's need another's."""
+    return {n.name: [n.id, f"certainty[{n.name}]"] for n in nodes if n.stage == "probe"}
+
+
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
     """Return the nodes that only an evaluation on `split` needs."""
     return [n.id for n in nodes if n.id.endswith(_at(split)) or n.command == _ALL_FUSIONS]

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options
-from ensdistill.cli.execute import execute, say
-from ensdistill.pipeline.errors import ConfigError
+from ensdistill.cli.execute import execute, say, teachers_named
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment import Experiment
@@ -41,11 +40,7 @@ def command(
     """
 
     def choose(experiment: Experiment, _: Sequence[Node]) -> Sequence[str]:
-        known = [t.name for t in experiment.teachers]
-        unknown = [n for n in names if n not in known]
-        if unknown:
-            raise ConfigError(f"no teacher is named {unknown[0]!r}; there are {', '.join(known)}")
-        return [infer_id(n) for n in names or known]
+        return [infer_id(n) for n in teachers_named(experiment, names)]
 
     experiment, report, decisions = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part

@@ -9,29 +9,49 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.execute import execute, report_json, say
+from ensdistill.cli.execute import execute, report_json, say, teachers_named
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
 from ensdistill.stages import results
 from ensdistill.stages.experiment import Experiment
-from ensdistill.stages.graph import policy_ids
+from ensdistill.stages.graph import policy_ids, probe_chains
 
 
 @click.command()
+@click.argument("names", nargs=-1)
 @options.stage
-def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
+def command(
+    names: tuple[str, ...],
+    config: Path,
+    dry_run: bool,
+    upstream: bool,
+    rehash: bool,
+    as_json: bool,
+) -> None:
     """Find out, without ground truth, which teacher is to be trusted with which class.
 
     For the fusion `label-model` it fits that model to all teachers' labels. For `channel`, the
     paper's, it trains a small probe on each teacher's labels and gives each class to the teacher
-    whose probe is most certain of it.
+    whose probe is most certain of it. With NAMES of teachers only their probes are made: a task of
+    a cluster array can so train one.
 
     \b
     Example:
       ensdistill select-policy --upstream
+      ensdistill select-policy $(sed -n ${SLURM_ARRAY_TASK_ID}p teachers.txt)
     """
 
-    def choose(_: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+        if names:
+            chains = probe_chains(nodes)
+            teachers = teachers_named(experiment, names)
+            if not chains:
+                raise ConfigError(
+                    f"{config}: no teacher has a probe of its own, since these are for "
+                    "`fusion: {method: channel}` with `policy: {strategy: certainty}`; run "
+                    "`ensdistill select-policy` without names"
+                )
+            return [node_id for t in teachers for node_id in chains[t]]
         wanted = policy_ids(nodes)
         if not wanted:
             raise ConfigError(f"{config}: fusion.method is majority, which needs no policy")
@@ -40,8 +60,8 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     experiment, report, decisions = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
     )
-    if dry_run:
-        say(experiment, report, decisions, dry_run=True, as_json=as_json)
+    if dry_run or names:
+        say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
         return
     chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
     reliability = results.reliability(experiment, decisions)
