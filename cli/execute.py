@@ -18,8 +18,9 @@ from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import Decision, State, closure, plan
 from ensdistill.pipeline.runner import Report, run
+from ensdistill.stages.chains import aside
 from ensdistill.stages.experiment import TRAIN, Experiment, load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, probe_chains
 
 Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
 
@@ -96,6 +97,7 @@ def execute(
                 upstream=upstream,
                 part=part,
                 about=experiment.base,
+                aside=aside(experiment, list(probe_chains(nodes).values()), bar),
             )
         finally:
             experiment.files.save()

@@ -53,6 +53,22 @@ class Report:
     fresh: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Aside:
+    """What other processes make, several chains of nodes at a time.
+
+    Attributes
+    ----------
+    chains : sequence
+        Of chains of node ids: a node needs earlier ones of its own chain, and no other chain.
+    make : callable
+        Makes what it is given of each chain, and returns what was made.
+    """
+
+    chains: Sequence[Sequence[str]]
+    make: Callable[[Sequence[Sequence[Decision]]], list[Ran]]
+
+
 def run(
     nodes: Sequence[Node],
     workspace: Workspace,
@@ -62,6 +78,7 @@ def run(
     upstream: bool = False,
     part: Part | None = None,
     about: Path | None = None,
+    aside: Aside | None = None,
 ) -> Report:
     """Make `targets` that are not fresh.
 
@@ -81,6 +98,8 @@ def run(
         Make this share of the items of each target; who finds all of them finished publishes.
     about : Path, optional
         A folder of the user's repository, whose state the manifests record.
+    aside : Aside, optional
+        Nodes that other processes make; None makes all nodes here, one after another.
 
     Raises
     ------
@@ -88,6 +107,7 @@ def run(
         If a needed node is not fresh and neither a target nor allowed by `upstream`.
     """
     report = Report()
+    begun: set[str] = set()
     wanted: set[str] | None = None
     facts = provenance.facts(about or workspace.root)
     while True:
@@ -106,16 +126,38 @@ def run(
             report.fresh = [n for n in decisions if n in wanted - made - handed_on]
             return report
         decision = decisions[todo[0]]
-        if decision.node.id in made:
-            raise CorruptError(
-                f"{decision.node.id} was made and is {decision.state} again ({decision.reason}); "
-                "did an input file change meanwhile? Run again"
-            )
+        chains = _ready(aside, todo, decisions)
+        for each in (d for chain in chains or [[decision]] for d in chain):
+            if each.node.id in begun:
+                raise CorruptError(
+                    f"{each.node.id} was made and is {each.state} again ({each.reason}); "
+                    "did an input file change meanwhile? Run again"
+                )
+            begun.add(each.node.id)
+        if aside and chains:
+            report.ran += aside.make(chains)
+            continue
         _require_upstream(decision, decisions)
         mine = part if decision.node.id in targets else None
         report.ran.append(
             _Making(decision, decisions, workspace, progress(decision), facts).run(mine)
         )
+
+
+def _ready(
+    aside: Aside | None, todo: Sequence[str], decisions: Mapping[str, Decision]
+) -> list[list[Decision]]:
+    """Return what is to do of all chains that can begin, once it is the turn of one of them."""
+    found: list[list[Decision]] = []
+    if aside is None or not any(todo[0] in chain for chain in aside.chains):
+        return found
+    for chain in aside.chains:
+        missing = [decisions[n] for n in chain if n in todo]
+        waits_for = {need for d in missing for need in d.node.needs} - set(chain)
+        if missing and not waits_for & set(todo):
+            _require_upstream(missing[0], decisions)
+            found.append(missing)
+    return found
 
 
 def _require_upstream(decision: Decision, decisions: Mapping[str, Decision]) -> None:

@@ -321,6 +321,21 @@ class Runtime(Section):
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     tensorboard: str | None = None
+    jobs: Positive = 1  # probes at a time, each in a process of its own
+    scheduler: str | None = None  # of dask, for several machines: its address, or its file
+
+    @model_validator(mode="after")
+    def _one_device_a_job(self) -> Runtime:
+        if self.jobs > 1 and self.scheduler is not None:
+            raise ValueError(
+                "`jobs` are processes of this machine; with `scheduler` its workers are the jobs"
+            )
+        if self.device.startswith("cuda:") and (self.jobs > 1 or self.scheduler is not None):
+            raise ValueError(
+                f"device is {self.device}, but each of several jobs has a device of its own; say "
+                "`device: cuda`, and which devices they share with CUDA_VISIBLE_DEVICES"
+            )
+        return self
 
 
 class Config(Section):

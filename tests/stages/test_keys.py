@@ -252,7 +252,9 @@ def with_settings(world, changed_settings):
             "threads": st.none() | st.integers(1, 9),
             "checkpoint_every": st.integers(1, 999),
         },
-    ),
+    )
+    | st.fixed_dictionaries({"jobs": st.integers(1, 9)})
+    | st.fixed_dictionaries({"scheduler": st.just("tcp://host:8786")}),
     workspace=st.sampled_from(["work", "a/b", "../beside"]),
 )
 def test_order_runtime_and_place_are_in_no_key(origin, seed, place, runtime, workspace):
@@ -300,6 +302,8 @@ def test_every_runtime_field_was_tried():
         "checkpoint_every",
         "keep_checkpoints",
         "tensorboard",
+        "jobs",
+        "scheduler",
     }
 
 
@@ -535,6 +539,8 @@ NO_KEY = {
     "runtime.tensorboard": "the same",
     "probe.recipe": "stands for settings that are in the key",
     "student.recipe": "the same",
+    "runtime.jobs": "the same",
+    "runtime.scheduler": "the same",
 }
 # These are fields of a section used twice, and legal only in its other place.
 REFUSED = {

@@ -1,0 +1,344 @@
+"""Chains of nodes, such as a probe and its certainty, each made by a process of its own.
+
+The processes are started here, or are the workers of a dask scheduler; either way each makes its
+nodes as a command of its own would, with locks, drafts and checkpoints. Only what it made comes
+back, and how far it is is seen in its drafts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from multiprocessing import active_children, current_process, get_context
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ensdistill.pipeline.draft import progress_of
+from ensdistill.pipeline.errors import ConfigError, EnsdistillError
+from ensdistill.pipeline.manifest import MANIFEST, SHORT
+from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.plan import Decision
+from ensdistill.pipeline.runner import Aside, Ran, run
+from ensdistill.stages.experiment import Experiment, load
+from ensdistill.stages.graph import build
+from ensdistill.stages.parallel import compute, portable, processes
+
+Announce = Callable[[Decision], Progress]
+
+METRICS: Final = "metrics.jsonl"  # as `training.loop` writes it, whose import is heavy
+_TAIL: Final = 4096  # bytes at the end of it that are read
+_LOOK: Final = 1.0  # seconds between two looks at the drafts
+_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
+
+
+def aside(
+    experiment: Experiment, chains: Sequence[Sequence[str]], announce: Announce
+) -> Aside | None:
+    """Return what makes chains of nodes in other processes, None if `runtime` asks for none.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose nodes they are.
+    chains : sequence
+        Node ids (see `graph.probe_chains`).
+    announce : callable
+        Called with the decision for each node when its process begins it.
+    """
+    runtime = experiment.config.runtime
+    if runtime.jobs == 1 and runtime.scheduler is None:
+        return None
+    return Aside(chains, partial(_make_all, experiment, announce))
+
+
+class _Order(NamedTuple):
+    """What a process is asked for."""
+
+    experiment: Path
+    nodes: tuple[str, ...]
+
+
+class _Outcome(NamedTuple):
+    """What came of it."""
+
+    ran: list[Ran]
+    said: list[str]
+    error: Exception | None
+
+
+def _make_all(
+    experiment: Experiment, announce: Announce, chains: Sequence[Sequence[Decision]]
+) -> list[Ran]:
+    """Make what is given of each chain.
+
+    Raises
+    ------
+    EnsdistillError
+        The error of the first chain that failed, after the others were made; or that a process was
+        killed. What was finished is kept.
+    """
+    experiment.files.save()  # the processes need not hash the images again
+    views = [_View(decision, experiment, announce) for chain in chains for decision in chain]
+    by_node = {view.node: view for view in views}
+    orders = [_Order(experiment.path, tuple(d.node.id for d in chain)) for chain in chains]
+    ran: list[Ran] = []
+    errors: list[Exception] = []
+    left = {order.nodes[0] for order in orders}
+
+    def finished(k: int, outcome: _Outcome) -> None:
+        name = orders[k].nodes[0]
+        left.discard(name)
+        ran.extend(outcome.ran)
+        view = by_node[name]
+        for text in outcome.said:
+            view.say(text)
+        if outcome.error is not None:
+            errors.append(outcome.error)
+            if left:
+                view.say(f"{outcome.error}; going on with {', '.join(sorted(left))}")
+
+    with _looked_at(views), _pool(experiment, left, views[0].say) as pool:
+        compute(orders, _make, finished, pool=pool)
+    if errors:
+        raise errors[0]
+    return sorted(ran, key=lambda r: list(by_node).index(r.node))
+
+
+def _make(orders: Sequence[_Order]) -> _Outcome:
+    """Make the nodes of one chain, in this process."""
+    [order] = orders
+    news = _News(order.nodes[0])
+    try:
+        experiment = load(order.experiment)
+        _require_own_children(experiment)
+        nodes = build(experiment, all_fusions=True)
+        report = run(nodes, experiment.workspace, order.nodes, news.of, about=experiment.base)
+    except (EnsdistillError, OSError) as error:
+        kind = type(error) if isinstance(error, EnsdistillError) else EnsdistillError
+        text = str(error) if str(error).startswith(news.node) else f"{news.node}: {error}"
+        return _Outcome([], news.said, portable(kind(text).with_traceback(error.__traceback__)))
+    except Exception as error:
+        return _Outcome([], news.said, portable(error))
+    return _Outcome(report.ran, news.said, None)
+
+
+def _require_own_children(experiment: Experiment) -> None:
+    """Refuse a worker of dask that may not start the processes that load samples."""
+    workers = experiment.config.runtime.workers
+    if workers and current_process().daemon:
+        raise ConfigError(
+            f"`runtime: {{workers: {workers}}}` needs processes that this dask worker may not "
+            "start; start it with DASK_DISTRIBUTED__WORKER__DAEMON=False, or set `workers: 0`"
+        )
+
+
+class _News:
+    """Progress of a process without a terminal: what is said is kept, the rest seen in drafts."""
+
+    def __init__(self, node: str):
+        self.node = node
+        self.said: list[str] = []
+
+    def of(self, decision: Decision) -> _News:
+        """Note which node begins."""
+        self.node = decision.node.id
+        return self
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        """Nothing: nobody sees it."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Nothing: nobody sees it."""
+
+    def message(self, text: str) -> None:
+        """Keep it for whoever asked for the chain."""
+        self.said.append(text)
+
+
+class _View:
+    """A node that another process makes, as far as its draft shows it."""
+
+    def __init__(self, decision: Decision, experiment: Experiment, announce: Announce):
+        assert decision.work is not None
+        assert decision.fingerprint is not None
+        self.node = decision.node.id
+        self._decision = decision
+        self._experiment = experiment
+        self._announce = announce
+        self._short = decision.fingerprint[:SHORT]
+        self._items = len(decision.work.items)
+        self._total: Any = self._items or decision.work.recipe["steps"]
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+        self._started = False
+        self._last = self._seen()[0]
+
+    def say(self, text: str) -> None:
+        """Say something of it."""
+        with self._lock:
+            self._shown().message(text)
+
+    def look(self) -> None:
+        """Show what was done since the last look; a draft of an earlier run is no beginning."""
+        done, note = self._seen()
+        if done <= self._last:
+            return
+        with self._lock:
+            if self._started:
+                self._shown().advance(done - self._last, note)
+            else:
+                self._started = True
+                self._shown().start(self._total, done, "images" if self._items else "steps")
+        self._last = done
+
+    def _shown(self) -> Progress:
+        if self._bar is None:
+            self._bar = self._announce(self._decision)
+        return self._bar
+
+    def _seen(self) -> tuple[int, str]:
+        """Return how much is done, -1 without a draft, and a figure worth seeing."""
+        for folder in self._experiment.workspace.folders(self._decision.node.stage):
+            if folder.name.endswith(f"-{self._short}"):
+                if (folder / MANIFEST).exists():
+                    return self._total, ""
+                return (progress_of(folder), "") if self._items else _last_step(folder)
+        return -1, ""
+
+
+def _last_step(folder: Path) -> tuple[int, str]:
+    """Return the last step that a training has logged, and its loss."""
+    with suppress(OSError, ValueError), (folder / METRICS).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        last = json.loads(file.read().splitlines()[-1])
+        return last["step"], f"loss {last['loss']:.3f}" if "loss" in last else ""
+    return 0, ""
+
+
+@contextmanager
+def _looked_at(views: Sequence[_View]) -> Iterator[None]:
+    """Look at the nodes now and then while the block runs, and once at its end."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        ended = False
+        while not ended:
+            ended = stop.wait(_LOOK)
+            for view in views:
+                with suppress(OSError):
+                    view.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _pool(
+    experiment: Experiment, left: set[str], say: Callable[[str], None]
+) -> AbstractContextManager[Executor]:
+    """Return where chains are made; `left` names those that are not made yet."""
+    runtime = experiment.config.runtime
+    if runtime.scheduler is not None:
+        return _cluster(experiment, runtime.scheduler, left, say)
+    return _slots(experiment, left)
+
+
+@contextmanager
+def _slots(experiment: Experiment, left: set[str]) -> Iterator[Executor]:
+    """Yield processes of this machine that share its devices and cores; Ctrl-C ends them."""
+    from dask.system import CPU_COUNT
+
+    runtime = experiment.config.runtime
+    threads = runtime.threads or max(1, CPU_COUNT // runtime.jobs)
+    slot = get_context("spawn").Value("i", 0)
+    others = set(active_children())
+    with processes(
+        min(runtime.jobs, len(left)), threads, _take_slot, slot, _devices(runtime.device)
+    ) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+        except BrokenProcessPool as error:
+            raise _killed("a process", left, "with fewer `runtime.jobs`") from error
+
+
+def _devices(name: str) -> list[str]:
+    """Return how each CUDA device that is seen here is called, none where there are none."""
+    if name not in ("auto", "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()  # makes no context on any of them
+    visible = os.environ.get(_DEVICES)
+    return visible.split(",")[:count] if visible else [str(k) for k in range(count)]
+
+
+def _take_slot(slot: Any, devices: Sequence[str]) -> None:
+    """See one device and no other: before torch is imported, let alone looks for devices."""
+    with slot.get_lock():
+        mine = slot.value
+        slot.value += 1
+    if devices:
+        os.environ[_DEVICES] = devices[mine % len(devices)].strip()
+
+
+@contextmanager
+def _cluster(
+    experiment: Experiment, scheduler: str, left: set[str], say: Callable[[str], None]
+) -> Iterator[Executor]:
+    """Yield the workers of a dask scheduler; Ctrl-C withdraws what they have not begun."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise ConfigError(
+            "runtime.scheduler: the package distributed is missing; install ensdistill[cluster]"
+        ) from error
+    where = {"address": scheduler}
+    if "://" not in scheduler:
+        file = experiment.folder(scheduler)
+        if not file.is_file():
+            raise ConfigError(
+                f"runtime.scheduler: {file} is no file; expected the file that `dask scheduler "
+                "--scheduler-file` writes, or an address such as tcp://host:8786"
+            )
+        where = {"scheduler_file": str(file)}
+    try:
+        client = Client(**where, set_as_default=False)
+    except OSError as error:
+        raise EnsdistillError(
+            f"runtime.scheduler: no dask scheduler answers at {scheduler} ({error}); start "
+            "`dask scheduler` first"
+        ) from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            say(f"{scheduler} has no worker yet; waiting for one")
+        pool = client.get_executor(pure=False)
+        pool._max_workers = len(left)  # dask gives the pool as many tasks; the scheduler queues
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False)
+            raise
+        except KilledWorker as error:
+            pool.shutdown()
+            raise _killed("a dask worker", left, "on workers with more memory") from error
+
+
+def _killed(who: str, left: set[str], instead: str) -> EnsdistillError:
+    return EnsdistillError(
+        f"{who} was killed, perhaps for want of memory, while {', '.join(sorted(left))} was to be "
+        f"made; run again (finished work and checkpoints are kept), {instead} if it happens again"
+    )

@@ -1,0 +1,447 @@
+"""Chains of nodes made by processes of their own: the same bytes, whatever happens to them."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from worlds import TINY, World, files_of
+
+from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages import chains
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build, probe_chains
+
+MADE = ["probe[a]", "certainty[a]", "probe[b]", "certainty[b]"]
+
+
+def contents(world):
+    """All that is published of probes and certainties but when, where and how fast."""
+    return {
+        name: content
+        for stage in ("probe", "certainty")
+        for name, content in files_of(world.root / "work" / stage).items()
+        if not name.endswith("manifest.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A world whose probes were made one after another, and what they are."""
+    world = World(tmp_path_factory.mktemp("one"))
+    world.settings["probe"] = TINY | {"steps": 25}
+    world.write()
+    world.call("select-policy", "--upstream")
+    return world, contents(world)
+
+
+@pytest.fixture
+def two(made, tmp_path):
+    """The same world with all but the probes, and two jobs."""
+    world = World.__new__(World)
+    world.__dict__ |= made[0].__dict__ | {"root": tmp_path / "world"}
+    shutil.copytree(made[0].root, world.root)
+    world.file = world.root / "experiment.yaml"
+    for stage in ("probe", "certainty", "policy"):
+        shutil.rmtree(world.root / "work" / stage)
+    world.settings = made[0].settings | {"runtime": made[0].settings["runtime"] | {"jobs": 2}}
+    world.write()
+    return world
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Make chains in a thread of this process: starting others takes seconds."""
+
+    @contextmanager
+    def thread(*_):
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+
+    monkeypatch.setattr(chains, "_pool", thread)
+
+
+def slowly(world, steps=4000, checkpoint_every=10):
+    world.settings["probe"] = TINY | {"steps": steps}
+    world.settings["runtime"]["checkpoint_every"] = checkpoint_every
+    world.write()
+
+
+def start(world, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ensdistill.cli", *arguments, "-c", world.file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def holders(world):
+    """Return node to process of what is being made."""
+    found = {}
+    for file in (world.root / "work/.locks").glob("*.json"):
+        try:
+            holder = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        found[holder["what"]] = holder["pid"]
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "never happened"
+        time.sleep(0.02)
+    return found
+
+
+def checkpoints(world):
+    return list(world.root.glob("work/probe/*/draft-checkpoint.pt"))
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_two_jobs_make_the_same_bytes_as_one_after_another(two, made):
+    report = two.json("select-policy")
+    assert [r["node"] for r in report["ran"]] == [*MADE, "policy"]
+    assert [r["written"] for r in report["ran"]] == [0, 5, 0, 5, 0]
+    assert report["fresh"] == []
+    assert contents(two) == made[1]
+    threads = [two.artifact(n).manifest.runtime["threads"] for n in MADE]
+    assert threads == [1, 1, 1, 1]
+    assert two.json("select-policy")["ran"] == []
+
+
+def test_what_is_upstream_comes_first_and_what_is_below_last(two, made, here):
+    shutil.rmtree(two.root / "work" / "infer")
+    assert "NotReadyError: probe[a] needs infer[a]" in two.refuse("select-policy")
+    report = two.json("select-policy", "--upstream")
+    assert [r["node"] for r in report["ran"]] == ["infer[a]", "infer[b]", *MADE, "policy"]
+    assert contents(two) == made[1]
+
+
+def test_one_fails_and_the_other_is_published(two, here):
+    bad = two.artifact("infer[a]").path
+    chunk = next(iter(sorted(bad.rglob("c.*"))))
+    chunk.chmod(0o644)
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"\0")
+    text = two.refuse("select-policy")
+    assert text.startswith("CorruptError: probe[a]: ")
+    states = two.states()
+    assert "fresh" not in (states["probe[a]"], states["certainty[a]"])
+    assert states["probe[b]"] == states["certainty[b]"] == "fresh"
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_said_and_all_is_resumed(two):
+    slowly(two, steps=300)
+    process = start(two, "select-policy", "--json")
+    pids = wait_for(lambda: len(checkpoints(two)) == 2 and holders(two))
+    assert set(pids) == {"probe[a]", "probe[b]"}
+    assert len({*pids.values(), process.pid}) == 3
+    os.kill(pids["probe[a]"], signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "error: a process was killed, perhaps for want of memory, while probe[a], " in said
+    assert "with fewer `runtime.jobs`" in said
+    wait_for(lambda: gone(pids["probe[b]"]))
+    assert len(checkpoints(two)) == 2
+    assert [r["node"] for r in two.json("select-policy")["ran"]] == [*MADE, "policy"]
+    resumed = contents(two)
+    shutil.rmtree(two.root / "work" / "probe")
+    shutil.rmtree(two.root / "work" / "certainty")
+    two.settings["runtime"]["jobs"] = 1
+    two.write()
+    two.call("select-policy")
+    assert contents(two) == resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_terminal", [True, False])
+def test_ctrl_c_ends_all_jobs_soon(two, whole_terminal):
+    slowly(two)
+    process = start(two, "select-policy")
+    wait_for(lambda: len(checkpoints(two)) == 2)
+    pids = holders(two)
+    begin = time.monotonic()
+    (os.killpg if whole_terminal else os.kill)(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    wait_for(lambda: all(gone(pid) for pid in pids.values()), 5)
+    assert time.monotonic() - begin < 5
+    assert "Traceback" not in said
+    assert "interrupted; finished work is kept" in said
+    assert len(checkpoints(two)) == 2
+
+
+class Watched:
+    """Progress that is written down."""
+
+    def __init__(self):
+        self.seen = []
+
+    def announce(self, decision):
+        name, seen = decision.node.id, self.seen
+
+        class Bar:
+            def start(self, total, done, unit):
+                seen.append((name, total, done, unit))
+
+            def advance(self, count=1, note=""):
+                seen.append((name, count, note.split()[:1]))
+
+            def message(self, text):
+                seen.append((name, text))
+
+        return Bar()
+
+
+def test_progress_is_seen_in_the_drafts(two, here):
+    experiment = load(two.file)
+    nodes = build(experiment)
+    decisions = plan(nodes, experiment.workspace.scan())
+    watched = Watched()
+    probe, certainty = (chains._View(decisions[n], experiment, watched.announce) for n in MADE[:2])
+    probe.look()
+    assert watched.seen == []
+    decision = decisions["probe[a]"]
+    draft = experiment.workspace.draft("probe", "a", decision.fingerprint)
+    probe.look()
+    assert watched.seen == [("probe[a]", 25, 0, "steps")]
+    (draft.path / chains.METRICS).write_text('{"step": 20, "loss": 0.5, "lr": 0.1}\n')
+    probe.look()
+    probe.look()
+    (draft.path / chains.METRICS).write_text('{"step": 20, "loss": 0.5}\n{"step": 2')  # torn
+    probe.look()
+    assert watched.seen[1:] == [("probe[a]", 20, ["loss"])]
+    later = Watched()
+    again = chains._View(decision, experiment, later.announce)
+    again.look()
+    assert later.seen == []  # begun by an earlier run; nobody is at it
+    shutil.rmtree(draft.path)
+    two.call("select-policy")
+    for view in (probe, again, certainty):
+        view.look()
+    assert watched.seen[2:] == [("probe[a]", 5, []), ("certainty[a]", 5, 5, "images")]
+    assert later.seen == [("probe[a]", 25, 25, "steps")]
+
+
+def test_metrics_are_where_training_writes_them():
+    from ensdistill.stages.training import loop
+
+    assert loop.METRICS == chains.METRICS
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 3, ["0", "1", "2", "0"]),
+        ("2,5", 2, ["2", "5", "2", "5"]),
+        ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b", "GPU-a", "GPU-b"]),
+        ("", 0, ["", "", "", ""]),
+        ("-1", 0, ["-1", "-1", "-1", "-1"]),
+    ],
+)
+def test_each_slot_sees_one_device(monkeypatch, visible, count, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slot = multiprocessing.get_context("spawn").Value("i", 0)
+    devices = chains._devices("auto")
+    found = []
+    for _ in range(4):
+        chains._take_slot(slot, devices)
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    assert found == expected
+    assert chains._devices("cpu") == []
+
+
+def test_slots_are_taken_before_torch_is_imported(python):
+    code = "import sys, ensdistill.stages.chains; print('torch' in sys.modules)"
+    assert python(code).strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "said"),
+    [
+        ({"jobs": 2, "device": "cuda:1"}, "each of several jobs has a device of its own"),
+        ({"jobs": 2, "scheduler": "tcp://host:8786"}, "with `scheduler` its workers are the jobs"),
+        ({"jobs": 0}, "runtime.jobs"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(world, runtime, said):
+    world.settings["runtime"] |= runtime
+    world.write()
+    assert said in world.refuse("select-policy")
+
+
+def test_one_job_on_one_named_device_is_no_contradiction(world):
+    world.settings["runtime"] |= {"device": "cuda:1"}
+    world.write()
+    assert load(world.file).config.runtime.jobs == 1
+
+
+def test_a_scheduler_needs_the_package_and_an_address(two, monkeypatch):
+    pytest.importorskip("distributed")
+    two.settings["runtime"] |= {"jobs": 1, "scheduler": "scheduler.json"}
+    two.write()
+    text = two.refuse("select-policy")
+    assert "ConfigError: runtime.scheduler: " in text
+    assert "scheduler.json is no file" in text
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert "install ensdistill[cluster]" in two.refuse("select-policy")
+
+
+def test_without_a_scheduler_distributed_is_not_imported(two, python):
+    code = """
+import sys
+from click.testing import CliRunner
+from ensdistill.cli.__main__ import cli
+if __name__ == "__main__":
+    result = CliRunner().invoke(cli, ["select-policy", "--dry-run", "-c", sys.argv[1]])
+    assert result.exit_code == 0, result.output
+    print("distributed" in sys.modules)
+"""
+    assert python(code, two.file).strip() == "False"
+
+
+def test_a_file_that_changed_meanwhile_is_said(two, here, monkeypatch):
+    make = chains._make_all
+
+    def change(experiment, announce, wanted):
+        two.settings["probe"] = TINY | {"steps": 3}
+        two.write()
+        return make(experiment, announce, wanted)
+
+    monkeypatch.setattr(chains, "_make_all", change)
+    assert "probe[a] was made and is stale again (recipe.steps changed from 3 to 25)" in two.refuse(
+        "select-policy"
+    )
+
+
+def test_names_choose_probes(two, here):
+    assert [r["node"] for r in two.json("select-policy", "b")["ran"]] == MADE[2:]
+    states = two.states()
+    assert states["policy"] == "waiting"
+    assert states["probe[a]"] == "missing"
+    assert [r["node"] for r in two.json("select-policy", "a", "b")["ran"]] == MADE[:2]
+    assert "no teacher is named 'c'; there are a, b" in two.refuse("select-policy", "c")
+
+
+def test_the_label_model_has_no_probe_of_a_name(world):
+    world.settings["fusion"] = {"method": "label-model"}
+    world.write()
+    text = world.refuse("select-policy", "a")
+    assert text.startswith("ConfigError: ")
+    assert "no teacher has a probe of its own" in text
+
+
+def order(world):
+    return chains._Order(world.file, tuple(MADE[:2]))
+
+
+def test_an_error_names_its_node(two, monkeypatch):
+    for error, kind, text in (
+        (DataError("bad.png: broken"), DataError, "probe[a]: bad.png: broken"),
+        (OSError(28, "No space left", "x"), EnsdistillError, "probe[a]: [Errno 28] No space"),
+        (DataError("probe[a]: the loss is nan"), DataError, "probe[a]: the loss is nan"),
+        (ZeroDivisionError("oh"), ZeroDivisionError, "oh"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(chains, "run", fail)
+        found = chains._make([order(two)])
+        assert type(found.error) is kind
+        assert str(found.error).startswith(text)
+        assert found.ran == []
+
+
+def test_a_daemon_needs_no_loaders(two, monkeypatch):
+    class Daemon:
+        daemon = True
+
+    monkeypatch.setattr(chains, "current_process", Daemon)
+    chains._require_own_children(load(two.file))
+    experiment = load(two.file)
+    config = experiment.config
+    runtime = config.runtime.model_copy(update={"workers": 2})
+    experiment = replace(experiment, config=config.model_copy(update={"runtime": runtime}))
+    with pytest.raises(ConfigError, match="DASK_DISTRIBUTED__WORKER__DAEMON=False"):
+        chains._require_own_children(experiment)
+
+
+def test_chains_are_what_the_graph_says(two):
+    assert probe_chains(build(load(two.file))) == {"a": MADE[:2], "b": MADE[2:]}
+
+
+@pytest.fixture
+def cluster(two):
+    """A scheduler with two workers, and the experiment that names it."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        two.settings["runtime"] |= {"jobs": 1, "scheduler": cluster.scheduler_address}
+        two.write()
+        yield cluster
+
+
+@pytest.mark.slow
+def test_workers_of_dask_make_the_same_bytes(two, made, cluster):
+    report = two.json("select-policy")
+    assert [r["node"] for r in report["ran"]] == [*MADE, "policy"]
+    assert contents(two) == made[1]
+
+
+@pytest.mark.slow
+def test_what_fails_on_a_worker_of_dask_fails_here(two, cluster):
+    two.settings["probe"] = TINY | {"lr": 1e30}
+    two.write()
+    assert "DataError: probe[" in two.refuse("select-policy")
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_cluster_alone(two, cluster):
+    slowly(two, steps=1500)
+    process = start(two, "select-policy")
+    wait_for(lambda: len(checkpoints(two)) == 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    wait_for(lambda: not checkpoints(two) and not holders(two), 120)  # they go on to their end
+    assert [r["node"] for r in two.json("select-policy")["ran"]] == ["policy"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_dask_is_replaced(two, cluster):
+    slowly(two, steps=800)
+    process = start(two, "select-policy")
+    wait_for(lambda: len(checkpoints(two)) == 2)
+    os.kill(holders(two)["probe[a]"], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert two.states()["policy"] == "fresh"
