@@ -28,10 +28,10 @@ from ensdistill.pipeline.runner import Aside, Ran, run
 from ensdistill.stages.experiment import Experiment, load
 from ensdistill.stages.graph import build
 from ensdistill.stages.parallel import compute, portable, processes
+from ensdistill.stages.training import METRICS
 
 Announce = Callable[[Decision], Progress]
 
-METRICS: Final = "metrics.jsonl"  # as `training.loop` writes it, whose import is heavy
 _TAIL: Final = 4096  # bytes at the end of it that are read
 _LOOK: Final = 1.0  # seconds between two looks at the drafts
 _DEVICES: Final = "CUDA_VISIBLE_DEVICES"

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
-
-METRICS: Final = "metrics.jsonl"
+from ensdistill.stages.training import METRICS
 
 T = TypeVar("T")
 

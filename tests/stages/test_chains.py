@@ -244,12 +244,6 @@ def test_progress_is_seen_in_the_drafts(two, here):
     assert later.seen == [("probe[a]", 25, 25, "steps")]
 
 
-def test_metrics_are_where_training_writes_them():
-    from ensdistill.stages.training import loop
-
-    assert loop.METRICS == chains.METRICS
-
-
 @pytest.mark.parametrize(
     ("visible", "count", "expected"),
     [

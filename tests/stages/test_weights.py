@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from worlds import files_of
+from worlds import World, files_of
 
 from ensdistill.data.store import checksum
 from ensdistill.pipeline.errors import ConfigError, CorruptError
@@ -253,3 +253,30 @@ def test_where_nothing_is_fused_there_is_no_mean(world):
     weights = LabelMaps(world.artifact("weights"))
     assert all(not weights.read(i).any() and r["mean"] is None for i, r in weights.records.items())
     json.dumps(result, allow_nan=False)
+
+
+def test_the_student_counts_pixels_by_them(tmp_path):
+    from ensdistill.stages.training.samples import Samples
+
+    world = World(tmp_path)
+    world.settings["student"] |= {"pixel_weights": "posterior", "steps": 4, "class_mix": 0.5}
+    world.settings["fusion"] = {"method": "label-model"}
+    world.write()
+    seen = []
+    take = Samples.__getitem__
+
+    def remember(self, k):
+        seen.append(take(self, k))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Samples, "__getitem__", remember)
+        world.call("train-student", "--upstream")
+    assert {tuple(s.weight.shape) for s in seen} == {(32, 48)}
+    assert any(0 < s.weight[s.label != 255].float().mean() < 100 for s in seen)
+    assert all((s.weight[s.label == 255] == 0).all() for s in seen)
+    weighted = world.artifact("student").manifest
+    world.settings["student"]["pixel_weights"] = "none"
+    world.write()
+    world.call("train-student", "--upstream")
+    assert world.artifact("student").manifest.result["loss"] != weighted.result["loss"]
