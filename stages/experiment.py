@@ -31,6 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
+PIXELS = ".pixels"  # below the workspace
 MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
 RESERVED = (
@@ -319,6 +320,7 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     threads: Positive | None = None
     checkpoint_every: Positive = 200
+    cache: bool = True
     keep_checkpoints: Positive = 2
     tensorboard: str | None = None
     jobs: Positive = 1  # probes at a time, each in a process of its own
@@ -380,6 +382,11 @@ class Experiment:
     def workspace(self) -> Workspace:
         """The folder of artifacts."""
         return Workspace(self.folder(self.config.workspace))
+
+    @property
+    def pixels(self) -> Path | None:
+        """The folder of decoded training images; None where they are not kept."""
+        return self.workspace.root / PIXELS if self.config.runtime.cache else None
 
     @cached_property
     def classes(self) -> ClassTable:

@@ -98,6 +98,8 @@ class Local:
         Labelled images that training watches.
     palette : bool
         Whether raw values are packed colours.
+    pixels : Path or None
+        Where training keeps decoded images; None where it does not.
     """
 
     pictures: tuple[Picture, ...]
@@ -117,6 +119,7 @@ class Local:
     palette: bool = False
     watch: tuple[Picture, ...] = ()
     tensorboard: Path | None = None
+    pixels: Path | None = None
 
     def require_weights(self) -> None:
         """Refuse weights that are not those that the plan was made for, whatever their date says.
@@ -804,7 +807,7 @@ class _Graph:
         self, settings: Training, upstream: Upstream, init: Path | None = None
     ) -> Local:
         """Return `local` of the training images with what training needs."""
-        more: dict[str, Any] = {"init": init, "weights": {}}
+        more: dict[str, Any] = {"init": init, "weights": {}, "pixels": self.experiment.pixels}
         if self.experiment.config.runtime.tensorboard is not None:
             more["tensorboard"] = self.experiment.folder(self.experiment.config.runtime.tensorboard)
         if settings.network.hf is not None:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ensdistill.data.pictures import Decoder, read_image
+from ensdistill.data.pixels import Pixels
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress
@@ -50,6 +51,7 @@ from ensdistill.stages.training.optimizers import (
     freeze_norms,
     learning_rate,
 )
+from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.ranks import Ranks
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
@@ -72,12 +74,15 @@ class Order:
         What does not.
     inputs : mapping
         ``labels`` and, where pixels count differently, ``weights``.
+    pixels : Pixels
+        What reads the images.
     """
 
     node: str
     recipe: Mapping[str, Any]
     local: Local
     inputs: Mapping[str, Artifact]
+    pixels: Pixels
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -89,7 +94,8 @@ def train(job: Job) -> dict[str, Any]:
         ``steps``, ``loss`` (mean of the last logged window), and with a watched split ``watched``:
         its last and best mIoU in percent, and which of the two the network is.
     """
-    order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs)
+    pixels = prepare(job.work.local, job.node.id, job.progress)
+    order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs, pixels)
     together.give(order)
     training = Training(order, job.progress, job.draft.path)
     result = training.run()
@@ -160,6 +166,7 @@ class Training:
             LabelMaps(inputs["labels"]),
             self.recipe,
             self.preprocessing.mean_pixel(),
+            self.order.pixels,
             LabelMaps(inputs["weights"]) if "weights" in inputs else None,
         )
 

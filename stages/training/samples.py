@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.data.pictures import UInt8
+from ensdistill.data.pixels import Pixels
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
@@ -66,7 +67,7 @@ class Samples(Dataset[Sample]):
     Parameters
     ----------
     local : Local
-        The images, sorted by id, and their digests.
+        The images, sorted by id.
     labels : LabelMaps
         A label map for each.
     recipe : mapping
@@ -74,6 +75,8 @@ class Samples(Dataset[Sample]):
         `rare_class_temperature`, `seed`, `steps` and `batch_size` of a `Training`.
     pad : (int, int, int)
         RGB where a crop reaches beyond its image; labels are 255 there.
+    pixels : Pixels
+        What reads the images.
     weights : LabelMaps, optional
         Of each image, how much its pixels count, in percent.
     """
@@ -84,14 +87,15 @@ class Samples(Dataset[Sample]):
         labels: LabelMaps,
         recipe: Mapping[str, Any],
         pad: tuple[int, int, int],
+        pixels: Pixels,
         weights: LabelMaps | None = None,
     ):
         self._pictures = local.pictures
-        self._digests = local.digests
         self._labels = labels
         self._weights = weights
         self._recipe = recipe
         self._pad = pad
+        self._pixels = pixels
 
     def __len__(self) -> int:
         length: int = self._recipe["steps"] * self._recipe["batch_size"]
@@ -136,7 +140,7 @@ class Samples(Dataset[Sample]):
     def _cut(self, index: int, wanted: int | None, random: np.random.Generator) -> _Cut:
         """Scale an image by a random factor, cut a random window, and flip it by chance."""
         picture = self._pictures[index]
-        whole = read_image(picture.image, self._digests[str(picture.image)])
+        whole = self._pixels.read(picture)
         labels = self._labels.read(picture.id)
         (crop_h, crop_w), (low, high) = self._recipe["crop"], self._recipe["scale"]
         height, width = self._recipe["input_size"] or labels.shape

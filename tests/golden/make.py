@@ -153,7 +153,8 @@ def make_workspace(folder):
 
 def forget(workspace):
     """Remove what tells of the machine."""
-    shutil.rmtree(workspace.root / ".locks", ignore_errors=True)
+    for name in (".locks", ".pixels"):
+        shutil.rmtree(workspace.root / name, ignore_errors=True)
     for name in ("files.json", "files-facts.json"):
         (workspace.root / name).unlink(missing_ok=True)
 

@@ -251,6 +251,7 @@ def with_settings(world, changed_settings):
             "workers": st.integers(0, 9),
             "threads": st.none() | st.integers(1, 9),
             "checkpoint_every": st.integers(1, 999),
+            "cache": st.booleans(),
         },
     )
     | st.fixed_dictionaries({"jobs": st.integers(1, 9)})
@@ -304,6 +305,7 @@ def test_every_runtime_field_was_tried():
         "tensorboard",
         "jobs",
         "scheduler",
+        "cache",
     }
 
 
@@ -541,6 +543,7 @@ NO_KEY = {
     "student.recipe": "the same",
     "runtime.jobs": "the same",
     "runtime.scheduler": "the same",
+    "runtime.cache": "the same",
 }
 # These are fields of a section used twice, and legal only in its other place.
 REFUSED = {

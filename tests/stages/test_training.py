@@ -10,6 +10,7 @@ import torch
 from worlds import TINY
 
 from ensdistill.data.images import Picture
+from ensdistill.data.pixels import Pixels
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import build_student, in_head
 from ensdistill.stages.training.losses import PixelLoss
@@ -59,8 +60,8 @@ def samples(tmp_path):
 
     def make(**more):
         digests = {str(p.image): sha256(p.image.read_bytes()).hexdigest() for p in pictures}
-        local = SimpleNamespace(pictures=pictures, digests=digests)
-        return Samples(local, Labels(arrays), RECIPE | more, (1, 2, 3))
+        local = SimpleNamespace(pictures=pictures)
+        return Samples(local, Labels(arrays), RECIPE | more, (1, 2, 3), Pixels(digests))
 
     return make
 
