@@ -233,27 +233,34 @@ def repaired(outcome: Repair) -> None:
         click.echo("all damage is made good")
 
 
-def garbage(found: Sequence[Kept], outcome: Mapping[Path, str | None], *, delete: bool) -> None:
+def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete: bool) -> None:
     """Print what nothing reaches, and what became of it."""
     table = Table(box=None, pad_edge=False)
     for column in ("folder", "kind", "node", "disk", "outcome")[: 4 + delete]:
         table.add_column(column, justify="right" if column == "disk" else "left")
     for kept in (k for k in found if k.reason is None):
         name = f"{kept.path.parent.name}/{kept.path.name}"
+        if kept.files:
+            name = f"{len(kept.files)} files of {kept.path.name}"
         row = [Text(name), kept.kind, Text(kept.node or "-"), size(kept.bytes)]
         if delete:
-            row.append(Text(outcome[kept.path] or "deleted"))
+            row.append(Text(outcome[kept] or "deleted"))
         table.add_row(*row)
     gone = [k for k in found if k.reason is None]
     if gone:
         print_table(table)
     stays = sum(k.bytes for k in found if k.reason is not None)
     if delete:
-        freed = [k for k in gone if outcome[k.path] is None]
-        stays += sum(k.bytes for k in gone if outcome[k.path] is not None)
+        freed = [k for k in gone if outcome[k] is None]
+        stays += sum(k.bytes for k in gone if outcome[k] is not None)
         click.echo(f"{size(sum(k.bytes for k in freed))} freed, {size(stays)} stay")
     else:
-        count = f"{len(gone)} of {len(found)} folders, {size(sum(k.bytes for k in gone))}"
+        counts = [sum(k.kind != "cache" for k in of) for of in (gone, found)]
+        count = f"{counts[0]} of {counts[1]} folders"
+        cached = [sum(len(k.files) for k in of) for of in (gone, found)]
+        if cached[1]:
+            count += f" and {cached[0]} of {cached[1]} decoded images"
+        count += f", {size(sum(k.bytes for k in gone))}"
         click.echo(f"nothing reaches {count}; {size(stays)} stay")
         if gone:
             click.echo("nothing was deleted; --delete does it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,27 +22,30 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of the workspace, and whether and why it stays.
+    """A folder of the workspace, or files of one, and whether and why it stays.
 
     Attributes
     ----------
     path : Path
         The folder.
     kind : str
-        ``artifact``, ``draft`` or ``corrupt``.
+        ``artifact``, ``draft``, ``corrupt`` or ``cache``.
     node : str or None
         The node it was made for, where that is known.
     bytes : int
         What it takes on disk.
     reason : str or None
         Why it stays; None if nothing needs it.
+    files : tuple of str
+        The files of a cache that this is about.
     """
 
     path: Path
-    kind: Literal["artifact", "draft", "corrupt"]
+    kind: Literal["artifact", "draft", "corrupt", "cache"]
     node: str | None
     bytes: int
     reason: str | None
+    files: tuple[str, ...] = ()
 
 
 def survey(
@@ -120,6 +124,36 @@ def survey(
     return sorted(kept, key=lambda one: one.path)
 
 
+def survey_cache(folder: Path, wanted: Collection[str], reason: str) -> list[Kept]:
+    """Say which files of a cache stay.
+
+    Parameters
+    ----------
+    folder : Path
+        A flat folder of files that can be made again, each named by a key and a suffix.
+    wanted : collection of str
+        The keys of those that stay.
+    reason : str
+        Why they do.
+
+    Returns
+    -------
+    list of Kept
+        At most one for what stays and one for what does not.
+    """
+    sizes: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    if folder.is_dir():
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # gone meanwhile
+                stays = entry.name.partition(".")[0] in wanted
+                sizes[stays][entry.name] = entry.stat(follow_symlinks=False).st_size
+    return [
+        Kept(folder, "cache", None, sum(of.values()), reason if stays else None, tuple(sorted(of)))
+        for stays, of in sizes.items()
+        if of
+    ]
+
+
 def _lenders(
     decision: Decision,
     decisions: Mapping[str, Decision],
@@ -142,26 +176,39 @@ def _lenders(
     return begun | {artifact.path for artifact in latest}
 
 
-def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Path, str | None]:
-    """Delete folders that nothing needs.
+def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | None]:
+    """Delete what nothing needs.
 
     Returns
     -------
     dict
-        Folder to why it was left after all, such as a process that works on it; None if it is gone.
+        Each to why it was left after all, such as a process that works on it; None if it is gone.
     """
-    outcome: dict[Path, str | None] = {}
+    outcome: dict[Kept, str | None] = {}
     for kept in garbage:
         folder = kept.path
+        if kept.kind == "cache":  # whoever misses a file of it makes it again
+            outcome[kept] = _delete(folder, kept.files)
+            continue
         name = f"{folder.parent.name}-{folder.name[-SHORT:]}"
         try:
             with workspace.locks.hold(name, folder.name):
                 unpublish(folder)  # from here on nothing takes it for whole
                 shutil.rmtree(folder)
-            outcome[folder] = None
+            outcome[kept] = None
         except (LockedError, OSError) as error:
-            outcome[folder] = str(error)
+            outcome[kept] = str(error)
     return outcome
+
+
+def _delete(folder: Path, names: Iterable[str]) -> str | None:
+    """Delete files and return why one could not be, None if all are gone."""
+    try:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def disk_usage(folder: Path) -> int:

@@ -10,9 +10,9 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
-from ensdistill.pipeline.gc import clear, survey
+from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment import PIXELS, TRAIN, load
 from ensdistill.stages.graph import build
 
 
@@ -40,7 +40,8 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     """List the artifacts and drafts that no experiment reaches any more, and delete them.
 
     What an experiment file makes stays, and what it may turn out to make; so does what another
-    process is working on. Deleted work has to be done again if a setting changes back.
+    process is working on. Deleted work has to be done again if a setting changes back. Decoded
+    images that no experiment trains on go as well.
 
     \b
     Example:
@@ -62,10 +63,17 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         for e in experiments
         for every in (False, True)
     ]
+    wanted = {
+        sha256
+        for e in experiments
+        if e.pixels is not None
+        for sha256 in e.files.digests([str(p.image) for p in e.pictures(TRAIN)])
+    }
     for experiment in experiments:
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]
     found = survey(workspace, plans, keep_last=keep_last, named=named)
+    found += survey_cache(workspace.root / PIXELS, wanted, "are images to train on")
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}
     if as_json:
@@ -73,8 +81,9 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
             asdict(k)
             | {
                 "path": str(k.path),
-                "deleted": k.path in outcome and outcome[k.path] is None,
-                "left": outcome.get(k.path),
+                "files": len(k.files),
+                "deleted": k in outcome and outcome[k] is None,
+                "left": outcome.get(k),
             }
             for k in found
         ]

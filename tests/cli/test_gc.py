@@ -187,3 +187,58 @@ def test_one_folder_that_cannot_be_deleted_does_not_keep_the_others(made, monkey
     rows = {r["node"]: r for r in json.loads(text) if r["reason"] is None}
     assert rows["student"]["deleted"]
     assert "Permission denied" in rows["fusion"]["left"]
+
+
+def cached(world, *more):
+    """Return how many decoded images stay and how many go."""
+    rows = [row for row in world.json("gc", *more) if row["kind"] == "cache"]
+    counts = {row["reason"] is not None: row["files"] for row in rows}
+    folder = world.root / "work" / ".pixels"
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    assert "--delete" in more or sum(row["bytes"] for row in rows) == size
+    return counts.get(True, 0), counts.get(False, 0)
+
+
+def test_decoded_images_that_no_experiment_trains_on_go(made):
+    folder = made.root / "work" / ".pixels"
+    assert cached(made) == (5, 0)
+    assert "and 0 of 5 decoded images" in made.call("gc")
+    (made.root / "images" / "train" / "train_000001_000019.png").unlink()
+    (folder / "0123.rgb.4567.partial").write_bytes(b"x")
+    assert cached(made) == (4, 2)
+    assert "2 files of .pixels" in made.call("gc")
+    assert len(list(folder.iterdir())) == 6
+    assert cached(made, "--delete") == (4, 2)
+    assert cached(made) == (4, 0)
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_without_a_cache_all_decoded_images_go(made):
+    first = made.file.read_text()
+    made.settings["runtime"]["cache"] = False
+    made.write()
+    assert cached(made) == (0, 5)
+    assert garbage(made) == {"cache"}
+    other = made.root / "other.yaml"
+    other.write_text(first)
+    assert cached(made, "-c", str(other)) == (5, 0)
+    text = made.call("gc", "--delete")
+    assert "5 files of .pixels" in text and "deleted" in text
+    assert cached(made) == (0, 0)
+
+
+def test_decoded_images_that_cannot_be_deleted_are_told(made, monkeypatch):
+    from pathlib import Path
+
+    made.settings["runtime"]["cache"] = False
+    made.write()
+    delete = Path.unlink
+
+    def refuse(self, **more):
+        if self.suffix == ".rgb":
+            raise PermissionError(13, "Permission denied", str(self))
+        delete(self, **more)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    rows = json.loads(made.call("gc", "--delete", "--json", expect=1))
+    assert "Permission denied" in next(r["left"] for r in rows if r["kind"] == "cache")
