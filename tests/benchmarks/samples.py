@@ -1,0 +1,128 @@
+"""Training samples: crops of decoded photographs against decoding them for each crop."""
+
+from hashlib import sha256
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from ensdistill.data.images import Picture
+from ensdistill.data.pictures import read_image
+from ensdistill.data.pixels import PixelCache, Pixels
+from ensdistill.data.store import LabelStore
+from ensdistill.stages.graph import Local
+from ensdistill.stages.training.samples import Samples
+
+from . import maps
+from .measure import figure, turns
+
+PICTURES, BATCH = 4, 4
+CROP = (512, 1024)
+RECIPE = {
+    "steps": 10**6,
+    "batch_size": BATCH,
+    "crop": CROP,
+    "input_size": None,
+    "scale": [1, 1],
+    "flip": True,
+    "seed": 0,
+}
+
+
+class Labels:
+    """Label maps by image id, as training reads them."""
+
+    def __init__(self, root):
+        self._store = LabelStore.create(root / "labels.zarr", PICTURES, *maps.SHAPE)
+        for k in range(PICTURES):
+            self._store.write(k, maps.street(k, teachers=1)[1][0])
+
+    def read(self, image_id):
+        """Return a label map."""
+        return self._store.read(int(image_id), *maps.SHAPE)
+
+
+def photograph(seed):
+    """Return (H, W, 3) uint8: a scene in colours, lit unevenly, with a camera's noise."""
+    random = np.random.default_rng(seed)
+    scene, _ = maps.street(seed, teachers=1)
+    colours = random.integers(40, 200, (256, 3))
+    light = Image.fromarray(random.integers(0, 60, (16, 32)).astype(np.uint8))
+    lit = (
+        colours[scene]
+        + np.asarray(light.resize(maps.SHAPE[::-1], Image.Resampling.BICUBIC))[..., None]
+    )
+    return (lit + random.normal(0, 1.5, lit.shape)).clip(0, 255).astype(np.uint8)
+
+
+def local_of(root, suffix, **more):
+    """Write photographs and return what training knows of them, beside what decodes them."""
+    pictures, digests = [], {}
+    for k in range(PICTURES):
+        path = root / f"{k}{suffix}"
+        Image.fromarray(photograph(k)).save(path, **more)
+        pictures.append(Picture(str(k), path))
+        digests[str(path)] = sha256(path.read_bytes()).hexdigest()
+    local = Local(tuple(pictures), None, "cpu", 1, 1, 1, digests)
+    return local, Pixels(digests)
+
+
+def kept(root, local):
+    """Return what reads the photographs from a cache."""
+    cache = PixelCache(root / ".pixels")
+    cache.open()
+    for path, digest in local.digests.items():
+        cache.write(digest, path)
+    return Pixels(local.digests, cache, local.digests.values())
+
+
+def crops(root):
+    local, decoding = local_of(root, ".png")
+    cached = kept(root, local)
+    picture = local.pictures[0]
+    cache, digest = PixelCache(root / ".pixels"), local.digests[str(picture.image)]
+
+    def crop(reader):
+        whole = reader.read(picture)
+        return whole[200 : 200 + CROP[0], 300 : 300 + CROP[1]].copy()
+
+    times = turns(
+        {
+            "decode": lambda: crop(decoding),
+            "map": lambda: crop(cached),
+            "check": lambda: cache.fault(digest),
+            "image": lambda: read_image(picture.image),
+        }
+    )
+    note = f"PNG of {picture.image.stat().st_size / 1e6:.2f} MB, and its sha256"
+    yield figure("crop from the cache", 1e3 * times.median("map"), "ms", 0.3)
+    yield figure("check of a cached image", 1e3 * times.median("check"), "ms")
+    goals = {"at_least": 100, "better": "more", "note": note}
+    yield figure("decode / map, crop", times.ratio("decode", "map"), **goals)
+
+
+def whole(root):
+    labels = Labels(root)
+    png, decoding = local_of(root, ".png")
+    jpeg, decoding_jpeg = local_of(root, ".jpg", quality=95)
+    readers = {
+        "PNG": (png, decoding),
+        "JPEG": (jpeg, decoding_jpeg),
+        "cache": (png, kept(root, png)),
+    }
+    torch.set_num_threads(1)
+
+    def batch(local, reader):
+        samples = Samples(local, labels, RECIPE, (0, 0, 0), reader)
+        return lambda: default_collate([samples[k] for k in range(BATCH)])
+
+    times = turns({name: batch(*found) for name, found in readers.items()})
+    for name in readers:
+        goals = {"at_least": 400, "stretch": 640} if name == "cache" else {}
+        rate = BATCH / times.median(name)
+        yield figure(f"whole samples, {name}", rate, "/s", **goals, better="more")
+    yield figure("PNG / cache, whole sample", times.ratio("PNG", "cache"), "x", 25, better="more")
+
+
+MEASURES = (crops, whole)
