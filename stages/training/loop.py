@@ -105,7 +105,7 @@ def train(job: Job) -> dict[str, Any]:
 
 def follow(order: Order) -> None:
     """Keep step with rank 0 in a training."""
-    Training(order, _Silence(), None).run()
+    Training(order, Silence(), None).run()
 
 
 class Training:
@@ -180,9 +180,9 @@ class Training:
         samples = self.samples()
         self.progress.start(steps, start, "steps")
         watch = recipe.get("watch")
-        step_of = self._stepper()
+        step_of = self.stepper()
         epoch = len(self.local.pictures)
-        for step, batch in enumerate(self._batches(samples, start), start):
+        for step, batch in enumerate(self.batches(samples, start), start):
             loss, rate = step_of(step, batch)
             done = step + 1
             self.log.losses.append(loss)
@@ -210,7 +210,7 @@ class Training:
         facts = platform_facts(self.device) | {"ranks": self.ranks.count}
         return facts | self.pace.facts()
 
-    def _stepper(self) -> Callable[[int, Sample], tuple[Tensor, float]]:
+    def stepper(self) -> Callable[[int, Sample], tuple[Tensor, float]]:
         """Return what does a step: from its number and batch to its loss and learning rate."""
         recipe, device, ranks = self.recipe, self.device, self.ranks
         network = self._distributed()
@@ -300,7 +300,7 @@ class Training:
             gradient_as_bucket_view=True,
         )
 
-    def _batches(self, samples: Samples, start: int) -> Iterable[Sample]:
+    def batches(self, samples: Samples, start: int) -> Iterable[Sample]:
         """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
         recipe, ranks = self.recipe, self.ranks
         loader: DataLoader[Sample] = DataLoader(
@@ -405,7 +405,7 @@ class Training:
         self.progress.message(f"{self.order.node}: {text}")
 
 
-class _Silence:
+class Silence:
     """Progress of a rank that reports nothing."""
 
     def start(self, total: int, done: int, unit: str) -> None:

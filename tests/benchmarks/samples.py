@@ -1,9 +1,12 @@
 """Training samples: crops of decoded photographs against decoding them for each crop."""
 
+import time
 from hashlib import sha256
+from itertools import islice
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -11,13 +14,19 @@ from ensdistill.data.images import Picture
 from ensdistill.data.pictures import read_image
 from ensdistill.data.pixels import PixelCache, Pixels
 from ensdistill.data.store import LabelStore
-from ensdistill.stages.graph import Local
+from ensdistill.pipeline.plan import plan
+from ensdistill.pipeline.runner import run
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import Local, build
+from ensdistill.stages.training.loop import Order, Silence, Training
+from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.samples import Samples
 
 from . import maps
-from .measure import figure, turns
+from .measure import ROUNDS, Turns, figure, turns
 
-PICTURES, BATCH = 4, 4
+PICTURES, BATCH, STEPS = 4, 4, 8
+AHEAD = 5  # batches that two loaders hold ready, and one
 CROP = (512, 1024)
 RECIPE = {
     "steps": 10**6,
@@ -26,6 +35,10 @@ RECIPE = {
     "input_size": None,
     "scale": [1, 1],
     "flip": True,
+    "colour": 0.0,
+    "blur": 0.0,
+    "class_mix": 0.0,
+    "rare_class_temperature": None,
     "seed": 0,
 }
 
@@ -64,7 +77,8 @@ def local_of(root, suffix, **more):
         Image.fromarray(photograph(k)).save(path, **more)
         pictures.append(Picture(str(k), path))
         digests[str(path)] = sha256(path.read_bytes()).hexdigest()
-    local = Local(tuple(pictures), None, "cpu", 1, 1, 1, digests)
+    runtime = {"device": "cpu", "workers": 1, "threads": 1, "checkpoint_every": 1}
+    local = Local(tuple(pictures), None, **runtime, keep_checkpoints=1, digests=digests)
     return local, Pixels(digests)
 
 
@@ -125,4 +139,63 @@ def whole(root):
     yield figure("PNG / cache, whole sample", times.ratio("PNG", "cache"), "x", 25, better="more")
 
 
-MEASURES = (crops, whole)
+def loop(root):
+    """The loop of training a tiny network, on what the loader brings and on ready tensors."""
+    for k in range(PICTURES):
+        _, (labels,) = maps.street(k, teachers=1)
+        for folder, array in (("images", photograph(k)), ("teacher", labels)):
+            (root / folder).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{k}.png")
+    settings = {
+        "version": 1,
+        "classes": {"table": "cityscapes19"},
+        "target": {"train": {"images": "images/*.png"}},
+        "teachers": [{"name": "one", "labels": {"train": "teacher"}}],
+        "fusion": {"method": "majority"},
+        "student": {
+            "network": {"arch": "tiny"},
+            "steps": 10**6,
+            "batch_size": 8,
+            "crop": [256, 512],
+            "scale": [1, 1],
+        },
+        "runtime": {"device": "cpu", "workers": 2},
+    }
+    (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    experiment = load(root / "experiment.yaml")
+    nodes = build(experiment)
+    run(nodes, experiment.workspace, ["fusion"], lambda _: Silence(), upstream=True)
+    decisions = plan(nodes, experiment.workspace.scan())
+    work = decisions["student"].work
+    inputs = {"labels": decisions["fusion"].artifact}
+    torch.set_num_threads(2)  # as a user's training has them
+    pixels = prepare(work.local, "student", Silence())
+    training = Training(Order("student", work.recipe, work.local, inputs, pixels), Silence(), None)
+    step_of = training.stepper()
+    loaded = iter(training.batches(training.samples(), 0))
+    ready = next(loaded)
+
+    def step(batch):
+        loss, _ = step_of(0, batch)
+        loss.item()
+
+    def seconds(batches):
+        begin = time.perf_counter()
+        for batch in batches:
+            step(batch)
+        return time.perf_counter() - begin
+
+    times = Turns(loaded=[], ready=[])
+    for _ in range(ROUNDS):
+        seconds(islice(loaded, AHEAD))  # what the loaders had made meanwhile
+        times["loaded"].append(seconds(islice(loaded, STEPS)))
+        time.sleep(1)  # until the loaders rest
+        times["ready"].append(seconds([ready] * STEPS))
+    note = f"{8 * STEPS / times.median('ready'):.1f} images/s ready, 2 threads and 2 loaders"
+    share = 100 * times.ratio("ready", "loaded")
+    yield figure(
+        "images/s of the loop / of ready tensors", share, "%", 90, better="more", note=note
+    )
+
+
+MEASURES = (crops, whole, loop)

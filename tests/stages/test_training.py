@@ -37,6 +37,9 @@ class Labels:
 
     def __init__(self, arrays):
         self.arrays = arrays
+        self.records = {
+            k: {"labels": np.bincount(a.ravel(), minlength=19)} for k, a in arrays.items()
+        }
 
     def read(self, image_id):
         return self.arrays[image_id]
@@ -125,6 +128,39 @@ def test_flip_is_a_coin(samples):
     mirrored = [torch.equal(plain[k][0].flip(1), flipped[k][0]) for k in range(40)]
     assert all(a or b for a, b in zip(same, mirrored, strict=True))
     assert 8 < sum(same) < 32
+
+
+def test_rare_classes_are_shown_as_often_as_asked_and_lie_in_the_crop(samples):
+    temperature = 0.02
+    found = samples(rare_class_temperature=temperature, scale=[0.6, 1.7], crop=[9, 11])
+    counts = np.array([r["labels"] for r in found._labels.records.values()])
+    share = counts.sum(0) / counts.sum()
+    expected = np.exp((1 - share) / temperature)
+    expected /= expected.sum()
+    chosen = np.zeros(19)
+    for k in range(400):
+        index, wanted = found._choose(k)
+        assert counts[index, wanted] > 0
+        chosen[wanted] += 1
+        # all but where the nearest pixel of a shrunk image is a neighbour's
+        if k < 60:
+            assert (found[k].label == wanted).any()
+    assert np.abs(chosen / 400 - expected).max() < 0.08
+    assert chosen.argmax() == expected.argmax()
+
+
+def test_mixed_samples_hold_classes_of_another_image(samples):
+    plain, mixed = samples(class_mix=0.0, scale=[1, 1]), samples(class_mix=1.0, scale=[1, 1])
+    changed = 0
+    for k in range(20):
+        image, label, *_ = mixed[k]
+        # the red channel is ten times the label, whichever image a pixel is of
+        valid = label != 255
+        assert torch.equal(image[..., 0][valid], 10 * label[valid])
+        taken = (image != plain[k].image).any(-1)
+        changed += int(taken.any())
+        assert len(label[taken].unique()) <= 10
+    assert changed == 20
 
 
 def logits_and_labels(ignored=0.2):
