@@ -340,6 +340,11 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     absent = [c for c in results["classes"] if c not in shown]
     if absent:
         click.echo(f"absent from ground truth and predictions: {', '.join(absent)}")
+    if results["student_selected_on"] is not None:
+        click.echo(
+            f"student: of its checkpoints the best on the ground truth of "
+            f"{results['student_selected_on']} (`keep: best`), not the last one"
+        )
     if not_covered:
         click.echo(
             f"without label maps on {results['split']}: {', '.join(not_covered)}; so the policy "

@@ -74,11 +74,13 @@ def results(
     chosen = policy(decisions) or {"teacher": {}, "fallback": []}
     sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
     reliable = reliability(experiment, decisions)
+    student = experiment.config.student
     return {
         "split": split,
         "classes": evaluation["classes"],
         "fusion": experiment.config.fusion.method,
         "methods": methods,
+        "student_selected_on": student.watch if student.keep == "best" else None,
         "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
         "policy": chosen["teacher"],
         "policy_fallback": chosen["fallback"],

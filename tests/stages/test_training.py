@@ -338,6 +338,8 @@ def test_watching_a_split_is_recorded_and_keeps_the_best(world):
     results = json.loads((world.root / "work" / "results.json").read_text())
     student = next(m for m in results["methods"] if m["name"] == "student")
     assert student["miou"] == pytest.approx(max(scores))
+    assert results["student_selected_on"] == "val"
+    assert "the best on the ground truth of val (`keep: best`)" in world.call("evaluate")
 
 
 def test_a_watching_student_stays_fresh_when_labels_are_evaluated(world):
