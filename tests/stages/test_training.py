@@ -1,5 +1,6 @@
 """Samples, losses and the loop."""
 
+import importlib.util
 import json
 from hashlib import sha256
 from types import SimpleNamespace
@@ -404,3 +405,20 @@ def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
     world.call("train-student")
     assert steps == []
     assert not list(world.artifact("student").path.glob("draft-*"))
+
+
+def test_tensorboard_gets_the_curves(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"watch": "val", "watch_every": 3}
+    world.settings["runtime"]["tensorboard"] = "boards"
+    world.write()
+    world.call("fuse", "--upstream")
+    if importlib.util.find_spec("tensorboard") is None:
+        assert "pip install 'ensdistill[tensorboard]'" in world.refuse("train-student")
+        return
+    world.call("train-student")
+    folder = world.root / "boards" / world.artifact("student").path.name
+    (events,) = folder.iterdir()
+    content = events.read_bytes()
+    assert all(name in content for name in (b"loss", b"miou", b"lr"))
+    assert not list(world.artifact("student").path.glob("*tfevents*"))
