@@ -102,6 +102,14 @@ def check(
                 _check_network(experiment, teacher)
             except EnsdistillError as error:
                 problems.append(str(error))
+    for section in ("probe", "student"):
+        network = getattr(experiment.config, section).network
+        if network.factory is not None:
+            try:
+                root = experiment.folder(network.root)
+                _require_module(root, network.factory, f"{section}.network.factory")
+            except EnsdistillError as error:
+                problems.append(str(error))
     problems += _read_all(experiment, jobs, progress)
     raise_all(problems, DataError)
     return {

@@ -6,11 +6,11 @@ Light on purpose: `status` reads it, and must answer before torch would be impor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -102,26 +102,40 @@ class Preprocess(Section):
     align_corners: bool | None = None
 
 
-class Network(Section):
-    """A frozen network: a folder of transformers, that of a student trained here, or a function.
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them."""
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _require_trust(network: Built, trust: str, where: str) -> None:
+    if network.factory is not None and trust != "code":
+        raise ValueError(
+            f"{network.factory} is code that would run here with your rights; if you trust it, "
+            f"say `trust: code` on {where}"
+        )
+
+
+class Built(Section):
+    """What a network is built from: a folder of transformers or a function.
 
     `factory` names a function of modules below `root`; it gets `kwargs`, and the paths of `files`,
     and returns a `torch.nn.Module` that turns images into logits. Its code and its files are part
-    of the teacher's key.
+    of the network's key. Images are padded at the bottom and right to a multiple of `divisor`.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("hf", "factory")
+
     hf: str | None = None
-    student: str | None = None
     factory: str | None = None
     root: str | None = None
     kwargs: Mapping[str, Any] = {}
     files: Mapping[str, str] = {}
+    divisor: Positive = 1
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Network:
-        given = [k for k in ("hf", "student", "factory") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of hf, student and factory, found {given or 'none'}")
+    def _consistent(self) -> Self:
+        if len(given := self._given) > 1:
+            raise ValueError(f"expected one of {_listed(self.kinds)}, found {given}")
         if self.factory is not None and not _FUNCTION.fullmatch(self.factory):
             raise ValueError(f"factory is {self.factory!r}; expected package.module:function")
         if (self.factory is None) != (self.root is None):
@@ -134,6 +148,31 @@ class Network(Section):
             raise ValueError(f"kwargs: {error}; expected what JSON can say") from None
         if twice := set(self.kwargs) & set(self.files):
             raise ValueError(f"{min(twice)!r} is in both `kwargs` and `files`")
+        return self
+
+    @property
+    def _given(self) -> list[str]:
+        return [k for k in self.kinds if getattr(self, k) is not None]
+
+    @property
+    def folder(self) -> str | None:
+        """The folder, as written in the file."""
+        return self.hf or self.root
+
+
+class Network(Built):
+    """A frozen network; it may also be a student trained here, by its folder."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("hf", "student", "factory")
+
+    student: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Network:
+        if not self._given:
+            raise ValueError(f"expected one of {_listed(self.kinds)}, found none")
+        if self.student is not None and self.divisor != 1:
+            raise ValueError("`divisor` is for hf and factory; a student has its own")
         return self
 
     @property
@@ -178,21 +217,24 @@ class Teacher(Section):
             raise ValueError("expected one of labels and network")
         if self.network is not None and "ids" in self.model_fields_set:
             raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
-        if self.network is not None and self.network.factory and self.trust != "code":
-            raise ValueError(
-                f"{self.network.factory} is code that would run here with your rights; if you "
-                "trust it, say `trust: code` on this teacher"
-            )
+        if self.network is not None:
+            _require_trust(self.network, self.trust, "this teacher")
         if self.labels is not None and "preprocess" in self.model_fields_set:
             raise ValueError("`preprocess` is for networks")
         return self
 
 
-class StudentNetwork(Section):
-    """What a probe or student is built from: an architecture of ours or a transformers folder."""
+class StudentNetwork(Built):
+    """What a probe or student is built from; it may also be an architecture of ours."""
 
-    arch: Literal["mobilenetv2-deeplabv3plus", "tiny"] = "mobilenetv2-deeplabv3plus"
-    hf: str | None = None
+    kinds: ClassVar[tuple[str, ...]] = ("arch", "hf", "factory")
+
+    arch: Literal["mobilenetv2-deeplabv3plus", "tiny"] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The architecture of ours, where nothing else is given."""
+        return self.arch or "mobilenetv2-deeplabv3plus"
 
 
 class Training(Section):
@@ -203,6 +245,8 @@ class Training(Section):
 
     recipe: Literal["paper"] | None = None
     network: StudentNetwork = StudentNetwork()
+    trust: Literal["none", "code"] = "none"
+    init: str | None = None
     steps: Positive
     batch_size: Annotated[int, Field(ge=2)] = 8
     accumulate: Positive = 1
@@ -257,6 +301,7 @@ class Training(Section):
                 f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected "
                 "parts of equal size, of at least 2 images"
             )
+        _require_trust(self.network, self.trust, "this section")
         return self
 
 
@@ -270,7 +315,6 @@ class Student(Training):
     """The final student."""
 
     steps: Positive = 2000
-    init: str | None = None
     watch: str | None = None
     watch_every: Positive = 500
     keep: Literal["last", "best"] = "last"
@@ -439,11 +483,12 @@ class Experiment:
     def named_paths(self) -> list[Path]:
         """Return the networks and weights that the file names: they may lie in a workspace."""
         config = self.config
+        trainings = (config.probe, config.student)
         networks = [t.network for t in config.teachers if t.network is not None]
-        texts = [n.folder for n in networks] + [f for n in networks for f in n.files.values()]
-        texts += [s.network.hf for s in (config.probe, config.student) if s.network.hf is not None]
-        texts += [config.student.init] if config.student.init is not None else []
-        return [self.folder(text) for text in texts]
+        built: list[Built] = [*networks, *(t.network for t in trainings)]
+        texts = [n.folder for n in built] + [f for n in built for f in n.files.values()]
+        texts += [t.init for t in trainings]
+        return [self.folder(text) for text in texts if text is not None]
 
     def teacher_table(self, teacher: Teacher) -> ClassTable:
         """Return a teacher's own classes (the experiment's, unless it declares others)."""

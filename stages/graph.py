@@ -27,7 +27,7 @@ from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
-from ensdistill.stages.experiment import TRAIN, Experiment, Network, Student, Teacher, Training
+from ensdistill.stages.experiment import TRAIN, Built, Experiment, Student, Teacher, Training
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
@@ -276,6 +276,7 @@ class _Graph:
                 "network": network,
                 "teacher_classes": list(table.classes),
                 "preprocess": _settings(teacher.preprocess),
+                **_divisor(teacher.network),
             }
             return Work(
                 recipe,
@@ -352,7 +353,7 @@ class _Graph:
                 {"reached": [c for c in exp.classes.classes if c in reached]},
                 uses={"probe": f"probe[{teacher.name}]", "labels": infer_id(teacher.name)},
                 items=self.items(TRAIN, upstream),
-                local=self.local(TRAIN, upstream),
+                local=self.local(TRAIN, upstream, **self.own_code(exp.config.probe)),
                 runtime=self.runtime(),
                 item_bytes=lambda: _BYTES_PER_RECORD,
             )
@@ -524,18 +525,13 @@ class _Graph:
 
     def student(self) -> Node:
         """The final student, trained on the fused labels."""
-        exp, settings = self.experiment, self.experiment.config.student
+        settings = self.experiment.config.student
         uses = {"labels": "fusion"} | ({"weights": "weights"} if self.weighted else {})
 
         def plan(upstream: Upstream) -> Work:
-            recipe, init = self.training_recipe(settings), None
+            recipe = self.training_recipe(settings)
             if self.weighted:
                 recipe["pixel_weights"] = settings.pixel_weights
-            if settings.init is not None:
-                init = exp.folder(settings.init)
-                if not init.is_file():
-                    raise DataError(f"student.init: {init} is no file")
-                recipe["init"] = exp.files.digest(init)
             if settings.watch is not None:
                 recipe["watch"] = {
                     "images": self.items(settings.watch, upstream).sha256,
@@ -546,7 +542,7 @@ class _Graph:
             return Work(
                 recipe,
                 uses=uses,
-                local=self.training_local(settings, upstream, init),
+                local=self.training_local(settings, upstream),
                 runtime=self.runtime(),
             )
 
@@ -673,7 +669,10 @@ class _Graph:
                 uses={"network": "student"},
                 items=self.items(split, upstream),
                 local=self.local(
-                    split, upstream, to_target={i: i for i in range(len(exp.classes))}
+                    split,
+                    upstream,
+                    to_target={i: i for i in range(len(exp.classes))},
+                    **self.own_code(exp.config.student),
                 ),
                 runtime=self.runtime(),
                 item_bytes=self.label_bytes(split),
@@ -794,32 +793,58 @@ class _Graph:
 
     def training_recipe(self, settings: Training) -> dict[str, Json]:
         """Return the part of a probe's or student's settings that changes the numbers."""
-        skip = {"recipe", "network", "init", "watch", "watch_every", "keep", "pixel_weights"}
+        skip = {"recipe", "network", "trust", "init", "watch", "watch_every", "keep"}
+        skip |= {"pixel_weights"}
         recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
         recipe["preprocess"] = _settings(settings.preprocess)
-        network: Json = settings.network.arch
-        if settings.network.hf is not None:
-            folder = self.experiment.folder(settings.network.hf)
-            network, _ = self.network_files(folder, "network.hf")
+        network: Json = settings.network.architecture
+        if settings.network.folder is not None:
+            network, _ = self.training_files(settings)
+        if (init := self.init(settings)) is not None:
+            recipe["init"] = self.experiment.files.digest(init)
+        recipe |= _divisor(settings.network)
         return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
 
-    def training_local(
-        self, settings: Training, upstream: Upstream, init: Path | None = None
-    ) -> Local:
+    def training_files(self, settings: Training) -> tuple[dict[str, Json], dict[str, str]]:
+        """Return what a probe's or student's network is built from, and the digests by path."""
+        network, where = settings.network, f"{_section(settings)}.network"
+        if network.factory is not None:
+            return self.factory_files(network, where)
+        return self.network_files(self.experiment.folder(network.hf or ""), f"{where}.hf")
+
+    def training_local(self, settings: Training, upstream: Upstream) -> Local:
         """Return `local` of the training images with what training needs."""
-        more: dict[str, Any] = {"init": init, "weights": {}, "pixels": self.experiment.pixels}
+        more: dict[str, Any] = {"weights": {}, "pixels": self.experiment.pixels}
+        more |= self.own_code(settings)
         if self.experiment.config.runtime.tensorboard is not None:
             more["tensorboard"] = self.experiment.folder(self.experiment.config.runtime.tensorboard)
         if settings.network.hf is not None:
             more["network"] = self.experiment.folder(settings.network.hf)
-            _, more["weights"] = self.network_files(more["network"], "network.hf")
-        if init is not None:
+            _, more["weights"] = self.training_files(settings)
+        if (init := self.init(settings)) is not None:
+            more["init"] = init
             more["weights"] |= {str(init): self.experiment.files.digest(init)}
         if isinstance(settings, Student) and settings.watch is not None:
             truth = self.truth_local(settings.watch, upstream)
             more |= {"watch": truth.pictures, "more_digests": truth.digests}
             more |= {"to_target": truth.to_target, "palette": truth.palette}
         return self.local(TRAIN, upstream, **more)
+
+    def init(self, settings: Training) -> Path | None:
+        """Return the file of a training's first weights."""
+        if settings.init is None:
+            return None
+        path = self.experiment.folder(settings.init)
+        if not path.is_file():
+            raise DataError(f"{_section(settings)}.init: {path} is no file")
+        return path
+
+    def own_code(self, settings: Training) -> dict[str, Any]:
+        """Return what `local` needs for a trained network whose architecture is a user's code."""
+        if settings.network.factory is None:
+            return {}
+        _, digests = self.training_files(settings)
+        return {"factory": self.factory(settings.network), "weights": digests}
 
     def network_files(self, folder: Path, where: str) -> tuple[dict[str, Json], dict[str, str]]:
         """Return the digest of every file of a network's folder that can change its output.
@@ -844,18 +869,18 @@ class _Graph:
                     )
         return digests, {str(folder / name): str(sha256) for name, sha256 in digests.items()}
 
-    def factory(self, network: Network) -> Factory:
+    def factory(self, network: Built) -> Factory:
         """Return the function that makes a network, with absolute paths."""
         paths = {key: str(self.experiment.folder(text)) for key, text in network.files.items()}
-        root = self.experiment.folder(network.folder).resolve()
+        root = self.experiment.folder(network.root or "").resolve()
         return Factory(root, network.factory or "", {**network.kwargs, **paths})
 
-    def factory_files(self, network: Network, where: str) -> tuple[dict[str, Json], dict[str, str]]:
+    def factory_files(self, network: Built, where: str) -> tuple[dict[str, Json], dict[str, str]]:
         """Return what a factory's network is made from, and the digest of each file by path.
 
         The first holds its function, arguments, code and files.
         """
-        root = self.experiment.folder(network.folder)
+        root = self.experiment.folder(network.root or "")
         if not root.is_dir():
             raise DataError(f"{where}.root: {root} is no folder")
         files = {key: self.experiment.folder(text) for key, text in network.files.items()}
@@ -889,6 +914,16 @@ def _code_below(root: Path) -> list[Path]:
 
 def _at(split: str) -> str:
     return "" if split == TRAIN else f"@{split}"
+
+
+def _divisor(network: Built) -> dict[str, Json]:
+    """Return the divisor of a network's input sizes as it enters a recipe."""
+    return {} if network.divisor == 1 else {"divisor": network.divisor}
+
+
+def _section(settings: Training) -> str:
+    """Return the key of the experiment file that settings are from."""
+    return "student" if isinstance(settings, Student) else "probe"
 
 
 def _settings(section: Section) -> dict[str, Json]:

@@ -82,12 +82,14 @@ def _network(job: Job) -> FrozenNetwork | FactoryNetwork:
 
     local: Local = job.work.local
     recipe: dict[str, Any] = job.work.recipe
-    if local.factory is not None:
+    if recipe["source"] == "factory":
+        assert local.factory is not None
         local.require_weights()
         return FactoryNetwork(
             local.factory,
             recipe["preprocess"],
             recipe["teacher_classes"],
+            recipe.get("divisor", 1),
             local.device,
             local.threads,
         )

@@ -38,6 +38,8 @@ class FactoryNetwork:
         The declared preprocessing.
     classes : sequence of str
         The teacher's classes, as many as the network has channels.
+    divisor : int
+        Its input sizes are padded to a multiple of it.
     device : str
         Where it runs.
     threads : int or None
@@ -59,6 +61,7 @@ class FactoryNetwork:
         factory: Factory,
         preprocess: Mapping[str, Any],
         classes: Sequence[str],
+        divisor: int,
         device: str,
         threads: int | None,
     ):
@@ -76,7 +79,7 @@ class FactoryNetwork:
             start_new_session=True,  # an interrupt is for us; it ends when we do
         )
         order = asdict(factory) | {"root": str(factory.root)}
-        order |= {"preprocess": dict(preprocess), "classes": len(classes)}
+        order |= {"preprocess": dict(preprocess), "classes": len(classes), "divisor": divisor}
         try:
             self.facts = self._ask(order | {"device": device, "threads": threads})
         except BaseException:
@@ -154,22 +157,19 @@ def _answer(answers: BinaryIO, header: Mapping[str, Any], content: bytes = b"") 
 
 
 def _load(order: Mapping[str, Any]) -> Any:
-    from torch import nn
-
+    from ensdistill.stages.networks.code import require_module
     from ensdistill.stages.networks.frozen import FrozenNetwork, pick_device, set_threads
     from ensdistill.stages.networks.preprocessing import Preprocessing
+    from ensdistill.stages.networks.students import pad_to_multiple
 
     set_threads(order["threads"])
     sys.path.insert(0, order["root"])
     name, function = order["function"].split(":")
     found = getattr(importlib.import_module(name), function)(**order["kwargs"])
-    if not isinstance(found, nn.Module):
-        raise DataError(
-            f"{order['function']} returned {type(found).__name__}; expected a torch.nn.Module from "
-            "(N, 3, H, W) images to (N, C, h, w) logits"
-        )
+    module = require_module(found, order["function"])
     preprocessing = Preprocessing.from_settings(order["preprocess"])
-    return FrozenNetwork(found, preprocessing, pick_device(order["device"]), order["classes"])
+    module = pad_to_multiple(module, order["divisor"], align_corners=preprocessing.align_corners)
+    return FrozenNetwork(module, preprocessing, pick_device(order["device"]), order["classes"])
 
 
 if __name__ == "__main__":

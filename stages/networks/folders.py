@@ -29,7 +29,7 @@ def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) ->
     Raises
     ------
     DataError
-        If the folder does not hold such a network with weights as safetensors.
+        If the folder does not hold such a network with weights as safetensors, or not all of it.
     """
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise DataError(
@@ -37,7 +37,9 @@ def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) ->
             + ("`model.save_pretrained(folder)`" if kind == "hf" else "`ensdistill train-student`")
         )
     if kind == "student":
-        return list(read_description(folder)["classes"])
+        description = read_description(folder)
+        require_no_code(folder, description)
+        return list(description["classes"])
     try:
         config = json.loads((folder / "config.json").read_bytes())
         if "id2label" not in config:  # transformers leaves out what equals its default of two
@@ -122,3 +124,21 @@ def read_description(folder: Path) -> dict[str, Any]:
     if missing:
         raise DataError(f"{folder / NETWORK}: the key {min(missing)!r} is missing")
     return description
+
+
+def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
+    """Refuse a trained student whose network is made by code, which its folder does not hold.
+
+    Raises
+    ------
+    DataError
+        If it is.
+    """
+    architecture = description["architecture"]
+    if isinstance(architecture, dict) and "factory" in architecture:
+        raise DataError(
+            f"{folder}: its network is made by {architecture['factory']}, and that code is not in "
+            "the folder. Give it as `network: {factory: ..., root: ...}` with a function that "
+            f"loads {_WEIGHTS[0]}, and that file in `files`; {NETWORK} says which `preprocess` "
+            "it needs"
+        )

@@ -17,10 +17,21 @@ from ensdistill.data.pictures import UInt8, read_image
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.unify import unify
-from ensdistill.stages.graph import Local
-from ensdistill.stages.networks.folders import NETWORK, hf_preprocessing, read_description
+from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.networks.folders import (
+    NETWORK,
+    hf_preprocessing,
+    read_description,
+    require_no_code,
+)
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.networks.students import HfSegmentation, build_student, hf_segmentation
+from ensdistill.stages.networks.students import (
+    HfSegmentation,
+    Padded,
+    build_student,
+    hf_segmentation,
+    pad_to_multiple,
+)
 
 WEIGHTS: Final = "model.safetensors"
 
@@ -137,10 +148,10 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     folder : Path
         A transformers folder, or an artifact of the stages `probe` and `student`.
     recipe : mapping
-        ``source`` (``"hf"`` or ``"student"``) and the teacher's ``preprocess`` and
+        ``source`` (``"hf"`` or ``"student"``) and the teacher's ``preprocess``, ``divisor`` and
         ``teacher_classes``, where declared.
     local : Local
-        Device and threads.
+        Device and threads, and the code of a network that this experiment makes by code.
 
     Raises
     ------
@@ -156,11 +167,15 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
         hf = hf_segmentation(folder)
         _require_classes(folder, hf.config.num_labels, recipe["teacher_classes"])
         settings = Preprocessing.from_settings(hf_preprocessing(folder, declared), declared)
-        return FrozenNetwork(hf, settings, device)
+        divisor = recipe.get("divisor", 1)
+        padded = pad_to_multiple(hf, divisor, align_corners=settings.align_corners)
+        return FrozenNetwork(padded, settings, device)
     description = read_description(folder)
+    if local.factory is None:
+        require_no_code(folder, description)
     if "teacher_classes" in recipe:
         _require_classes(folder, len(description["classes"]), recipe["teacher_classes"])
-    module = _build(description)
+    module = _build(description, local.factory)
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -183,6 +198,10 @@ def describe(
     module: nn.Module, architecture: Any, classes: list[str], preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """Return the content of ``network.json``."""
+    more = {}
+    if isinstance(module, Padded):
+        more["divisor"] = module.divisor
+        module = module.model
     if isinstance(module, HfSegmentation) and not isinstance(architecture, str):
         settings = module.config.to_dict()
         settings.pop("_name_or_path", None)  # the folder it came from: no part of what it is
@@ -192,18 +211,21 @@ def describe(
         "architecture": architecture,
         "classes": classes,
         "preprocessing": preprocessing.to_json(),
+        **more,
     }
 
 
-def _build(description: Mapping[str, Any]) -> nn.Module:
+def _build(description: Mapping[str, Any], factory: Factory | None) -> nn.Module:
     architecture, classes = description["architecture"], len(description["classes"])
-    if isinstance(architecture, str):
-        return build_student(architecture, classes, None, seed=0)
-    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    if isinstance(architecture, str) or "factory" in architecture:
+        network = build_student(architecture, classes, None, 0, factory)
+    else:
+        from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-    settings = dict(architecture["hf_config"])
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
+        settings = dict(architecture["hf_config"])
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        network = HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
+    return pad_to_multiple(network, description.get("divisor", 1))
 
 
 def _require_classes(folder: Path, found: int, expected: list[str]) -> None:

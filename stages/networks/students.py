@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.graph import Factory
+from ensdistill.stages.networks.code import build_from_code
 
-_HEADS = ("head", "decode_head", "segmentation_head", "classifier")
+_HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
 
 class Tiny(nn.Module):
@@ -55,17 +62,65 @@ class HfSegmentation(nn.Module):
     ----------
     model : nn.Module
         Any `...ForSemanticSegmentation`.
+    loaded : dict or None
+        What was loaded of pretrained weights: ``loaded`` (how many tensors), ``head`` (names of
+        those made anew) and ``unexpected`` (names that the model lacks).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, loaded: dict[str, Any] | None = None):
         super().__init__()
         self.model = model
         self.config: Any = model.config
+        self.loaded = loaded
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (N, C, h, w) logits at the model's own stride."""
         logits: Tensor = self.model(pixel_values=images).logits
         return logits
+
+
+class Padded(nn.Module):
+    """A network whose images are padded at the bottom and right to a multiple of a number.
+
+    With zeros, which are the mean pixel after normalisation. Its logits cover the image alone:
+    where anything was padded they are resized to the padded image and cut, else left as they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        (N, 3, H, W) to (N, C, h, w), for H and W that are multiples.
+    divisor : int
+        Of H and W.
+    align_corners : bool
+        How its logits are resized.
+    """
+
+    def __init__(self, model: nn.Module, divisor: int, *, align_corners: bool = False):
+        super().__init__()
+        self.model = model
+        self.divisor = divisor
+        self._align_corners = align_corners
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        height, width = images.shape[-2:]
+        bottom, right = -height % self.divisor, -width % self.divisor
+        if not bottom and not right:
+            whole: Tensor = self.model(images)
+            return whole
+        logits = self.model(functional.pad(images, (0, right, 0, bottom)))
+        size = (height + bottom, width + right)
+        resized = functional.interpolate(
+            logits, size=size, mode="bilinear", align_corners=self._align_corners
+        )
+        return resized[..., :height, :width]
+
+
+def pad_to_multiple(network: nn.Module, divisor: int, *, align_corners: bool = False) -> nn.Module:
+    """Return a network that pads its images to a multiple of `divisor` (see `Padded`)."""
+    if divisor == 1:
+        return network
+    return Padded(network, divisor, align_corners=align_corners)
 
 
 def mobilenetv2_deeplabv3plus(classes: int) -> HfSegmentation:
@@ -82,22 +137,44 @@ def mobilenetv2_deeplabv3plus(classes: int) -> HfSegmentation:
     return HfSegmentation(MobileNetV2ForSemanticSegmentation(config))
 
 
-def build_student(architecture: Any, classes: int, folder: Path | None, seed: int) -> nn.Module:
-    """Build a network whose first weights depend on nothing but `seed` (and the folder).
+def build_student(
+    architecture: Any,
+    classes: int,
+    folder: Path | None,
+    seed: int,
+    factory: Factory | None = None,
+    *,
+    weights: bool = True,
+) -> nn.Module:
+    """Build a network whose first weights depend on nothing but `seed` (and the folder or code).
 
     Parameters
     ----------
     architecture : str or mapping
-        ``"mobilenetv2-deeplabv3plus"``, ``"tiny"``, or the digests of a transformers folder.
+        ``"mobilenetv2-deeplabv3plus"``, ``"tiny"``, or the digests of a transformers folder or of
+        a user's code.
     classes : int
         Number of output channels.
     folder : Path or None
-        The transformers folder: its config, and its weights if there are any (the head is made
-        anew where it has another number of classes).
+        The transformers folder: its config, and its weights if there are any (what does not fit
+        this number of classes is made anew).
     seed : int
-        Seeds torch.
+        Seeds torch, and what a user's code may draw from besides.
+    factory : Factory or None
+        The user's code.
+    weights : bool
+        Whether to load the weights of a transformers folder.
+
+    Raises
+    ------
+    DataError
+        If the folder or the code does not give a network.
     """
     torch.manual_seed(seed)
+    if factory is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return build_from_code(factory)
     network: nn.Module
     if architecture == "tiny":
         network = Tiny(classes)
@@ -105,7 +182,7 @@ def build_student(architecture: Any, classes: int, folder: Path | None, seed: in
         network = mobilenetv2_deeplabv3plus(classes)
     else:
         assert folder is not None
-        network = hf_segmentation(folder, classes)
+        network = hf_segmentation(folder, classes, weights=weights)
     # Models of transformers that were converted from TensorFlow have its momentum of 0.997; in
     # torch's sense that makes evaluation use the last batch only.
     for module in network.modules():
@@ -114,8 +191,10 @@ def build_student(architecture: Any, classes: int, folder: Path | None, seed: in
     return network
 
 
-def hf_segmentation(folder: Path, classes: int | None = None) -> HfSegmentation:
-    """Load a transformers folder.
+def hf_segmentation(
+    folder: Path, classes: int | None = None, *, weights: bool = True
+) -> HfSegmentation:
+    """Load a transformers folder; auxiliary heads, whose logits nobody reads, are left out.
 
     Parameters
     ----------
@@ -123,41 +202,107 @@ def hf_segmentation(folder: Path, classes: int | None = None) -> HfSegmentation:
         With ``config.json`` and, for pretrained weights, ``model.safetensors``.
     classes : int or None
         Output channels; None leaves the model as it is and then requires weights.
+    weights : bool
+        Whether to load the weights, if there are any.
 
     Raises
     ------
     DataError
-        If transformers cannot make a semantic-segmentation model of it.
+        If transformers cannot make a semantic-segmentation model of it, or weights of its body are
+        missing or of another shape.
     """
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would stand in the middle of ours
-    more: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
-    missing: list[str] = []
+    more = {} if classes is None else {"num_labels": classes}
     try:
-        if classes is not None and not any(folder.glob("*.safetensors")):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=classes)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **more)
+        if getattr(config, "use_auxiliary_head", False):
+            config.use_auxiliary_head = False
+        if classes is not None and not (weights and any(folder.glob("*.safetensors"))):
             model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
-        else:
-            if classes is not None:
-                more |= {"num_labels": classes, "ignore_mismatched_sizes": True}
+            return HfSegmentation(model)
+        with _quiet():
             model, report = AutoModelForSemanticSegmentation.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **more
+                folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=classes is not None,
+                output_loading_info=True,
             )
-            missing = sorted(report["missing_keys"])
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
             f"{folder}: transformers cannot load it for semantic segmentation ({error})"
         ) from error
+    missing = sorted(report["missing_keys"])
     if classes is None and missing:
         raise DataError(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
             "never trained for segmentation and cannot teach"
         )
-    return HfSegmentation(model)
+    other = sorted(
+        f"{name} ({list(there)} there and {list(here)} here)"
+        for name, there, here in report["mismatched_keys"]
+    )
+    bad = [text for text in (*missing, *other) if not in_head(text)]
+    if bad:
+        raise DataError(
+            f"{folder}: {len(bad)} weights of the network's body are missing or of another shape, "
+            f"such as {bad[0]}; without any .safetensors in it the folder stands for random weights"
+        )
+    anew = {*missing, *(name for name, *_ in report["mismatched_keys"])}
+    return HfSegmentation(
+        model,
+        {
+            "loaded": len(model.state_dict().keys() - anew),
+            "head": sorted(anew),
+            "unexpected": sorted(report["unexpected_keys"]),
+        },
+    )
+
+
+def named_as_in(network: HfSegmentation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of a file by the names of a network of transformers.
+
+    The library saves some models by older names than it builds them with. What does not fit keeps
+    its shape, and what the network lacks its name, but neither its values.
+    """
+    with _quiet():
+        model, report = type(network.model).from_pretrained(  # type: ignore[attr-defined]
+            None,
+            config=network.config,
+            state_dict=dict(tensors),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    other = {name: torch.empty(there) for name, there, _ in report["mismatched_keys"]}
+    other |= {name: torch.empty(0) for name in report["unexpected_keys"]}
+    absent = {*report["missing_keys"], *other}
+    return {k: v for k, v in model.state_dict().items() if k not in absent} | other
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers say nothing: what was not loaded is for us to say."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would stand in the middle of ours
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a parameter or buffer without the prefixes of wrappers, ours included."""
+    while name.startswith(("module.", "model.")):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def in_head(name: str) -> bool:
     """Whether a parameter or buffer of that name belongs to a network's head."""
-    return name.removeprefix("model.").split(".")[0] in _HEADS
+    return plain_name(name).split(".")[0] in _HEADS

@@ -39,7 +39,7 @@ from ensdistill.stages.networks.frozen import (
     save_network,
     set_threads,
 )
-from ensdistill.stages.networks.initial import initial_network
+from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.training import ranks as together
 from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
@@ -176,7 +176,7 @@ class Training:
         self._require_divisible()
         start = self._restore()
         if self.initialised is not None and start == 0:
-            self._say(f"{self.initialised['loaded']} tensors of {self.local.init}")
+            self._say(describe_initial(self.initialised, self.local))
         samples = self.samples()
         self.progress.start(steps, start, "steps")
         watch = recipe.get("watch")

@@ -428,6 +428,10 @@ def code(**more):
     return {"teachers.2": {"name": "n", "trust": "code", "network": CODE | more}}
 
 
+def own_code(section, **more):
+    return {f"{section}.trust": "code", f"{section}.network": CODE | more}
+
+
 def tree(**more):
     return {"target.train": {"cityscapes": "tree", "split": "one"} | more}
 
@@ -437,7 +441,7 @@ def training(section, direct):
     sgd = {f"{section}.optimizer": "sgd"}
     values = {
         "network.arch": "mobilenetv2-deeplabv3plus",
-        "network.hf": "network",
+        "network.divisor": 32,
         "steps": 7,
         "batch_size": 3,
         "input_size": [24, 32],
@@ -471,6 +475,18 @@ def training(section, direct):
     cases = {f"{section}.{k}": ({}, {f"{section}.{k}": v}, direct) for k, v in values.items()}
     four = {f"{section}.batch_size": 4}
     cases[f"{section}.accumulate"] = (four, four | {f"{section}.accumulate": 2}, direct)
+    for field, value in (
+        ("factory", "nets:two"),
+        ("root", "code-2"),
+        ("kwargs", {"width": 2}),
+        ("files", {"weights": "init-2.pt"}),
+    ):
+        own = own_code(section), own_code(section, **{field: value})
+        cases[f"{section}.network.{field}"] = (*own, direct)
+    folder = {f"{section}.network": {"hf": "network"}}
+    cases[f"{section}.network.hf"] = (folder, {f"{section}.network.hf": "network-2"}, direct)
+    init = f"{section}.init"
+    cases[init] = ({init: "init.pt"}, {init: "init-2.pt"}, direct)
     cases[f"{section}.nesterov"] = (sgd, sgd | {f"{section}.nesterov": True}, direct)
     return cases
 
@@ -493,6 +509,7 @@ CASES = {
     "teachers.network.factory": (code(), code(factory="nets:two"), N),
     "teachers.network.root": (code(), code(root="code-2"), N),
     "teachers.network.kwargs": (code(), code(kwargs={"width": 2}), N),
+    "teachers.network.divisor": ({}, {"teachers.2.network.divisor": 32}, N),
     "teachers.network.files": (code(), code(files={"weights": "init-2.pt"}), N),
     "teachers.ids": ({}, {"teachers.0.ids": "label_ids"}, A),
     "teachers.classes": ({}, {"teachers.0.classes": "synthia16"}, A),
@@ -510,7 +527,6 @@ CASES = {
     "teachers.preprocess.align_corners": ({}, {"teachers.2.preprocess.align_corners": True}, N),
     **training("probe", PROBES),
     **training("student", {"student"}),
-    "student.init": ({"student.init": "init.pt"}, {"student.init": "init-2.pt"}, {"student"}),
     "student.watch": ({}, {"student.watch": "val"}, {"student"}),
     "student.watch_every": (WATCHED, {"student.watch_every": 3}, {"student"}),
     "student.keep": (WATCHED, {"student.keep": "best"}, {"student"}),
@@ -532,6 +548,8 @@ NO_KEY = {
     "version": "only one value is legal",
     "workspace": "where the artifacts lie; what they hold does not depend on it",
     "teachers.name": "networks have no name; policies and scores, which name teachers, do the rest",
+    "probe.trust": "permits to run a network's code; what the code says is in the key",
+    "student.trust": "the same",
     "teachers.trust": "permits to run a teacher's code; what the code says is in the key",
     "runtime.device": "how the work is done (see test_order_runtime_and_place_are_in_no_key)",
     "runtime.workers": "the same",

@@ -363,13 +363,17 @@ def test_init_loads_the_body_and_makes_the_head_anew(world):
     world.write()
     world.call("train-student", "--upstream")
     report = world.artifact("student").manifest.result["init"]
-    assert report == {"loaded": len(state) - 2, "head": "made anew"}
+    assert report == {
+        "loaded": len(state) - 2,
+        "head": ["head.weight", "head.bias"],
+        "unexpected": [],
+    }
     state.pop("module.stem.0.0.weight")
     torch.save(state, world.root / "source.pt")
     text = world.refuse("train-student")
     assert "lacks 1 of the" in text and "stem.0.0.weight" in text
     (world.root / "source.pt").write_bytes(b"no weights")
-    assert "student.init" in world.refuse("train-student")
+    assert "source.pt is no checkpoint" in world.refuse("train-student")
     (world.root / "source.pt").unlink()
     assert "student.init" in world.refuse("status")
 
