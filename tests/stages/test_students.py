@@ -459,6 +459,21 @@ def test_code_that_changed_behind_the_plan_is_not_run(code_world):
     assert "recipe.network.code.late.py" in reason
 
 
+def test_the_same_weights_under_other_code_are_another_network(code_world):
+    world = code_world
+    two = repository(world.root / "two", 2, "self.classifier(x) * (1 if self.training else scale)")
+    found = []
+    for scale in (1, -1):
+        (two / "late.py").write_text(f"scale = {scale}\n")
+        world.call("evaluate", "--upstream")
+        labels = LabelMaps(world.artifact("infer[student]@val"))
+        weights = (world.artifact("student").path / "model.safetensors").read_bytes()
+        found.append((weights, [labels.read(i) for i in labels]))
+    (one, before), (other, after) = found
+    assert one == other
+    assert not any(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_killed_and_resumed_it_is_the_same_bytes(code_world, monkeypatch):
     world = code_world
     world.settings["runtime"]["checkpoint_every"] = 2
