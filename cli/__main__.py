@@ -125,7 +125,7 @@ def _with_ranks(arguments: Any) -> Any:
             return 0
         return 1
     code = _command(arguments)
-    ranks.give(None)  # after an error torchrun stops them: they may be in the middle of a step
+    ranks.dismiss()  # after an error torchrun stops them: they may be in the middle of a step
     return code
 
 

@@ -17,7 +17,8 @@ def blocks(language):
 def test_the_two_commands_are_the_first_bash_blocks_and_single_lines():
     install, test = blocks("bash")[:2]
     assert install == "pip install -c constraints.txt -e . && ensdistill demo\n"
-    assert test == "pip install -c constraints.txt -e '.[test]' && pytest -m \"not slow\"\n"
+    run = 'pytest -m "not slow" -n 2 --dist loadfile'
+    assert test == f"pip install -c constraints.txt -e '.[test]' && {run}\n"
 
 
 def test_the_example_is_a_valid_experiment():

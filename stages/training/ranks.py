@@ -67,12 +67,25 @@ def follow(train: Callable[[Any], object]) -> None:
     """Call `train` with every order of rank 0, until it has no more."""
     while (order := _of_rank_0(None)) is not None:
         train(order)
+    _part()
 
 
 def give(order: Any) -> None:
-    """Hand a training to the other ranks, if there are any; None lets them go."""
+    """Hand a training to the other ranks, if there are any."""
     if launched():
         _of_rank_0(order)
+
+
+def dismiss() -> None:
+    """Let the other ranks go."""
+    _of_rank_0(None)
+    _part()
+
+
+def _part() -> None:
+    """Leave together: a process that is left alone aborts in the threads of its connections."""
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def together(device: torch.device) -> Ranks:

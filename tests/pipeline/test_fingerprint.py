@@ -107,7 +107,11 @@ def test_what_json_cannot_carry_is_refused(number, wrap):
         canonical_json(wrap(number))
 
 
-@pytest.mark.parametrize("value", [{1}, b"x", Path("x"), object(), 1j, range(3)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [{1}, b"x", Path("x"), object(), 1j, range(3)],
+    ids=lambda v: type(v).__name__,  # the same in every process that collects tests
+)
 def test_what_has_no_json_form_is_refused(value):
     with pytest.raises(TypeError):
         canonical_json({"a": [value]})
