@@ -308,7 +308,7 @@ class Training(Section):
 class Probe(Training):
     """The small identical student that measures each teacher (paper, section 3.2)."""
 
-    steps: Positive = 500
+    steps: Positive = 800  # what shorter ones cost: stages/DESIGN.md, "How long a probe"
 
 
 class Student(Training):
