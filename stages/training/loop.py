@@ -41,7 +41,6 @@ from ensdistill.stages.networks.frozen import (
 )
 from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.training import ranks as together
 from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.optimizers import (
@@ -52,7 +51,7 @@ from ensdistill.stages.training.optimizers import (
     learning_rate,
 )
 from ensdistill.stages.training.pixels import prepare
-from ensdistill.stages.training.ranks import Ranks
+from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
 
@@ -96,7 +95,7 @@ def train(job: Job) -> dict[str, Any]:
     """
     pixels = prepare(job.work.local, job.node.id, job.progress)
     order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs, pixels)
-    together.give(order)
+    give(order)
     training = Training(order, job.progress, job.draft.path)
     result = training.run()
     job.ran_on.update(training.facts())
@@ -130,9 +129,9 @@ class Training:
         self.local = local
         self.progress = progress
         self.folder = folder
-        self.device = together.own_device(pick_device(local.device))
+        self.device = own_device(pick_device(local.device))
         torch.backends.cudnn.benchmark = True  # crops are all of one size
-        self.ranks: Ranks = together.together(self.device)
+        self.ranks: Ranks = meet(self.device)
         self.preprocessing = Preprocessing.from_settings(
             _own_normalisation(local.network),
             recipe["preprocess"],

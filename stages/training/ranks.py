@@ -88,7 +88,7 @@ def _part() -> None:
     dist.destroy_process_group()
 
 
-def together(device: torch.device) -> Ranks:
+def meet(device: torch.device) -> Ranks:
     """Return the ranks of a training; all of them call it."""
     if not launched():
         return Ranks()
@@ -115,6 +115,7 @@ def own_device(device: torch.device) -> torch.device:
             f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this machine, which "
             f"has {torch.cuda.device_count()} CUDA devices; start one for each"
         )
+    torch.cuda.set_device(index)  # or every rank would keep a context on the first device too
     return torch.device("cuda", index)
 
 

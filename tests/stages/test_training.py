@@ -426,3 +426,90 @@ def test_tensorboard_gets_the_curves(world):
     content = events.read_bytes()
     assert all(name in content for name in (b"loss", b"miou", b"lr"))
     assert not list(world.artifact("student").path.glob("*tfevents*"))
+
+
+def test_the_paper_recipe_is_the_release_and_what_is_given_beside_it_holds():
+    from ensdistill.stages.experiment import Probe, Student
+    from ensdistill.stages.recipes import PAPER
+
+    student = Student(recipe="paper", steps=7)
+    assert student.steps == 7
+    values = {k: getattr(student, k) for k in PAPER if k not in ("steps", "preprocess")}
+    assert values == {k: v.value for k, v in PAPER.items() if k in values}
+    assert (student.lr, student.batch_size, student.crop) == (1e-4, 10, (256, 512))
+    assert student.preprocess.channels == "bgr" and student.preprocess.std == (1, 1, 1)
+    assert all(setting.source for setting in PAPER.values())
+    assert Probe(recipe="paper").steps == 100_001
+    assert Student().lr != student.lr
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_as_full_precision_does(world, precision):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    losses = []
+    for each in ("float32", precision):
+        world.settings["student"] = TINY | {"steps": 40, "lr": 0.02, "precision": each}
+        world.write()
+        world.call("train-student", "--upstream")
+        losses.append([m["loss"] for m in metrics(world)])
+    # the first steps of float16 are left out while its scale is found
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
+    assert losses[0] != losses[1]
+
+
+def test_the_average_is_of_the_last_steps_and_is_the_student(world):
+    from safetensors.torch import load_file
+
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    weights = {}
+    for ema in (None, 1e-9, 0.9):  # nothing is kept of the average; some
+        world.settings["student"] = TINY | {"steps": 8} | ({"ema": ema} if ema else {})
+        world.write()
+        world.call("train-student", "--upstream")
+        weights[ema] = load_file(world.artifact("student").path / "model.safetensors")
+    for name, plain in weights[None].items():
+        torch.testing.assert_close(weights[1e-9][name], plain)
+    assert any(not torch.equal(weights[0.9][k], v) for k, v in weights[None].items())
+
+
+def test_the_moving_average_forgets_the_first_weights():
+    from ensdistill.stages.training.optimizers import Average
+
+    network = torch.nn.Linear(2, 1)
+    average = Average(network, 0.9)
+    seen = []
+    for step in range(1, 40):
+        with torch.no_grad():
+            network.weight.fill_(step)
+        average.update(network, step)
+        seen.append(float(average.network.weight[0, 0]))
+    assert seen[:4] == pytest.approx([1, 1.5, 2, 2.5])  # the mean, while there are few
+    assert seen[-1] == pytest.approx(0.9 * seen[-2] + 0.1 * 39)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_rate_rises_and_falls(warmup):
+    from ensdistill.stages.training.optimizers import learning_rate
+
+    recipe = {"lr": 2.0, "steps": 10, "power": 0.5, "warmup": warmup}
+    rates = [learning_rate(recipe, step) for step in range(10)]
+    poly = [2 * (1 - s / 10) ** 0.5 for s in range(10)]
+    assert rates[warmup:] == pytest.approx(poly[warmup:])
+    assert rates[:warmup] == pytest.approx(
+        [p * (s + 1) / (warmup + 1) for s, p in enumerate(poly[:warmup])]
+    )
+
+
+def test_a_frozen_batch_norm_stays_as_it_was(world):
+    from safetensors.torch import load_file
+
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    world.settings["student"] |= {"batch_norm": "frozen", "watch": "val", "watch_every": 2}
+    world.write()
+    world.call("train-student", "--upstream")
+    first = build_student("tiny", 19, None, 0).state_dict()
+    trained = load_file(world.artifact("student").path / "model.safetensors")
+    norms = [k for k in first if ".1." in k and not k.endswith(".0.weight")]
+    assert len(norms) == 30
+    assert all(torch.equal(first[k], trained[k]) for k in norms)
+    assert not torch.equal(first["stem.0.0.weight"], trained["stem.0.0.weight"])
