@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def check(
                 _require_module(root, network.factory, f"{section}.network.factory")
             except EnsdistillError as error:
                 problems.append(str(error))
+    for key, package, extra in (
+        ("tensorboard", "tensorboard", "tensorboard"),
+        ("scheduler", "distributed", "cluster"),
+    ):
+        if getattr(experiment.config.runtime, key) is not None and find_spec(package) is None:
+            problems.append(
+                f"runtime.{key}: the package {package} is missing; "
+                f"pip install 'ensdistill[{extra}]'"
+            )
     problems += _read_all(experiment, jobs, progress)
     raise_all(problems, DataError)
     return {

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.training import METRICS
 
 T = TypeVar("T")
@@ -167,12 +166,8 @@ class Pace:
 
 
 def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise DataError(
-            "runtime.tensorboard needs TensorBoard: pip install 'ensdistill[tensorboard]'"
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))
 
 

@@ -8,6 +8,15 @@ from ensdistill.pipeline.files import FileCache as Digests
 from ensdistill.stages import check
 
 
+@pytest.mark.parametrize("key", ["tensorboard", "scheduler"])
+def test_a_missing_package_is_told_before_any_work(world, monkeypatch, key):
+    monkeypatch.setattr(check, "find_spec", lambda _: None)
+    world.settings["runtime"][key] = "somewhere"
+    world.write()
+    text = world.refuse("check")
+    assert f"runtime.{key}: the package" in text and "pip install 'ensdistill[" in text
+
+
 def refused(world, *words):
     """Every command that works refuses, nothing was made, and the text holds `words`."""
     texts = {world.refuse(command) for command in ("check", "run")}

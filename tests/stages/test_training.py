@@ -416,11 +416,10 @@ def test_tensorboard_gets_the_curves(world):
     world.settings["student"] |= {"watch": "val", "watch_every": 3}
     world.settings["runtime"]["tensorboard"] = "boards"
     world.write()
-    world.call("fuse", "--upstream")
     if importlib.util.find_spec("tensorboard") is None:
         assert "pip install 'ensdistill[tensorboard]'" in world.refuse("train-student")
         return
-    world.call("train-student")
+    world.call("train-student", "--upstream")
     folder = world.root / "boards" / world.artifact("student").path.name
     (events,) = folder.iterdir()
     content = events.read_bytes()
