@@ -300,12 +300,8 @@ def _cluster(
     experiment: Experiment, scheduler: str, left: set[str], say: Callable[[str], None]
 ) -> Iterator[Executor]:
     """Yield the workers of a dask scheduler; Ctrl-C withdraws what they have not begun."""
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError as error:
-        raise ConfigError(
-            "runtime.scheduler: the package distributed is missing; install ensdistill[cluster]"
-        ) from error
+    from distributed import Client, KilledWorker
+
     where = {"address": scheduler}
     if "://" not in scheduler:
         file = experiment.folder(scheduler)

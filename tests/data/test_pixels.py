@@ -2,7 +2,6 @@
 
 import errno
 import io
-import multiprocessing
 import os
 import pickle
 import signal
@@ -176,19 +175,27 @@ def test_what_is_deleted_meanwhile_is_decoded_and_open_maps_hold(cache, kept):
         reader.read(Picture("a", path))
 
 
-def _sum(reader, picture):
-    return int(reader.read(picture).sum())
+# In a process of its own: one with the threads of other tests must not be forked.
+_READ = """
+import multiprocessing, pickle, sys
+with open(sys.argv[1], "rb") as file:
+    reader, picture = pickle.load(file)
+reader.read(picture)
+with multiprocessing.get_context(sys.argv[2]).Pool(1) as pool:
+    print(int(pool.apply(reader.read, (picture,)).sum()))
+"""
 
 
-def test_it_is_read_in_other_processes(cache, kept):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_it_is_read_in_other_processes(cache, kept, python, tmp_path, method):
     path, digest = kept
     reader = Pixels({str(path): digest}, cache, [digest])
     reader.read(Picture("a", path))
-    assert len(pickle.dumps(reader)) < 2000  # paths and digests, no pixels
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            found = pool.apply(_sum, (reader, Picture("a", path)))
-        assert found == int(read_image(path).sum())
+    pickled = pickle.dumps((reader, Picture("a", path)))
+    assert len(pickled) < 2000  # paths and digests, no pixels
+    (tmp_path / "reader").write_bytes(pickled)
+    found = python(_READ, tmp_path / "reader", method)
+    assert int(found) == int(read_image(path).sum())
 
 
 def test_reading_holds_no_files_open(cache, kept):

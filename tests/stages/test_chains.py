@@ -304,7 +304,7 @@ def test_a_scheduler_needs_the_package_and_an_address(two, monkeypatch):
     assert "ConfigError: runtime.scheduler: " in text
     assert "scheduler.json is no file" in text
     monkeypatch.setitem(sys.modules, "distributed", None)
-    assert "install ensdistill[cluster]" in two.refuse("select-policy")
+    assert "pip install 'ensdistill[cluster]'" in two.refuse("select-policy")
 
 
 def test_without_a_scheduler_distributed_is_not_imported(two, python):
