@@ -57,6 +57,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def _joined() -> bool:
+    """Whether this process is one of several; those it starts inherit what `launched` looks at."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def join() -> int:
     """Meet the other processes and return this one's rank."""
     dist.init_process_group("gloo", timeout=_PATIENCE)
@@ -72,7 +77,7 @@ def follow(train: Callable[[Any], object]) -> None:
 
 def give(order: Any) -> None:
     """Hand a training to the other ranks, if there are any."""
-    if launched():
+    if _joined():
         _of_rank_0(order)
 
 
@@ -90,7 +95,7 @@ def _part() -> None:
 
 def meet(device: torch.device) -> Ranks:
     """Return the ranks of a training; all of them call it."""
-    if not launched():
+    if not _joined():
         return Ranks()
     backend = "nccl" if device.type == "cuda" else "gloo"
     group = dist.new_group(backend=backend, timeout=_STEP)
@@ -105,7 +110,7 @@ def own_device(device: torch.device) -> torch.device:
     DataError
         If there are fewer devices than processes on this machine, or one device was asked for.
     """
-    if not launched() or device.type != "cuda":
+    if not _joined() or device.type != "cuda":
         return device
     if device != torch.device("cuda"):
         raise DataError(f"runtime.device: {device} cannot be that of several processes; use cuda")

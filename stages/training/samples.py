@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import UInt8
 from ensdistill.data.pixels import Pixels
+from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
@@ -133,6 +134,11 @@ class Samples(Dataset[Sample]):
         """Chance of each class, and the images that hold it (DAFormer, Hoyer et al., eq. 4)."""
         counts = np.array([self._labels.records[p.id]["labels"] for p in self._pictures], np.int64)
         total = counts.sum(axis=0)
+        if not total.any():
+            raise DataError(
+                "rare_class_temperature: no pixel of the training images is labelled; look at the "
+                "labels, or leave it out"
+            )
         share = total / max(1, total.sum())
         # the largest exponent is taken out, or a low temperature would overflow
         chances = np.where(total > 0, (1 - share) / self._recipe["rare_class_temperature"], -np.inf)

@@ -169,6 +169,15 @@ def test_what_ranks_cannot_share_is_refused(fused, student, text):
     assert text in err
 
 
+def test_a_process_that_a_rank_starts_is_alone(fused, monkeypatch):
+    """A job of `runtime: {jobs: N}` inherits the variables of torchrun, and none of its groups."""
+    again(fused, steps=4)
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    fused.call("train-student")
+    assert fused.artifact("student").manifest.runtime["ranks"] == 1
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_ranks_share_every_step(ranks):
     alone = list(Batches(3, 9, 8))
