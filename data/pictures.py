@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from ensdistill.pipeline.errors import DataError
 
 UInt8 = npt.NDArray[np.uint8]
 
+STEPS: Final = 250  # of a certainty: 0 to 1 stay below what stands for an unwritten map
 _UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
 _COLOUR_MODES = ("RGB", "RGBA")
@@ -156,6 +157,28 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
         "width": width,
         "values": {str(v): int(n) for v, n in zip(values.tolist(), counts, strict=True)},
     }
+
+
+def read_certainty(path: Path | str, sha256: str | None = None) -> UInt8:
+    """Return how sure somebody is at every pixel, (H, W) uint8 in steps of 1/250.
+
+    Parameters
+    ----------
+    path : Path or str
+        A grey PNG, of 8 or 16 bits; the largest value of that depth stands for 1.
+    sha256 : str, optional
+        What its bytes must be.
+
+    Raises
+    ------
+    DataError
+        If the file is unreadable, another one than was planned for, or not such a PNG.
+    """
+    image, layout = _open(path, sha256)
+    most = {"L": 255, "I;16": 65535, "I;16B": 65535}.get(layout)
+    if most is None:
+        raise DataError(f"{path}: pixel mode {layout}; expected a grey PNG of 8 or 16 bits")
+    return np.asarray(np.round(np.asarray(image) * (STEPS / most)), np.uint8)
 
 
 class Decoder:

@@ -7,14 +7,15 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensdistill.data.pictures import read_image
+from ensdistill.data.pictures import UInt8
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
-from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
+from ensdistill.stages.infer import see_all
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.networks.frozen import load_network, platform_facts
+from ensdistill.stages.networks.frozen import load_network
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -29,19 +30,15 @@ def run(job: Job) -> dict[str, Any]:
         job.draft.adopt(image_id, spare)
     missing = set(job.todo())
     job.start("images")
-    network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
-    job.ran_on.update(platform_facts(network.device))
-    for picture in local.pictures:
-        if picture.id not in missing:
-            continue
-        image = read_image(picture.image, local.digests[str(picture.image)])
-        height, width, _ = image.shape
-        labels, sure = unify(
-            network.logits(image), (height, width), align_corners=network.align_corners
-        )
-        found = certainty_sums(labels.cpu().numpy(), sure.cpu().numpy(), len(classes))
-        job.draft.record(picture.id, sums=found.sums.tolist(), support=found.support.tolist())
+
+    def sum_up(image_id: str, labels: UInt8, sure: NDArray[np.float32]) -> None:
+        found = certainty_sums(labels, sure, len(classes))
+        job.draft.record(image_id, sums=found.sums.tolist(), support=found.support.tolist())
         job.progress.advance()
+
+    if missing:
+        network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
+        see_all(job, network, missing, "both", sum_up)
     total = reduce(
         add,
         (

@@ -11,11 +11,11 @@ from typing import Any
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 from ensdistill.data.images import Picture
-from ensdistill.data.pictures import inspect_image, inspect_values
+from ensdistill.data.pictures import inspect_image, inspect_values, read_certainty
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.networks.folders import hf_preprocessing, network_classes
+from ensdistill.stages.networks.folders import hf_preprocessing, hub_folder, network_classes
 from ensdistill.stages.parallel import for_each
 
 
@@ -36,6 +36,16 @@ class _Values:
     where: str
     ids: Ids
     table: ClassTable
+
+
+@dataclass(frozen=True)
+class _Certainty:
+    """That a file says how sure a teacher is; `where` as in `_Values`."""
+
+    where: str
+
+
+_Expected = _Values | _Certainty | None  # None: a photograph
 
 
 def check(
@@ -62,7 +72,7 @@ def check(
         With all problems found, each naming its file.
     """
     problems: list[str] = []
-    jobs: list[tuple[Picture, _Values | None, Path]] = []
+    jobs: list[tuple[Picture, _Expected, Path]] = []
     pictures = {}
     for split in splits:
         try:
@@ -87,6 +97,15 @@ def check(
                 table = experiment.teacher_table(teacher)
                 values = _Values(f"teachers[{teacher.name}]", teacher.ids, table)
                 jobs += [(p, values, Path(found[p.id])) for p in pictures[split]]
+            if teacher.certainty is not None and split in teacher.certainty:
+                where = f"teachers[{teacher.name}].certainty.{split}"
+                folder = experiment.folder(teacher.certainty[split])
+                try:
+                    found = images.predictions(folder, [p.id for p in pictures[split]], where)
+                except EnsdistillError as error:
+                    problems.append(str(error))
+                    continue
+                jobs += [(p, _Certainty(where), Path(found[p.id])) for p in pictures[split]]
     shared = [
         file
         for split in set(pictures) - {TRAIN}
@@ -134,20 +153,23 @@ def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
     try:
         if kind == "image":
             return inspect_image(path, sha256)
-        return inspect_values(path, sha256, palette=kind == _kind_of_values(palette=True))
+        if kind == "certainty":
+            height, width = read_certainty(path, sha256).shape
+            return {"height": height, "width": width}
+        return inspect_values(path, sha256, palette=kind == "values-True")
     except EnsdistillError as error:
         return str(error)
 
 
 def _read_all(
-    experiment: Experiment, jobs: Sequence[tuple[Picture, _Values | None, Path]], progress: Progress
+    experiment: Experiment, jobs: Sequence[tuple[Picture, _Expected, Path]], progress: Progress
 ) -> list[str]:
     """Inspect files in parallel and return the problems, in the order of `jobs`."""
     files = experiment.files
     found: dict[int, str] = {}
     unknown: dict[tuple[Path, str, str], list[int]] = {}  # to the positions in `jobs`
     for k, (_, values, file) in enumerate(jobs):
-        kind = "image" if values is None else _kind_of_values(palette=values.ids == "palette")
+        kind = _kind(values)
         try:
             if files.recall(file, kind) is None:
                 unknown.setdefault((file, files.digest(file), kind), []).append(k)
@@ -175,9 +197,11 @@ def _read_all(
     return [found[k] for k in sorted(found)]
 
 
-def _kind_of_values(*, palette: bool) -> str:
-    """What is asked of a label file, as it is called in the memory of facts."""
-    return f"values-{palette}"
+def _kind(expected: _Expected) -> str:
+    """What is asked of a file, as it is called in the memory of facts."""
+    if isinstance(expected, _Values):
+        return f"values-{expected.ids == 'palette'}"
+    return "image" if expected is None else "certainty"
 
 
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
@@ -187,9 +211,10 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
     return watched or scored
 
 
-def _check_values(experiment: Experiment, picture: Picture, values: _Values, file: Path) -> None:
-    palette = values.ids == "palette"
-    fact = experiment.files.recall(file, _kind_of_values(palette=palette))
+def _check_values(
+    experiment: Experiment, picture: Picture, values: _Values | _Certainty, file: Path
+) -> None:
+    fact = experiment.files.recall(file, _kind(values))
     try:
         image = experiment.files.recall(picture.image, "image")
     except EnsdistillError:
@@ -202,11 +227,13 @@ def _check_values(experiment: Experiment, picture: Picture, values: _Values, fil
             f"{file}: {size[0]}x{size[1]} pixels (height x width), its image has "
             f"{expected[0]}x{expected[1]}; resize the files of {values.where} to the images"
         )
+    if isinstance(values, _Certainty):
+        return
     legal = values.table.legal_values(values.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
     if strange:
         value, count = min(strange.items())
-        shown = f"colour #{value:06x}" if palette else f"value {value}"
+        shown = f"colour #{value:06x}" if values.ids == "palette" else f"value {value}"
         raise DataError(
             f"{file}: {shown} on {count} pixels is outside the {values.ids} of class table "
             f"{values.table.name} ({_legal(values)}); {_remedy(values, fact['values'])}"
@@ -232,29 +259,42 @@ def _remedy(values: _Values, found: Mapping[str, int]) -> str:
 
 
 def _check_network(experiment: Experiment, teacher: Teacher) -> None:
-    assert teacher.network is not None
-    folder = experiment.folder(teacher.network.folder)
-    where = f"teachers[{teacher.name}].network.{teacher.network.kind}"
-    if teacher.network.kind == "factory":
-        _require_module(folder, teacher.network.factory or "", where)
+    """Refuse what the files of a network say without loading it."""
+    network = teacher.network
+    assert network is not None
+    where = f"teachers[{teacher.name}].network.{network.kind}"
+    if network.revision is not None:
+        hub_folder(network.path, network.revision, download=True)
+    path = experiment.network_path(network)
+    if network.state_dict is not None and not experiment.folder(network.state_dict).is_file():
+        raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
+    if network.kind == "factory":
+        _require_module(path, network.factory or "", where)
         return
-    found = network_classes(folder, teacher.network.kind, where)
+    if network.kind not in ("hf", "student"):
+        if not path.is_file():
+            raise DataError(f"{where}: {path} is no file")
+        return
+    found = network_classes(path, network.kind, where, weights=network.state_dict is None)
     table = experiment.teacher_table(teacher)
-    count = found if isinstance(found, int) else len(found)
+    if isinstance(found, list):
+        found = [name for k, name in enumerate(found) if k not in network.void_channels]
+    count = found - len(network.void_channels) if isinstance(found, int) else len(found)
     if count != len(table):
+        void = " beside its void channels" if network.void_channels else ""
         raise DataError(
-            f"{where}: {folder} has {count} classes, class table {table.name} has {len(table)}; "
-            "declare the teacher's own `classes:`"
+            f"{where}: {path} has {count} classes{void}, class table {table.name} has "
+            f"{len(table)}; declare the teacher's own `classes:`"
         )
-    if teacher.network.kind == "hf":
-        hf_preprocessing(folder, teacher.preprocess.model_dump(exclude_none=True))
+    if network.kind == "hf":
+        hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
     if isinstance(found, list):
         pairs = zip(found, table.classes, strict=True)
         other = [(i, a, b) for i, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)]
         if other:
             i, own, declared = other[0]
             raise DataError(
-                f"{where}: class {i} is {own!r} in {folder} and {declared!r} in class table "
+                f"{where}: class {i} is {own!r} in {path} and {declared!r} in class table "
                 f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
             )
 

@@ -23,6 +23,7 @@ from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.pipeline.workspace import Workspace
+from ensdistill.stages.networks.folders import hub_folder
 from ensdistill.stages.recipes import PAPER
 
 Positive = Annotated[int, Field(gt=0)]
@@ -86,20 +87,72 @@ class Split(Section):
         return self.ids or ("label_ids" if self.cityscapes else "train_ids")
 
 
+class Tiles(Section):
+    """Parts of an image that a network sees one by one, each `size`, sharing `overlap` pixels."""
+
+    size: Size
+    overlap: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Tiles:
+        if self.overlap[0] >= self.size[0] or self.overlap[1] >= self.size[1]:
+            raise ValueError(f"overlap is {self.overlap}; expected less than size, {self.size}")
+        return self
+
+
+# What networks of a family share; a setting beside `preset` holds.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "imagenet": {
+        "channels": "rgb",
+        "scale": 255.0,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    },
+    # of the ResNet-101 that AdaptSegNet and its many successors start from
+    "caffe": {
+        "channels": "bgr",
+        "scale": 1.0,
+        "mean": (104.00698793, 116.66876762, 122.67891434),
+        "std": (1.0, 1.0, 1.0),
+    },
+}
+
+
 class Preprocess(Section):
     """How an image becomes a network's input; a field left out takes the network's own value.
 
-    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`. `size` is
-    what the image is resized to before, ``image`` leaves it as it is.
+    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`. Before,
+    the image is resized to `size` (``image`` leaves it as it is), or by `factor`. With `scales` the
+    network sees it at each of these multiples of that, with `flip` also mirrored, with `tiles` in
+    parts; what it says is averaged.
     """
 
+    preset: Literal["imagenet", "caffe"] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[PositiveReal, PositiveReal, PositiveReal] | None = None
     scale: PositiveReal | None = None
     channels: Literal["rgb", "bgr"] | None = None
     size: Size | Literal["image"] | None = None
+    factor: PositiveReal | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     align_corners: bool | None = None
+    flip: bool | None = None
+    scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] | None = None
+    tiles: Tiles | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
+            own = {k: v for k, v in given.items() if k != "preset"}
+            return {**PRESETS[given["preset"]], **own}
+        return given
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Preprocess:
+        if self.size is not None and self.factor is not None:
+            raise ValueError("expected one of size and factor")
+        return self
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -108,9 +161,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _require_trust(network: Built, trust: str, where: str) -> None:
-    if network.factory is not None and trust != "code":
+    if (code := network.code) is not None and trust != "code":
         raise ValueError(
-            f"{network.factory} is code that would run here with your rights; if you trust it, "
+            f"{code} is code that would run here with your rights; if you trust it, "
             f"say `trust: code` on {where}"
         )
 
@@ -155,50 +208,109 @@ class Built(Section):
         return [k for k in self.kinds if getattr(self, k) is not None]
 
     @property
-    def folder(self) -> str | None:
-        """The folder, as written in the file."""
-        return self.hf or self.root
+    def code(self) -> str | None:
+        """What of it runs code that came with it, as written in the file."""
+        return self.factory
+
+    @property
+    def paths(self) -> list[str]:
+        """The folders and files it is made from, as written in the file."""
+        return [p for p in (self.hf, self.root, *self.files.values()) if p is not None]
 
 
 class Network(Built):
-    """A frozen network; it may also be a student trained here, by its folder."""
+    """A frozen network, of whatever kind.
 
-    kinds: ClassVar[tuple[str, ...]] = ("hf", "student", "factory")
+    `student` is the folder of one trained here, `onnx`, `exported` (.pt2) and `torchscript` are
+    files. `state_dict` holds the weights where `hf` or `factory` gives the architecture alone; keys
+    that match a pattern of `ignore_keys` may be on one side only. `hf` may also be a hub's
+    ``owner/name`` with the `revision`, 40 hex digits. `output` says what it returns, for each of
+    its channels but the `void_channels`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = (
+        "hf",
+        "student",
+        "onnx",
+        "exported",
+        "torchscript",
+        "factory",
+    )
 
     student: str | None = None
+    onnx: str | None = None
+    exported: str | None = None
+    torchscript: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    state_dict: str | None = None
+    ignore_keys: tuple[str, ...] = ()
+    output: Literal["logits", "probabilities", "ids"] = "logits"
+    void_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")
     def _one_kind(self) -> Network:
         if not self._given:
             raise ValueError(f"expected one of {_listed(self.kinds)}, found none")
-        if self.student is not None and self.divisor != 1:
-            raise ValueError("`divisor` is for hf and factory; a student has its own")
+        for key, used, kinds in (
+            ("divisor", self.divisor != 1, ("hf", "factory", "exported", "torchscript", "onnx")),
+            ("revision", self.revision is not None, ("hf",)),
+            ("state_dict", self.state_dict is not None, ("hf", "factory")),
+            ("precision", self.precision != "float32", tuple(set(self.kinds) - {"onnx"})),
+        ):
+            if used and self.kind not in kinds:
+                raise ValueError(f"`{key}` does not go with `{self.kind}`")
+        if self.ignore_keys and self.state_dict is None:
+            raise ValueError("`ignore_keys` goes with `state_dict`")
+        for key, given in (
+            ("void_channels", bool(self.void_channels)),
+            ("divisor", self.divisor != 1),
+        ):
+            if self.output == "ids" and given:
+                raise ValueError(f"`{key}` is for scores; a network whose output is `ids` has none")
         return self
 
     @property
-    def kind(self) -> Literal["hf", "student", "factory"]:
-        """Which of the three it is."""
-        if self.factory is not None:
-            return "factory"
-        return "hf" if self.hf is not None else "student"
+    def kind(self) -> str:
+        """Which of `kinds` it is."""
+        return self._given[0]
 
     @property
-    def folder(self) -> str:
-        """The folder, as written in the file."""
-        return self.hf or self.student or self.root or ""
+    def code(self) -> str | None:
+        """What of it runs code that came with it, as written in the file."""
+        return self.factory or self.exported or self.torchscript
+
+    @property
+    def path(self) -> str:
+        """The folder or file that it is, or is built from, as written in the file."""
+        return self.root if self.root is not None else str(getattr(self, self.kind))
+
+    @property
+    def paths(self) -> list[str]:
+        """The folders and files it is made from, as written in the file."""
+        more = [self.state_dict] if self.state_dict is not None else []
+        return [self.path, *self.files.values(), *more]
 
 
 class Teacher(Section):
-    """A frozen teacher: its predictions as PNGs, or its network."""
+    """A frozen teacher: its predictions as PNGs, or its network.
+
+    `certainty` are folders of PNGs, by split, that say how sure it is of each label of `labels`:
+    grey values, of which the largest of the file's depth stands for 1. With `keep` a network's
+    largest softmax values (`certainty`), or all of them at the network's own stride (`soft`), are
+    stored too.
+    """
 
     name: str
     labels: Mapping[str, str] | None = None
     network: Network | None = None
     ids: Ids = "train_ids"
+    certainty: Mapping[str, str] | None = None
     classes: str | None = None
     map: Mapping[str, str | None] = {}
     preprocess: Preprocess = Preprocess()
     trust: Literal["none", "code"] = "none"
+    keep: tuple[Literal["certainty", "soft"], ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -215,12 +327,21 @@ class Teacher(Section):
     def _one_source(self) -> Teacher:
         if (self.labels is None) == (self.network is None):
             raise ValueError("expected one of labels and network")
-        if self.network is not None and "ids" in self.model_fields_set:
+        given = self.model_fields_set
+        if self.network is None:
+            if wrong := {"preprocess", "keep"} & given:
+                raise ValueError(f"`{min(wrong)}` is for networks")
+            return self
+        if "ids" in given:
             raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
-        if self.network is not None:
-            _require_trust(self.network, self.trust, "this teacher")
-        if self.labels is not None and "preprocess" in self.model_fields_set:
-            raise ValueError("`preprocess` is for networks")
+        if "certainty" in given:
+            raise ValueError("`certainty` is for predictions in files; say `keep: [certainty]`")
+        _require_trust(self.network, self.trust, "this teacher")
+        ways = [k for k in ("flip", "scales", "tiles") if getattr(self.preprocess, k) is not None]
+        if self.network.output == "ids" and (ways or self.keep):
+            raise ValueError("a network whose output is `ids` has no scores to average or to keep")
+        if "soft" in self.keep and {"scales", "tiles"} & set(ways):
+            raise ValueError("`keep: [soft]` needs the scores of whole images at one scale")
         return self
 
 
@@ -289,8 +410,12 @@ class Training(Section):
             raise ValueError(f"scale is {self.scale}; expected the smaller factor first")
         for key, instead in (
             ("size", "use `input_size`"),
+            ("factor", "use `input_size`"),
             ("interpolation", "training resizes bilinearly"),
             ("align_corners", "logits are resized with align_corners false"),
+            ("flip", "training flips by its own `flip`"),
+            ("scales", "use `scale`"),
+            ("tiles", "use `crop`"),
         ):
             if getattr(self.preprocess, key) is not None:
                 raise ValueError(f"`preprocess.{key}` is for teachers; {instead}")
@@ -361,6 +486,8 @@ class Runtime(Section):
     """How the work is done. Recorded in manifests, never part of a fingerprint."""
 
     device: str = "auto"
+    batch_size: Positive = 1  # of networks that are only run
+    channels_last: bool = True
     workers: Annotated[int, Field(ge=0)] = 2
     threads: Positive | None = None
     checkpoint_every: Positive = 200
@@ -484,11 +611,23 @@ class Experiment:
         """Return the networks and weights that the file names: they may lie in a workspace."""
         config = self.config
         trainings = (config.probe, config.student)
-        networks = [t.network for t in config.teachers if t.network is not None]
-        built: list[Built] = [*networks, *(t.network for t in trainings)]
-        texts = [n.folder for n in built] + [f for n in built for f in n.files.values()]
-        texts += [t.init for t in trainings]
-        return [self.folder(text) for text in texts if text is not None]
+        built: list[Built] = [t.network for t in config.teachers if t.network is not None]
+        built += [t.network for t in trainings]
+        texts = [path for network in built for path in network.paths]
+        texts += [t.init for t in trainings if t.init is not None]
+        return [self.folder(text) for text in texts]
+
+    def network_path(self, network: Network) -> Path:
+        """Return the folder or file of a teacher's network.
+
+        Raises
+        ------
+        DataError
+            If it is on a hub and was not downloaded yet.
+        """
+        if network.revision is not None:
+            return hub_folder(network.path, network.revision, download=False)
+        return self.folder(network.path)
 
     def teacher_table(self, teacher: Teacher) -> ClassTable:
         """Return a teacher's own classes (the experiment's, unless it declares others)."""
@@ -550,9 +689,12 @@ def _problems(experiment: Experiment) -> list[str]:
             )
         if teacher.labels is not None and TRAIN not in teacher.labels:
             problems.append(f"{where}.labels.train is missing")
-        for split in teacher.labels or {}:
-            if split not in config.target:
-                problems.append(f"{where}.labels.{split}: target declares no such split")
+        if teacher.certainty is not None and TRAIN not in teacher.certainty:
+            problems.append(f"{where}.certainty.train is missing")
+        for key in ("labels", "certainty"):
+            for split in getattr(teacher, key) or {}:
+                if split not in config.target:
+                    problems.append(f"{where}.{key}.{split}: target declares no such split")
     for class_name, name in (config.policy.assign or {}).items():
         try:
             tables.require_class(class_name, table.classes, "policy.assign")

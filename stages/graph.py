@@ -27,11 +27,22 @@ from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
-from ensdistill.stages.experiment import TRAIN, Built, Experiment, Student, Teacher, Training
+from ensdistill.stages.experiment import (
+    TRAIN,
+    Built,
+    Experiment,
+    Network,
+    Student,
+    Teacher,
+    Training,
+)
+from ensdistill.stages.networks.folders import onnx_data_files
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
     "infer": 1,
+    "certainty-maps": 1,
+    "soft-maps": 1,
     "probe": 2,
     "certainty": 1,
     "label-model": 1,
@@ -46,6 +57,7 @@ VERSIONS: Mapping[str, int] = {
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
 _BYTES_PER_PIXEL = 0.03
 _WEIGHT_BYTES_PER_PIXEL = 0.1  # of six teachers on CamVid; 0.03 of four on made-up streets
+_SCORE_BYTES_PER_PIXEL = 0.3
 _BYTES_PER_RECORD = 700
 _ALL_FUSIONS = "evaluate --fusions all"
 
@@ -84,15 +96,19 @@ class Local:
         so what a reader has to find.
     predictions : mapping
         Image id to the path of its PNG, for a teacher given by its predictions.
-    network, init : Path or None
-        Folder of a network; file of initial weights.
+    network, init, state_dict : Path or None
+        Folder or file of a network; file of initial weights; of a frozen network's weights.
+    trusted : bool
+        Whether code that comes with the network may run.
     factory : Factory or None
         What makes the network, where its own code does.
     to_target : mapping
         Teacher's id (or raw value of a PNG) to train id or 255.
     weights : mapping
         Path to sha256 of every file of a network that was not made here.
-    device, workers, threads, checkpoint_every, keep_checkpoints, tensorboard
+    device, workers, threads, batch_size, channels_last
+        See `experiment.Runtime`.
+    checkpoint_every, keep_checkpoints, tensorboard
         See `experiment.Runtime`.
     watch : tuple of Picture
         Labelled images that training watches.
@@ -114,9 +130,13 @@ class Local:
     predictions: Mapping[str, str] = field(default_factory=dict)
     network: Path | None = None
     init: Path | None = None
+    state_dict: Path | None = None
+    trusted: bool = False
     factory: Factory | None = None
     to_target: Mapping[int, int] = field(default_factory=dict)
     palette: bool = False
+    batch_size: int = 1
+    channels_last: bool = True
     watch: tuple[Picture, ...] = ()
     tensorboard: Path | None = None
     pixels: Path | None = None
@@ -140,6 +160,12 @@ class Local:
 def infer_id(teacher: str, split: str = TRAIN) -> str:
     """Return the node id of a teacher's label maps on a split."""
     return f"infer[{teacher}]" + _at(split)
+
+
+def kept_ids(teacher: Teacher) -> list[str]:
+    """Return the node ids of what is kept of a teacher beside its label maps."""
+    kept = ["certainty"] if teacher.certainty is not None else sorted(teacher.keep)
+    return [f"{what}-maps[{teacher.name}]" for what in kept]
 
 
 def build(
@@ -170,6 +196,8 @@ def build(
     method, strategy = config.fusion.method, config.policy.strategy
     channel, by_model = (all_fusions or method == m for m in ("channel", "label-model"))
     nodes = [graph.infer(t, TRAIN) for t in experiment.teachers]
+    for t in experiment.teachers:
+        nodes += [graph.kept(t, node_id) for node_id in kept_ids(t)]
     if by_model or graph.weighted or (channel and strategy == "reliability"):
         nodes.append(graph.label_model(names))
     if channel and strategy == "certainty":
@@ -261,35 +289,12 @@ class _Graph:
                     runtime={"folder": str(folder)},
                     item_bytes=self.label_bytes(split),
                 )
-            assert teacher.network is not None
-            folder = exp.folder(teacher.network.folder)
-            where = f"teachers[{teacher.name}].network"
-            factory: Factory | None = None
-            weights: dict[str, str]
-            if teacher.network.factory is not None:
-                factory = self.factory(teacher.network)
-                network, weights = self.factory_files(teacher.network, where)
-            else:
-                network, weights = self.network_files(folder, where)
-            recipe |= {
-                "source": teacher.network.kind,
-                "network": network,
-                "teacher_classes": list(table.classes),
-                "preprocess": _settings(teacher.preprocess),
-                **_divisor(teacher.network),
-            }
+            local = self.teacher_local(teacher, split, upstream)
             return Work(
-                recipe,
+                recipe | self.teacher_recipe(teacher),
                 items=items,
-                local=self.local(
-                    split,
-                    upstream,
-                    network=folder,
-                    factory=factory,
-                    weights=weights,
-                    to_target=to_target,
-                ),
-                runtime=self.runtime() | {"folder": str(folder)},
+                local=local,
+                runtime=self.runtime() | {"folder": str(local.network)},
                 item_bytes=self.label_bytes(split),
             )
 
@@ -302,6 +307,124 @@ class _Graph:
             "infer:run_labels" if teacher.labels is not None else "infer:run_network",
             f"infer-teacher {teacher.name}" if split == TRAIN else f"evaluate --split {split}",
         )
+
+    def kept(self, teacher: Teacher, node_id: str) -> Node:
+        """Scores of a teacher beside its label maps: nodes of their own, so that these stay fresh.
+
+        `certainty-maps[t]` holds how sure the teacher is of each label, `soft-maps[t]` its softmax.
+        """
+        stage = node_id.partition("[")[0]
+
+        def plan(upstream: Upstream) -> Work:
+            if teacher.certainty is not None:
+                return self.read_certainty(teacher, upstream)
+            local = self.teacher_local(teacher, TRAIN, upstream)
+            return Work(
+                self.teacher_recipe(teacher),
+                items=self.items(TRAIN, upstream),
+                local=local,
+                runtime=self.runtime() | {"folder": str(local.network)},
+                item_bytes=self.label_bytes(TRAIN, _SCORE_BYTES_PER_PIXEL),
+            )
+
+        run = "run_labels" if teacher.certainty is not None else f"run_{stage.partition('-')[0]}"
+        return self.node(
+            node_id,
+            stage,
+            f"{teacher.name}-{TRAIN}",
+            [],
+            plan,
+            f"kept:{run}",
+            f"infer-teacher {teacher.name}",
+        )
+
+    def read_certainty(self, teacher: Teacher, upstream: Upstream) -> Work:
+        """Return the work of reading how sure a teacher is from PNGs."""
+        exp, items = self.experiment, self.items(TRAIN, upstream)
+        assert teacher.certainty is not None
+        folder = exp.folder(teacher.certainty[TRAIN])
+        where = f"teachers[{teacher.name}].certainty.{TRAIN}"
+        pngs = images.predictions(folder, [item.id for item in items], where)
+        digests = exp.files.digests(list(pngs.values()))
+        return Work(
+            {"source": "labels"},
+            items=Items(
+                Item(item.id, {**item.content, "certainty": found})
+                for item, found in zip(items, digests, strict=True)
+            ),
+            local=self.local(
+                TRAIN,
+                upstream,
+                more_digests=dict(zip(pngs.values(), digests, strict=True)),
+                predictions=pngs,
+            ),
+            runtime={"folder": str(folder)},
+            item_bytes=self.label_bytes(TRAIN, _SCORE_BYTES_PER_PIXEL),
+        )
+
+    def teacher_recipe(self, teacher: Teacher) -> dict[str, Json]:
+        """Return what decides what a teacher's network says of an image."""
+        network = teacher.network
+        assert network is not None
+        found, _ = self.teacher_files(teacher)
+        recipe: dict[str, Json] = {
+            "source": network.kind,
+            "network": found,
+            "teacher_classes": list(self.experiment.teacher_table(teacher).classes),
+            "preprocess": _settings(teacher.preprocess),
+            **_divisor(network),
+        }
+        for key in ("ignore_keys", "output", "void_channels", "precision"):
+            if (value := getattr(network, key)) != Network.model_fields[key].default:
+                recipe[key] = sorted(value) if isinstance(value, tuple) else value
+        return recipe
+
+    def teacher_local(self, teacher: Teacher, split: str, upstream: Upstream) -> Local:
+        """Return `local` with what running a teacher's network needs."""
+        exp, network = self.experiment, teacher.network
+        assert network is not None
+        _, digests = self.teacher_files(teacher)
+        mapping = exp.teacher_map(teacher)
+        return self.local(
+            split,
+            upstream,
+            network=self.experiment.network_path(network),
+            factory=None if network.factory is None else self.factory(network),
+            state_dict=None if network.state_dict is None else exp.folder(network.state_dict),
+            trusted=teacher.trust == "code",
+            weights=digests,
+            to_target=to_target_ids(exp.teacher_table(teacher), exp.classes, mapping),
+        )
+
+    def teacher_files(self, teacher: Teacher) -> tuple[dict[str, Json], dict[str, str]]:
+        """Return what a teacher's network is made from, and the digest of each file by path."""
+        network, where = teacher.network, f"teachers[{teacher.name}].network"
+        assert network is not None
+        path = self.experiment.network_path(network)
+        if network.factory is not None:
+            found, digests = self.factory_files(network, where)
+        elif path.is_dir() or network.kind in ("hf", "student"):
+            found, digests = self.network_files(path, where, code=teacher.trust == "code")
+        else:
+            found, digests = self.file_digests(path, f"{where}.{network.kind}", network.kind)
+        if network.state_dict is not None:
+            weights = self.experiment.folder(network.state_dict)
+            own, more = self.file_digests(weights, f"{where}.state_dict", "state_dict")
+            return {**found, **own}, {**digests, **more}
+        return found, digests
+
+    def file_digests(
+        self, path: Path, where: str, key: str
+    ) -> tuple[dict[str, Json], dict[str, str]]:
+        """Return the digest of a file, and of what belongs to it, by key and by path."""
+        if not path.is_file():
+            raise DataError(f"{where}: {path} is no file")
+        digest_of = self.experiment.files.digest
+        data = onnx_data_files(path) if key == "onnx" else []
+        found: dict[str, Json] = {key: digest_of(path)}
+        # by what follows the model's own name, which means nothing
+        found |= {p.name.removeprefix(path.name): digest_of(p) for p in data}
+        return found, {str(p): digest_of(p) for p in (path, *data)}
 
     def covers(self, teacher: Teacher, split: str) -> bool:
         """Whether a teacher can label a split."""
@@ -733,6 +856,8 @@ class _Graph:
             pictures=tuple(pictures),
             classes=self.experiment.classes,
             device=runtime.device,
+            batch_size=runtime.batch_size,
+            channels_last=runtime.channels_last,
             workers=runtime.workers,
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,
@@ -798,7 +923,7 @@ class _Graph:
         recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.architecture
-        if settings.network.folder is not None:
+        if settings.network.paths:
             network, _ = self.training_files(settings)
         if (init := self.init(settings)) is not None:
             recipe["init"] = self.experiment.files.digest(init)
@@ -846,16 +971,17 @@ class _Graph:
         _, digests = self.training_files(settings)
         return {"factory": self.factory(settings.network), "weights": digests}
 
-    def network_files(self, folder: Path, where: str) -> tuple[dict[str, Json], dict[str, str]]:
+    def network_files(
+        self, folder: Path, where: str, *, code: bool = False
+    ) -> tuple[dict[str, Json], dict[str, str]]:
         """Return the digest of every file of a network's folder that can change its output.
 
-        By name, as it enters a recipe, and by path.
+        By name, as it enters a recipe, and by path; with `code` also of its modules.
         """
         if not folder.is_dir():
             raise DataError(f"{where}: {folder} is no folder")
-        found = sorted(
-            p for p in folder.iterdir() if p.suffix in (".json", ".safetensors") and p.is_file()
-        )
+        kinds = (".json", ".safetensors", ".txt", *([".py"] if code else []))
+        found = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.is_file())
         if not found:
             raise DataError(f"{where}: {folder} holds no .json and .safetensors files")
         digest_of = self.experiment.files.digest

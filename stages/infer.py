@@ -6,22 +6,27 @@ no scale is.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Set
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.pictures import Decoder
-from ensdistill.pipeline.node import Job
+from ensdistill.data.pictures import Decoder, UInt8
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job, Work
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
-from ensdistill.stages.parallel import for_each
+from ensdistill.stages.parallel import Queue, for_each
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.factory import FactoryNetwork
     from ensdistill.stages.networks.frozen import FrozenNetwork
+    from ensdistill.stages.networks.stream import Want
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,10 @@ def run_labels(job: Job) -> dict[str, Any]:
 
 
 def run_network(job: Job) -> dict[str, Any]:
-    """Run a network over the images into a label store, one image at a time.
+    """Run a network over the images into a label store.
 
-    Single images, since logits differ in their last bits between batch sizes.
+    Batches are cut from the whole list, so that what else is missing changes no label: logits
+    differ in their last bits between batches of different sizes.
     """
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
@@ -65,36 +71,86 @@ def run_network(job: Job) -> dict[str, Any]:
     to_target = np.full(256, IGNORE_INDEX, np.uint8)
     for own, goal in local.to_target.items():
         to_target[own] = goal
-    images = {p.id: p.image for p in local.pictures}
-    with closing(_network(job)) as network:
-        job.ran_on.update(network.facts)
-        for place in maps.missing:
-            file = images[place.id]
-            labels = network.label(file, local.digests[str(file)])
-            maps.journal(place, maps.write(place, to_target[labels]))
-            job.progress.advance()
+    legal = np.isin(np.arange(256), [*local.to_target, IGNORE_INDEX])
+    missing = {place.id: place for place in maps.missing}
+
+    def write(image_id: str, labels: UInt8) -> None:
+        if not legal[labels].all():
+            raise DataError(
+                f"{image_id}: the network's output is an id that is neither one of its "
+                f"{len(local.to_target.keys() - {IGNORE_INDEX})} declared classes nor "
+                f"{IGNORE_INDEX}"
+            )
+        maps.journal(missing[image_id], maps.write(missing[image_id], to_target[labels]))
+        job.progress.advance()
+
+    folder = job.inputs["network"].path if "network" in job.inputs else local.network
+    see_all(job, open_network(job.work, folder), set(missing), "labels", write)
     return _summary(job)
 
 
-def _network(job: Job) -> FrozenNetwork | FactoryNetwork:
+def see_all(
+    job: Job,
+    network: FrozenNetwork | FactoryNetwork,
+    missing: Set[str],
+    want: Want,
+    done: Callable[..., object],
+) -> None:
+    """Let a network see all batches in which an image is missing.
+
+    Parameters
+    ----------
+    job : Job
+        Its local's pictures are the images. What the network ran on is noted there.
+    network : FrozenNetwork or FactoryNetwork
+        The network; closed afterwards.
+    missing : set of str
+        Ids of the images that `done` is to be called for.
+    want : str
+        See `networks.stream.Want`.
+    done : callable
+        Gets an image's id and what is wanted of it, in a thread of its own, one after another.
+    """
+    from ensdistill.stages.networks.stream import Clock, Request
+
+    local: Local = job.work.local
+    size = local.batch_size
+    pictures = [local.pictures[k : k + size] for k in range(0, len(local.pictures), size)]
+    batches = [batch for batch in pictures if any(p.id in missing for p in batch)]
+    requests = [
+        [Request(str(p.image), local.digests[str(p.image)]) for p in batch] for batch in batches
+    ]
+    clock = Clock()
+    begin = time.perf_counter()
+    with (
+        closing(network),
+        Queue() as queue,
+        closing(network.stream(requests, want, clock, job.progress.message)) as found,
+    ):
+        for batch, of_batch in zip(batches, found, strict=True):
+            with clock.spent("write"):
+                for picture, arrays in zip(batch, of_batch, strict=True):
+                    if picture.id in missing:
+                        queue.put(done, picture.id, *arrays)
+        job.ran_on.update(network.facts)
+    seconds = time.perf_counter() - begin
+    job.ran_on["time"] = clock.shares(seconds)
+    job.progress.message(
+        f"{job.node.id}: {len(missing) / seconds:.1f} images/s ({clock.shares(seconds)})"
+    )
+
+
+def open_network(work: Work, folder: Path | None) -> FrozenNetwork | FactoryNetwork:
+    """Return the network of a node, which lies in a folder or file unless code makes it."""
     from ensdistill.stages.networks.factory import FactoryNetwork
     from ensdistill.stages.networks.frozen import load_network
 
-    local: Local = job.work.local
-    recipe: dict[str, Any] = job.work.recipe
-    if recipe["source"] == "factory":
+    local: Local = work.local
+    if work.recipe["source"] == "factory":
         assert local.factory is not None
         local.require_weights()
-        return FactoryNetwork(
-            local.factory,
-            recipe["preprocess"],
-            recipe["teacher_classes"],
-            recipe.get("divisor", 1),
-            local.device,
-            local.threads,
-        )
-    folder = job.inputs["network"].path if "network" in job.inputs else local.network
-    return load_network(folder, recipe, local)
+        return FactoryNetwork(local.factory, work.recipe, local)
+    return load_network(folder, work.recipe, local)
 
 
 def _summary(job: Job) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from ensdistill.pipeline.node import Progress
 T = TypeVar("T")
 R = TypeVar("R")
 
+_WAITING: Final = 8  # calls of a queue
 _TRIAL: Final = 0.25  # seconds that are worked here before it is asked how long the rest takes
 _STARTING: Final = 2.0  # seconds that must be saved before processes are started
 _TASK: Final = 0.25  # seconds of work in a task: what an interruption loses of each worker
@@ -36,6 +38,33 @@ _THREADS: Final = (
 )
 
 _work: Callable[[Any], Any]  # of a worker process
+
+
+class Queue:
+    """Calls, one after another in a thread, while the caller goes on.
+
+    Few wait at a time. Leaving the block waits for all of them; what one of them raised is raised
+    by a later `put`, or there.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "queue")
+        self._waiting: deque[Future[object]] = deque()
+
+    def put(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Have a call made, after waiting for an early one where too many are waiting."""
+        while len(self._waiting) >= _WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(call, *arguments))
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            for call in self._waiting:
+                call.result()
 
 
 def for_each(

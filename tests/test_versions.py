@@ -17,7 +17,9 @@ from ensdistill.stages.functional import labelmodel, policy
 from ensdistill.stages.functional.certainty import mean_certainty
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
 from ensdistill.stages.functional.scores import mean_iou
+from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import VERSIONS
+from ensdistill.stages.networks import frozen
 from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.training import loop, samples
 
@@ -79,20 +81,32 @@ def one_pixel_further(self, path, *more):
 
 
 READ = pictures.Decoder.read
-LOGITS = FrozenNetwork.logits
+SCORES = FrozenNetwork._scores
 CHANGES = {
     "predictions one pixel further": ("infer", pictures.Decoder, "read", one_pixel_further),
     "a network's least likely class": (
         "infer",
         FrozenNetwork,
-        "logits",
-        lambda self, image: -LOGITS(self, image),
+        "_scores",
+        lambda self, batch: -SCORES(self, batch),
     ),
     "a network's logits at other corners": (
         "infer",
+        frozen,
+        "unify",
+        lambda *args, **more: unify(*args, **{**more, "align_corners": True}),
+    ),
+    "certainty of other corners": (
+        "certainty-maps",
+        frozen,
+        "unify",
+        lambda *args, **more: unify(*args, **{**more, "align_corners": True}),
+    ),
+    "the softmax of twice the logits": (
+        "soft-maps",
         FrozenNetwork,
-        "align_corners",
-        property(lambda self: True),
+        "_scores",
+        lambda self, batch: 2 * SCORES(self, batch),
     ),
     "a constant learning rate of the probe": ("probe", loop, "learning_rate", lambda r, _: r["lr"]),
     "a constant learning rate": ("student", loop, "learning_rate", lambda recipe, _: recipe["lr"]),

@@ -123,3 +123,27 @@ def files_of(folder: Path):
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
+
+
+def segformer(folder, classes=19):
+    """Write a small random SegFormer as a folder of transformers."""
+    import torch
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_labels=classes,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        decoder_hidden_size=16,
+        num_attention_heads=[1, 1, 1, 1],
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    return folder
+
+
+def network_world(world, **entry):
+    """Make one network the only teacher."""
+    world.settings["teachers"] = [{"name": "seg", **entry}]
+    world.write()
+    return world

@@ -10,6 +10,8 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
 
+_SHOWN = 6  # classes of an image
+
 
 @click.command()
 @options.config
@@ -18,8 +20,8 @@ from ensdistill.cli.progress import display
 def command(config: Path, rehash: bool, as_json: bool) -> None:
     """Find everything that is wrong with the experiment file and its inputs.
 
-    Reads every image and every prediction once (what it found is remembered by content). Ground
-    truth is listed, not opened.
+    Reads every image and every prediction once, and lets each network see one image (what it found
+    is remembered by content). Ground truth is listed, not opened.
 
     \b
     Example:
@@ -27,10 +29,13 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     """
     from ensdistill.stages.check import check
     from ensdistill.stages.experiment import load
+    from ensdistill.stages.trial import try_networks
 
     experiment = load(config, rehash=rehash)
     with display() as shown:
         found = check(experiment, list(experiment.config.target), shown.bar("check"))
+        for name, trial in try_networks(experiment, shown.bar("check")).items():
+            found["teachers"][name]["trial"] = trial
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -46,4 +51,11 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
             click.echo(f"  {', '.join(moved)}")
         if teacher["never_labels"]:
             click.echo(f"  never labels {', '.join(teacher['never_labels'])}")
+        if "trial" in teacher:
+            shares = [f"{c} {100 * s:.0f} %" for c, s in teacher["trial"]["labels"].items()]
+            more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
+            image = Path(teacher["trial"]["image"]).name
+            click.echo(f"  {image}: {', '.join(shares[:_SHOWN])}{more}")
+            for warning in teacher["trial"]["warnings"]:
+                click.echo(f"  warning: {warning}")
     click.echo("all inputs are as declared")

@@ -12,7 +12,7 @@ from ensdistill.cli.execute import execute, say, teachers_named
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment import Experiment
-from ensdistill.stages.graph import infer_id
+from ensdistill.stages.graph import infer_id, kept_ids
 
 
 @click.command()
@@ -40,7 +40,9 @@ def command(
     """
 
     def choose(experiment: Experiment, _: Sequence[Node]) -> Sequence[str]:
-        return [infer_id(n) for n in teachers_named(experiment, names)]
+        named = teachers_named(experiment, names)
+        teachers = [t for t in experiment.teachers if t.name in named]
+        return [node_id for t in teachers for node_id in (infer_id(t.name), *kept_ids(t))]
 
     experiment, report, decisions = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part

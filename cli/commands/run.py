@@ -13,7 +13,7 @@ from ensdistill.cli.execute import execute, report_json, say
 from ensdistill.pipeline.node import Node
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment
-from ensdistill.stages.graph import evaluation_ids
+from ensdistill.stages.graph import evaluation_ids, kept_ids
 
 
 @click.command()
@@ -36,7 +36,8 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
 
     def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
         evaluated = [n for s in splits(experiment)[1:] for n in evaluation_ids(nodes, s)]
-        return ["student", *evaluated]
+        kept = [n for t in experiment.teachers for n in kept_ids(t)]
+        return [*kept, "student", *evaluated]
 
     experiment, report, decisions = execute(
         config,

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensdistill.data.pictures import UInt8
 from ensdistill.pipeline.errors import DataError, EnsdistillError
-from ensdistill.stages.graph import Factory
+from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.networks.stream import Clock, Request, Want
+
+if TYPE_CHECKING:
+    from ensdistill.stages.networks.frozen import FrozenNetwork
 
 
 class FactoryNetwork:
@@ -34,16 +39,10 @@ class FactoryNetwork:
     ----------
     factory : Factory
         What makes it.
-    preprocess : mapping
-        The declared preprocessing.
-    classes : sequence of str
-        The teacher's classes, as many as the network has channels.
-    divisor : int
-        Its input sizes are padded to a multiple of it.
-    device : str
-        Where it runs.
-    threads : int or None
-        Threads of torch.
+    recipe : mapping
+        The teacher's.
+    local : Local
+        How and where it runs.
 
     Attributes
     ----------
@@ -56,15 +55,7 @@ class FactoryNetwork:
         If the function cannot be imported or called, or returns something else.
     """
 
-    def __init__(
-        self,
-        factory: Factory,
-        preprocess: Mapping[str, Any],
-        classes: Sequence[str],
-        divisor: int,
-        device: str,
-        threads: int | None,
-    ):
+    def __init__(self, factory: Factory, recipe: Mapping[str, Any], local: Local):
         self._factory = factory
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         # compiled files go by date and size: those of other code may pass for this code's
@@ -78,26 +69,43 @@ class FactoryNetwork:
             env=environment,
             start_new_session=True,  # an interrupt is for us; it ends when we do
         )
-        order = asdict(factory) | {"root": str(factory.root)}
-        order |= {"preprocess": dict(preprocess), "classes": len(classes), "divisor": divisor}
+        order = asdict(factory) | {"root": str(factory.root), "recipe": dict(recipe)}
+        if local.state_dict is not None:
+            order["state_dict"] = str(local.state_dict.resolve())
+        runtime = ("trusted", "device", "threads", "channels_last", "workers")
+        order |= {key: getattr(local, key) for key in runtime}
         try:
-            self.facts = self._ask(order | {"device": device, "threads": threads})
+            self._tell(order)
+            self.facts = self._answer()["facts"]
         except BaseException:
             self.close()
             raise
 
-    def label(self, image: Path, sha256: str) -> UInt8:
-        """Return the (H, W) uint8 argmax labels of one photograph, in the teacher's own ids."""
-        size = self._ask({"image": str(image), "sha256": sha256})
-        height, width = size["height"], size["width"]
-        assert self._process.stdout is not None
-        content = self._process.stdout.read(height * width)
-        if len(content) != height * width:
-            raise self._ended()
-        return np.frombuffer(content, np.uint8).reshape(height, width)
+    def stream(
+        self,
+        batches: Sequence[Sequence[Request]],
+        want: Want,
+        clock: Clock,
+        say: Callable[[str], object],
+    ) -> Generator[list[tuple[NDArray[Any], ...]]]:
+        """Yield what is wanted of each photograph (see `stream.stream`)."""
+        self._tell({"batches": batches, "want": want})
+        found: list[tuple[NDArray[Any], ...]] = []
+        while "facts" not in (answer := self._answer()):
+            if "said" in answer:
+                say(answer["said"])
+                continue
+            found.append(tuple(self._array(*described) for described in answer["arrays"]))
+            if answer["last"]:
+                yield found
+                found = []
+        self.facts = answer["facts"]
+        clock.network += answer["network"]
+        clock.decode += answer["decode"]
 
     def close(self) -> None:
         """End the process."""
+        self._process.terminate()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
@@ -105,15 +113,25 @@ class FactoryNetwork:
         self._process.wait()
         self._compiled.cleanup()
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
+    def _array(self, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
         assert self._process.stdout is not None
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        content = self._process.stdout.read(size)
+        if len(content) != size:
+            raise self._ended()
+        return np.frombuffer(content, dtype).reshape(shape)
+
+    def _tell(self, request: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
         except BrokenPipeError:
-            line = b""
+            raise self._ended() from None
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
@@ -129,21 +147,21 @@ class FactoryNetwork:
 
 
 def main() -> None:
-    """Serve one network: an order, then an image a line, until the other end is closed."""
+    """Serve one network: an order, then requests, until the other end is closed."""
     # what the user's code prints must not get between the answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    network = None
+    network: Any = None
     for line in sys.stdin.buffer:
-        request = json.loads(line)
+        order = json.loads(line)
         try:
             if network is None:
-                network = _load(request)
-                _answer(answers, network.facts)
+                network = _load(order)
+                _answer(answers, {"facts": network.facts})
             else:
-                labels = network.label(Path(request["image"]), request["sha256"])
-                height, width = labels.shape
-                _answer(answers, {"height": height, "width": width}, labels.tobytes())
+                _serve(network, order, answers)
+        except BrokenPipeError:
+            return  # nobody waits for it any more
         except EnsdistillError as error:
             _answer(answers, {"error": str(error)})
         except Exception as error:
@@ -151,25 +169,45 @@ def main() -> None:
             _answer(answers, {"error": f"{type(error).__name__}: {error}"})
 
 
-def _answer(answers: BinaryIO, header: Mapping[str, Any], content: bytes = b"") -> None:
-    answers.write(json.dumps(header).encode() + b"\n" + content)
+def _serve(network: FrozenNetwork, order: Mapping[str, Any], answers: BinaryIO) -> None:
+    batches = [[Request(*request) for request in batch] for batch in order["batches"]]
+    clock = Clock()
+
+    def say(text: str) -> None:
+        _answer(answers, {"said": text})
+
+    for found in network.stream(batches, order["want"], clock, say):
+        for k, arrays in enumerate(found):
+            described = [(a.dtype.str, a.shape) for a in arrays]
+            header = {"arrays": described, "last": k == len(found) - 1}
+            _answer(answers, header, *(np.ascontiguousarray(a).data for a in arrays))
+    _answer(answers, {"facts": network.facts, "network": clock.network, "decode": clock.decode})
+
+
+def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) -> None:
+    answers.write(json.dumps(header).encode() + b"\n")
+    for part in content:
+        answers.write(part)
     answers.flush()
 
 
-def _load(order: Mapping[str, Any]) -> Any:
+def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     from ensdistill.stages.networks.code import require_module
-    from ensdistill.stages.networks.frozen import FrozenNetwork, pick_device, set_threads
-    from ensdistill.stages.networks.preprocessing import Preprocessing
-    from ensdistill.stages.networks.students import pad_to_multiple
+    from ensdistill.stages.networks.frozen import freeze, pick_device, set_threads
+    from ensdistill.stages.networks.state_dicts import OPT_IN, fit_weights, read_tensors
 
     set_threads(order["threads"])
     sys.path.insert(0, order["root"])
     name, function = order["function"].split(":")
     found = getattr(importlib.import_module(name), function)(**order["kwargs"])
     module = require_module(found, order["function"])
-    preprocessing = Preprocessing.from_settings(order["preprocess"])
-    module = pad_to_multiple(module, order["divisor"], align_corners=preprocessing.align_corners)
-    return FrozenNetwork(module, preprocessing, pick_device(order["device"]), order["classes"])
+    recipe = order["recipe"]
+    if "state_dict" in order:
+        file = Path(order["state_dict"])
+        weights = read_tensors(file, trusted=order["trusted"], or_else=OPT_IN)
+        fit_weights(module, weights, file, recipe.get("ignore_keys", ()))
+    runtime = {key: order[key] for key in ("channels_last", "workers")}
+    return freeze(module, {}, recipe, pick_device(order["device"]), **runtime)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ensdistill.pipeline.errors import DataError
 
@@ -14,7 +15,9 @@ _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 
 
-def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) -> list[str] | int:
+def network_classes(
+    folder: Path, kind: str, where: str, *, weights: bool = True
+) -> list[str] | int:
     """Return the names of a network's classes, or only their number where it gives no names.
 
     Parameters
@@ -22,16 +25,18 @@ def network_classes(folder: Path, kind: Literal["hf", "student"], where: str) ->
     folder : Path
         A transformers folder, or that of a student trained here.
     kind : str
-        Which of the two.
+        ``"hf"`` or ``"student"``.
     where : str
         The key of the experiment file, for errors.
+    weights : bool
+        Whether weights must be there.
 
     Raises
     ------
     DataError
         If the folder does not hold such a network with weights as safetensors, or not all of it.
     """
-    if not any((folder / name).is_file() for name in _WEIGHTS):
+    if weights and not any((folder / name).is_file() for name in _WEIGHTS):
         raise DataError(
             f"{where}: {folder} holds no {_WEIGHTS[0]}; expected a folder written by "
             + ("`model.save_pretrained(folder)`" if kind == "hf" else "`ensdistill train-student`")
@@ -142,3 +147,46 @@ def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
             f"loads {_WEIGHTS[0]}, and that file in `files`; {NETWORK} says which `preprocess` "
             "it needs"
         )
+
+
+def onnx_data_files(model: Path) -> list[Path]:
+    """Return the files beside an ONNX model that may hold its weights: its name begins theirs."""
+    found = model.parent.glob(f"{glob.escape(model.name)}[._]*")
+    return sorted(p for p in found if p.is_file())
+
+
+def hub_folder(name: str, revision: str, *, download: bool) -> Path:
+    """Return the folder of a hub's model at a revision.
+
+    Parameters
+    ----------
+    name : str
+        ``"owner/name"``.
+    revision : str
+        40 hex digits: branches and tags move.
+    download : bool
+        Whether to download what is not there; weights as safetensors, and no code.
+
+    Raises
+    ------
+    DataError
+        If it is not there, or cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.txt"],
+            local_files_only=not download,
+        )
+    except Exception as error:  # of many kinds: no such model, no network, a full disk
+        if not download:
+            raise DataError(
+                f"{name} at {revision} was not downloaded; `ensdistill check` does it"
+            ) from error
+        raise DataError(
+            f"{name} at {revision} cannot be downloaded ({type(error).__name__}: {error})"
+        ) from error
+    return Path(found)

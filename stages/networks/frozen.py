@@ -3,52 +3,82 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.data.pictures import UInt8
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.functional.unify import unify
+from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.stages.functional.unify import (
+    Piece,
+    Unified,
+    View,
+    mean_softmax,
+    resize_ids,
+    tile_boxes,
+    unify,
+)
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.folders import (
     NETWORK,
     hf_preprocessing,
+    onnx_data_files,
     read_description,
     require_no_code,
 )
+from ensdistill.stages.networks.opened import (
+    OnnxNetwork,
+    exported_network,
+    scores_of,
+    torchscript_network,
+)
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.state_dicts import OPT_IN, fit_weights, read_tensors
+from ensdistill.stages.networks.stream import Clock, Request, Want, stream
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     Padded,
     build_student,
     hf_segmentation,
+    named_as_in,
     pad_to_multiple,
 )
+from ensdistill.stages.networks.universal import HfUniversal
 
 WEIGHTS: Final = "model.safetensors"
 
 
 class FrozenNetwork:
-    """A network in evaluation mode, from one photograph to its logits.
+    """A network in evaluation mode, from photographs to what it says of them.
 
     Parameters
     ----------
     module : nn.Module
-        (N, 3, H, W) float32 to (N, C, h, w).
+        (N, 3, H, W) float32 to (N, C, h, w) scores, or to ids.
     preprocessing : Preprocessing
-        What happens to the photograph before.
+        What happens to a photograph before.
     device : torch.device
         Where it runs.
-    classes : int, optional
-        Channels that its logits must have.
+    reading : Reading, optional
+        How its output is to be read.
+    channels_last : bool
+        How tensors lie in memory.
+    workers : int
+        Threads that decode photographs.
+
+    Attributes
+    ----------
+    at_once : int or None
+        Photographs that fit into memory; None while all that were asked for do.
     """
 
     def __init__(
@@ -56,58 +86,204 @@ class FrozenNetwork:
         module: nn.Module,
         preprocessing: Preprocessing,
         device: torch.device,
-        classes: int | None = None,
+        reading: Reading | None = None,
+        *,
+        channels_last: bool = True,
+        workers: int = 1,
     ):
-        self._classes = classes
+        self.at_once: int | None = None
+        self._workers = workers
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.module = module.to(device).eval()
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing
         self.device = device
-
-    @property
-    def align_corners(self) -> bool:
-        """How its logits are to be resized."""
-        return self.preprocessing.align_corners
+        self.reading = reading or Reading()
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides the last bits of its results."""
-        return platform_facts(self.device)
-
-    def label(self, image: Path, sha256: str) -> UInt8:
-        """Return the (H, W) uint8 argmax labels of one photograph, in the network's own ids.
-
-        Raises
-        ------
-        DataError
-            If the file is another one than was planned for, or the output is not a number.
-        """
-        photograph = read_image(image, sha256)
-        height, width, _ = photograph.shape
-        logits = self.logits(photograph)
-        labels, sure = unify(logits, (height, width), align_corners=self.align_corners)
-        if torch.isnan(sure).any():
-            raise DataError(f"the network's output for {image} is not a number")
-        return np.asarray(labels.cpu().numpy(), np.uint8)
+        halved = {} if self.at_once is None else {"batch_size": self.at_once}
+        return platform_facts(self.device) | halved
 
     def close(self) -> None:
         """Nothing to do: it goes with this process."""
 
-    def logits(self, image: UInt8) -> Tensor:
-        """Return the (C, h, w) float32 logits of one (H, W, 3) uint8 RGB photograph."""
-        resized = self.preprocessing.resize(image)
-        batch = torch.tensor(resized).permute(2, 0, 1)[None].to(self.device)
-        with torch.inference_mode():
-            found = self.module(self.preprocessing.normalise(batch))
-        if not isinstance(found, Tensor) or found.ndim != 4:
-            raise DataError(
-                f"the network returned {type(found).__name__}; expected (N, C, h, w) logits"
+    def stream(
+        self,
+        batches: Sequence[Sequence[Request]],
+        want: Want,
+        clock: Clock,
+        say: Callable[[str], object],
+    ) -> Generator[list[tuple[NDArray[Any], ...]]]:
+        """Yield what is wanted of each photograph (see `stream.stream`)."""
+        return stream(self, batches, want, workers=self._workers, clock=clock, say=say)
+
+    def look(self, photograph: UInt8) -> Unified:
+        """Return the labels of one (H, W, 3) uint8 photograph and how sure they are."""
+        inputs = self.tensors([self.preprocessing.resize(photograph)])
+        return self.unified([photograph], inputs)[0]
+
+    def unified(
+        self, photographs: Sequence[UInt8], inputs: Sequence[Tensor], *, certainty: bool = True
+    ) -> list[Unified]:
+        """Return labels, and how sure they are, of photographs of one size, on the device.
+
+        Parameters
+        ----------
+        photographs : sequence of (H, W, 3) uint8
+            For their size.
+        inputs : sequence of (N, 3, h, w) uint8
+            All of them as the network sees them: one tensor for each of the scales.
+        certainty : bool
+            Whether certainties are wanted.
+        """
+        height, width, _ = photographs[0].shape
+        if self.reading.output == "ids":
+            return [
+                Unified(resize_ids(ids, (height, width)), None, torch.tensor(True))
+                for ids in self._ids(inputs[0])
+            ]
+        return [
+            unify(
+                views,
+                (height, width),
+                align_corners=self.preprocessing.align_corners,
+                output=self.reading.output,
+                certainty=certainty,
             )
-        if self._classes not in (None, found.shape[1]):
+            for views in zip(*self._views(inputs), strict=True)
+        ]
+
+    def soft(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the (C, h, w) float32 softmax of each photograph at the network's own stride."""
+        assert self.reading.output != "ids"
+        of_each = zip(*self._views(inputs), strict=True)
+        return [mean_softmax(views, output=self.reading.output) for views in of_each]
+
+    def tensors(self, photographs: Sequence[Sequence[UInt8]]) -> list[Tensor]:
+        """Return (N, 3, h, w) uint8 for each scale, on the device; `photographs` are resized."""
+        return [self._to_device(np.stack(images)) for images in zip(*photographs, strict=True)]
+
+    def _to_device(self, images: UInt8) -> Tensor:
+        batch = torch.from_numpy(images)
+        if self.device.type == "cuda":  # from pinned memory, so that nobody waits for the copy
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def _views(self, inputs: Sequence[Tensor]) -> list[list[View]]:
+        """Return for each way of seeing the photographs what was said of each of them."""
+        found = []
+        for batch in inputs:
+            for flipped in (False, True) if self.preprocessing.flip else (False,):
+                found.append(self._view(batch.flip(3) if flipped else batch, flipped=flipped))
+        return found
+
+    def _view(self, batch: Tensor, *, flipped: bool) -> list[View]:
+        size = (batch.shape[2], batch.shape[3])
+        boxes = [(0, 0, *size)]
+        if self.preprocessing.tiles is not None:
+            tiles = self.preprocessing.tiles
+            boxes = tile_boxes(size, tiles["size"], tiles["overlap"])
+        pieces = []
+        for box in boxes:
+            top, left, height, width = box
+            scores = self._scores(batch[:, :, top : top + height, left : left + width])
+            pieces.append([Piece(one, box) for one in scores])
+        return [View(of_one, size, flipped=flipped) for of_one in zip(*pieces, strict=True)]
+
+    def _scores(self, batch: Tensor) -> Tensor:
+        """Return (N, C, h, w) scores of the channels that stand for classes."""
+        found = self._run(batch)
+        if found.ndim != 4 or not found.is_floating_point():
             raise DataError(
-                f"the network has {found.shape[1]} classes, the declared table {self._classes}; "
-                "declare the teacher's own `classes:`"
+                f"the network returned {tuple(found.shape)} {found.dtype}; expected (N, C, h, w) "
+                f"{self.reading.output}"
             )
-        return found[0].float()
+        kept = self.reading.channels(found.shape[1])
+        return found if len(kept) == found.shape[1] else found[:, kept]
+
+    def _ids(self, batch: Tensor) -> Tensor:
+        found = self._run(batch)
+        if found.ndim == 4 and found.shape[1] == 1:
+            found = found[:, 0]
+        if found.ndim != 3 or found.is_floating_point():
+            raise DataError(
+                f"the network returned {tuple(found.shape)} {found.dtype}; expected (N, h, w) or "
+                "(N, 1, h, w) whole numbers, as `output: ids` says"
+            )
+        return found
+
+    def _run(self, batch: Tensor) -> Tensor:
+        x = self.preprocessing.normalise(batch).contiguous(memory_format=self._layout)
+        half = self.reading.precision
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, getattr(torch, half), enabled=half != "float32"),
+            ):
+                found: Tensor = self.module(x)
+        except (EnsdistillError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the network fails on images of {'x'.join(map(str, x.shape))} "
+                f"({type(error).__name__}: {error}); if their sizes have to be multiples of a "
+                "number, say `divisor` on the network, if it takes one size, `preprocess: {size: "
+                "[HEIGHT, WIDTH]}`"
+            ) from error
+        return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How what a network returns is to be read.
+
+    Attributes
+    ----------
+    output : str
+        ``"logits"``, ``"probabilities"`` or ``"ids"``.
+    classes : int or None
+        Channels that stand for classes; None takes all there are.
+    void : tuple of int
+        Channels that stand for none.
+    precision : str
+        Of torch's autocast; ``"float32"`` is none.
+    """
+
+    output: Literal["logits", "probabilities", "ids"] = "logits"
+    classes: int | None = None
+    void: tuple[int, ...] = ()
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> Reading:
+        """Return what a teacher's recipe says."""
+        return cls(
+            recipe.get("output", "logits"),
+            len(recipe["teacher_classes"]) if "teacher_classes" in recipe else None,
+            tuple(recipe.get("void_channels", ())),
+            recipe.get("precision", "float32"),
+        )
+
+    def channels(self, count: int) -> list[int]:
+        """Return which of `count` channels stand for classes.
+
+        Raises
+        ------
+        DataError
+            If they are not as many as were declared.
+        """
+        beyond = [k for k in self.void if k >= count]
+        kept = [k for k in range(count) if k not in self.void]
+        if beyond or self.classes not in (None, len(kept)):
+            void = f" beside void_channels {list(self.void)}" if self.void else ""
+            raise DataError(
+                f"the network has {count} channels, the declared table {self.classes} "
+                f"classes{void}; declare the teacher's own `classes:`, or its `void_channels`"
+            )
+        return kept
 
 
 def pick_device(name: str) -> torch.device:
@@ -146,35 +322,114 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     Parameters
     ----------
     folder : Path
-        A transformers folder, or an artifact of the stages `probe` and `student`.
+        The network's folder or file, or an artifact of the stages `probe` and `student`.
     recipe : mapping
-        ``source`` (``"hf"`` or ``"student"``) and the teacher's ``preprocess``, ``divisor`` and
-        ``teacher_classes``, where declared.
+        ``source``, the kind of network, and what else of a teacher's recipe says how to run it.
     local : Local
         Device and threads, and the code of a network that this experiment makes by code.
 
     Raises
     ------
     DataError
-        If the folder does not hold such a network, or its number of classes is another.
+        If the folder or file does not hold such a network.
     """
     assert folder is not None
     local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
-    declared = recipe.get("preprocess", {})
-    if recipe["source"] == "hf":
-        hf = hf_segmentation(folder)
-        _require_classes(folder, hf.config.num_labels, recipe["teacher_classes"])
-        settings = Preprocessing.from_settings(hf_preprocessing(folder, declared), declared)
-        divisor = recipe.get("divisor", 1)
-        padded = pad_to_multiple(hf, divisor, align_corners=settings.align_corners)
-        return FrozenNetwork(padded, settings, device)
+    declared: Mapping[str, Any] = {}
+    if recipe["source"] == "student":
+        module, declared = _load_student(folder, recipe, local)
+    elif recipe["source"] == "hf":
+        module = _load_hf(folder, recipe, local)
+        declared = hf_preprocessing(folder, recipe["preprocess"])
+    elif recipe["source"] == "onnx":
+        data = {p.name: p for p in onnx_data_files(folder)}
+        module = OnnxNetwork(folder, data, device, local.threads)
+    elif recipe["source"] == "exported":
+        module = exported_network(folder)
+    else:
+        module = torchscript_network(folder)
+    return freeze(
+        module,
+        declared,
+        recipe,
+        device,
+        channels_last=local.channels_last,
+        workers=local.workers,
+    )
+
+
+class _Scores(nn.Module):
+    """A network that returns its scores alone."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores."""
+        return scores_of(self.module(images))
+
+
+def freeze(
+    module: nn.Module,
+    declared: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    device: torch.device,
+    **runtime: Any,
+) -> FrozenNetwork:
+    """Return a network to be run as a recipe says.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+    declared : mapping
+        The preprocessing that comes with it; the recipe's holds.
+    recipe : mapping
+        A teacher's.
+    device, **runtime
+        See `FrozenNetwork`.
+    """
+    settings = Preprocessing.from_settings(declared, recipe.get("preprocess", {}))
+    reading = Reading.from_recipe(recipe)
+    if isinstance(module, HfUniversal):
+        reading = replace(reading, output=module.output)
+    scores = _Scores(module)
+    module = pad_to_multiple(scores, recipe.get("divisor", 1), align_corners=settings.align_corners)
+    return FrozenNetwork(module, settings, device, reading, **runtime)
+
+
+def _load_hf(folder: Path, recipe: Mapping[str, Any], local: Local) -> nn.Module:
+    """Return a network of transformers, its weights from its folder or a checkpoint."""
+    network = hf_segmentation(
+        folder, weights=local.state_dict is None, universal=True, trusted=local.trusted
+    )
+    if local.state_dict is not None:
+        found = read_tensors(local.state_dict, trusted=local.trusted, or_else=OPT_IN)
+        fit_weights(
+            network,
+            named_as_in(network, found),
+            local.state_dict,
+            recipe.get("ignore_keys", ()),
+        )
+    return network
+
+
+def _load_student(
+    folder: Path, recipe: Mapping[str, Any], local: Local
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Return a network that was trained here, and the preprocessing it was trained with."""
     description = read_description(folder)
     if local.factory is None:
         require_no_code(folder, description)
-    if "teacher_classes" in recipe:
-        _require_classes(folder, len(description["classes"]), recipe["teacher_classes"])
+    expected = recipe.get("teacher_classes", description["classes"])
+    if len(description["classes"]) != len(expected):
+        raise DataError(
+            f"{folder}: the network has {len(description['classes'])} classes, the declared table "
+            f"{len(expected)}; declare the teacher's own `classes:`"
+        )
     module = _build(description, local.factory)
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
@@ -182,8 +437,7 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
         raise DataError(
             f"{folder / WEIGHTS}: holds no weights of this network ({error})"
         ) from error
-    settings = Preprocessing.from_settings(description["preprocessing"], declared)
-    return FrozenNetwork(module, settings, device)
+    return module, description["preprocessing"]
 
 
 def save_network(folder: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
@@ -226,11 +480,3 @@ def _build(description: Mapping[str, Any], factory: Factory | None) -> nn.Module
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         network = HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
     return pad_to_multiple(network, description.get("divisor", 1))
-
-
-def _require_classes(folder: Path, found: int, expected: list[str]) -> None:
-    if found != len(expected):
-        raise DataError(
-            f"{folder}: the network has {found} classes, the declared table {len(expected)}; "
-            "declare the teacher's own `classes:`"
-        )

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Local
+from ensdistill.stages.networks.state_dicts import plain_name, read_tensors, some
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     build_student,
     in_head,
     named_as_in,
     pad_to_multiple,
-    plain_name,
 )
 
-_WITHIN: Final = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _SMALL: Final = 64  # pixels a side
-_SHOWN: Final = 4  # names
 
 
 def initial_network(
@@ -63,12 +58,12 @@ def initial_network(
     )
     report: dict[str, Any] = {}
     if isinstance(network, HfSegmentation) and network.loaded is not None:
-        report = {k: v if k == "loaded" else _some(v) for k, v in network.loaded.items()}
+        report = {k: v if k == "loaded" else some(v) for k, v in network.loaded.items()}
     if local.init is not None:
         report = _load_body(network, local.init)
     frozen = _freeze_unreached(network, classes, recipe["crop"], divisor)
     if frozen and not isinstance(recipe["network"], str):  # of our own it is known
-        report["frozen"] = _some(frozen)
+        report["frozen"] = some(frozen)
     return pad_to_multiple(network, divisor), report or None
 
 
@@ -88,7 +83,10 @@ def describe_initial(report: Mapping[str, Any], local: Local) -> str:
 
 
 def _load_body(network: nn.Module, file: Path) -> dict[str, Any]:
-    found = _read(file)
+    try:
+        found = read_tensors(file)
+    except DataError as error:
+        raise DataError(f"init: {error}") from error
     if isinstance(network, HfSegmentation):
         found = named_as_in(network, found)
     own = network.state_dict()
@@ -106,56 +104,16 @@ def _load_body(network: nn.Module, file: Path) -> dict[str, Any]:
     if problems:
         raise DataError(
             f"init: {file} lacks {len(problems)} of the {len(body)} tensors of the network's body "
-            f"in their shapes: {'; '.join(_some(problems))}; it holds {', '.join(_some(found))}. "
+            f"in their shapes: {'; '.join(some(problems))}; it holds {', '.join(some(found))}. "
             "Give the weights of this network, or no `init`"
         )
     network.load_state_dict(loaded, strict=False)
     known = {plain_name(name) for name in own}
     return {
         "loaded": len(loaded),
-        "head": _some(plain_name(name) for name in own if in_head(name)),
-        "unexpected": _some(name for name in found if name not in known),
+        "head": some(plain_name(name) for name in own if in_head(name)),
+        "unexpected": some(name for name in found if name not in known),
     }
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by their plain names."""
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"init: {file} is no checkpoint, or holds more than weights; save a state_dict alone"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        raise DataError(f"init: {file} holds no weights ({error})") from error
-    while inner := [k for k in _WITHIN if isinstance(_items(content).get(k), Mapping)]:
-        content = content[inner[0]]
-    tensors = {k: v for k, v in _items(content).items() if isinstance(v, Tensor)}
-    if not tensors:
-        kind = ", ".join(_some(map(str, _items(content)))) or type(content).__name__
-        raise DataError(f"init: {file} holds no weights, but {kind}; save a state_dict")
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if plain.setdefault(plain_name(name), tensor) is not tensor:
-            raise DataError(
-                f"init: {file} holds {plain_name(name)} twice, under different prefixes; save the "
-                "state_dict of one network"
-            )
-    return plain
-
-
-def _items(content: Any) -> Mapping[str, Any]:
-    return content if isinstance(content, Mapping) else {}
-
-
-def _some(names: Iterable[str]) -> list[str]:
-    """Return the first names, and how many more there are."""
-    listed = list(names)
-    more = [f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
-    return listed[:_SHOWN] + more
 
 
 def _freeze_unreached(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from torch.nn import functional
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Factory
 from ensdistill.stages.networks.code import build_from_code
+from ensdistill.stages.networks.state_dicts import plain_name
+from ensdistill.stages.networks.universal import UNIVERSAL, HfUniversal
 
 _HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
@@ -192,8 +195,13 @@ def build_student(
 
 
 def hf_segmentation(
-    folder: Path, classes: int | None = None, *, weights: bool = True
-) -> HfSegmentation:
+    folder: Path,
+    classes: int | None = None,
+    *,
+    weights: bool = True,
+    universal: bool = False,
+    trusted: bool = False,
+) -> HfSegmentation | HfUniversal:
     """Load a transformers folder; auxiliary heads, whose logits nobody reads, are left out.
 
     Parameters
@@ -204,36 +212,54 @@ def hf_segmentation(
         Output channels; None leaves the model as it is and then requires weights.
     weights : bool
         Whether to load the weights, if there are any.
+    universal : bool
+        Whether a model that answers with masks will do.
+    trusted : bool
+        Whether code that lies in the folder may run.
 
     Raises
     ------
     DataError
-        If transformers cannot make a semantic-segmentation model of it, or weights of its body are
-        missing or of another shape.
+        If transformers cannot make a segmentation model of it, or weights of its body are missing
+        or of another shape.
     """
-    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    from transformers import (
+        AutoConfig,
+        AutoModelForSemanticSegmentation,
+        AutoModelForUniversalSegmentation,
+    )
 
     more = {} if classes is None else {"num_labels": classes}
+    kind: Any = AutoModelForSemanticSegmentation
+    wrap: Callable[..., HfSegmentation | HfUniversal] = HfSegmentation
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **more)
-        if getattr(config, "use_auxiliary_head", False):
-            config.use_auxiliary_head = False
-        if classes is not None and not (weights and any(folder.glob("*.safetensors"))):
-            model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
-            return HfSegmentation(model)
         with _quiet():
-            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trusted, **more
+            )
+            if universal and config.model_type in UNIVERSAL:
+                kind, wrap = AutoModelForUniversalSegmentation, partial(HfUniversal, folder=folder)
+            if getattr(config, "use_auxiliary_head", False):
+                config.use_auxiliary_head = False
+            if not weights or (classes is not None and not any(folder.glob("*.safetensors"))):
+                return wrap(
+                    kind.from_config(config, dtype=torch.float32, trust_remote_code=trusted)
+                )
+            model, report = kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=trusted,
                 ignore_mismatched_sizes=classes is not None,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        brings_code = not trusted and "auto_map" in _config_text(folder)
+        code = "; it brings code of its own: say `trust: code` if you trust it" * brings_code
         raise DataError(
-            f"{folder}: transformers cannot load it for semantic segmentation ({error})"
+            f"{folder}: transformers cannot load it for semantic segmentation ({error}){code}"
         ) from error
     missing = sorted(report["missing_keys"])
     if classes is None and missing:
@@ -252,9 +278,9 @@ def hf_segmentation(
             f"such as {bad[0]}; without any .safetensors in it the folder stands for random weights"
         )
     anew = {*missing, *(name for name, *_ in report["mismatched_keys"])}
-    return HfSegmentation(
+    return wrap(
         model,
-        {
+        loaded={
             "loaded": len(model.state_dict().keys() - anew),
             "head": sorted(anew),
             "unexpected": sorted(report["unexpected_keys"]),
@@ -262,14 +288,17 @@ def hf_segmentation(
     )
 
 
-def named_as_in(network: HfSegmentation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_as_in(
+    network: HfSegmentation | HfUniversal, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return tensors of a file by the names of a network of transformers.
 
     The library saves some models by older names than it builds them with. What does not fit keeps
     its shape, and what the network lacks its name, but neither its values.
     """
     with _quiet():
-        model, report = type(network.model).from_pretrained(  # type: ignore[attr-defined]
+        kind: Any = type(network.model)
+        model, report = kind.from_pretrained(
             None,
             config=network.config,
             state_dict=dict(tensors),
@@ -296,11 +325,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def plain_name(name: str) -> str:
-    """Return the name of a parameter or buffer without the prefixes of wrappers, ours included."""
-    while name.startswith(("module.", "model.")):
-        name = name.split(".", 1)[1]
-    return name
+def _config_text(folder: Path) -> str:
+    try:
+        return (folder / "config.json").read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def in_head(name: str) -> bool:

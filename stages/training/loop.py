@@ -27,7 +27,6 @@ from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
-from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.folders import hf_preprocessing
@@ -432,9 +431,8 @@ def watched_miou(
     for picture in local.watch[ranks.rank :: ranks.count]:
         assert picture.labels is not None
         target = decoder.read(picture.labels, local.digests[str(picture.labels)])
-        height, width = target.shape
         image = read_image(picture.image, local.digests[str(picture.image)])
-        labels, _ = unify(frozen.logits(image), (height, width), align_corners=False)
+        labels = frozen.look(image).labels
         confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
     confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()
     miou = 100 * mean_iou(iou(confmat))

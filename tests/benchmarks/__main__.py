@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tests.benchmarks.measure
 
-THEMES = ("kernels", "certainty", "scores", "stores", "samples", "fusing", "engine")
+THEMES = ("kernels", "certainty", "scores", "stores", "samples", "networks", "fusing", "engine")
 
 
 def machine():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from ensdistill.stages.functional.certainty import certainty_sums
-from ensdistill.stages.functional.unify import unify
+from ensdistill.stages.functional.unify import unify, whole
 
 from . import maps
 from .measure import extra_memory, figure, turns
@@ -19,8 +19,12 @@ def logits_of(scene, stride=8):
 
 
 def ours(logits, shape):
-    labels, certainty = unify(logits, shape, align_corners=False)
+    labels, certainty, _ = unify([whole(logits)], shape, align_corners=False)
     return labels, certainty, certainty_sums(labels.numpy(), certainty.numpy(), len(logits))
+
+
+def labels_alone(logits, shape):
+    return unify([whole(logits)], shape, align_corners=False, certainty=False)
 
 
 def plain(logits, shape):
@@ -40,6 +44,8 @@ def certainty_pass(root):
     yield figure("certainty pass, labels that differ", int(differ), "px", 0)
     memory = extra_memory(prepare, ours, shape) - 5 * scene.size / 1e6
     yield figure("certainty pass, memory beyond its two maps", memory, "MB", 30)
+    memory = extra_memory(prepare, labels_alone, shape)
+    yield figure("labels alone, memory, the label map included", memory, "MB", 15)
     memory = extra_memory(prepare, plain, shape) - 12 * scene.size / 1e6
     yield figure("upsample + softmax + max, beyond its two maps", memory, "MB")
 

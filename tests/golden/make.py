@@ -90,6 +90,7 @@ def draw(folder):
             _save(folder / "images" / split / f"{name}.png", image)
             _save(folder / "teachers/own" / split / f"{name}.png", to_own[own])
             _save(folder / "teachers/mapped" / split / f"{name}.png", to_label_id[mapped])
+            _save(folder / "teachers/own-certainty" / split / f"{name}.png", image[..., 0])
             if split == "val":
                 _save(folder / "truth" / split / f"{name}.png", to_label_id[label])
     _segformer(folder / "segformer", len(table))
@@ -276,6 +277,24 @@ def _training_numbers(folder, node_id):
     return numbers | {"result": found.result["loss"]}
 
 
+def _certainty_maps_numbers(folder):
+    mean = rerun(folder, "certainty-maps[segformer]").result["mean"]
+    return {
+        "exact": {"certainty-maps[own]": rerun(folder, "certainty-maps[own]").exact()},
+        "near": {"certainty-maps[segformer]": {"mean": mean}},
+    }
+
+
+def _soft_maps_numbers(folder):
+    found = rerun(folder, "soft-maps[segformer]")
+    [image_id, *_] = found.records
+    rows, columns = found.records[image_id]["size"]
+    classes = found.result["classes"]
+    soft = LabelStore(found.path / STORE).read(0, rows, columns)
+    means = soft.reshape(len(classes), -1).mean(axis=1)
+    return {"near": {"soft-maps[segformer]": dict(zip(classes, means.tolist(), strict=True))}}
+
+
 def _probe_numbers(folder):
     probes = [f"probe[{t}]" for t in ("own", "mapped", "segformer")]
     return {"near": {n: _training_numbers(folder, n) for n in probes}}
@@ -344,6 +363,8 @@ def _ablation_numbers(folder):
 
 NUMBERS = {
     "infer": _infer_numbers,
+    "certainty-maps": _certainty_maps_numbers,
+    "soft-maps": _soft_maps_numbers,
     "probe": _probe_numbers,
     "certainty": _certainty_numbers,
     "label-model": _label_model_numbers,

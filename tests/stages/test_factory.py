@@ -134,7 +134,7 @@ def test_arguments_and_paths_reach_the_function(world):
         (lambda t: t.pop("trust"), ["trust: code", "your rights"]),
         (lambda t: t["network"].pop("root"), ["`factory` and `root`"]),
         (lambda t: t["network"].update(factory="model.build"), ["package.module:function"]),
-        (lambda t: t["network"].update(hf="x"), ["expected one of hf, student and factory"]),
+        (lambda t: t["network"].update(hf="x"), ["found ['hf', 'factory']"]),
         (lambda t: t["network"].update(root="nowhere"), ["nowhere", "no module"]),
         (lambda t: t["network"].update(factory="modle:build"), ["modle:build", "no module below"]),
         (lambda t: t["network"].update(files={"weights": "w.pt"}), ["w.pt", "no file"]),
@@ -147,7 +147,7 @@ def test_arguments_and_paths_reach_the_function(world):
             ["IndexError"],
             marks=pytest.mark.slow,
         ),
-        (lambda t: t.update(classes="camvid11"), ["19 classes", "table 11"]),
+        (lambda t: t.update(classes="camvid11"), ["19 channels", "table 11"]),
     ],
     ids=lambda value: value if isinstance(value, list) else "",
 )

@@ -306,6 +306,8 @@ def test_every_runtime_field_was_tried():
         "jobs",
         "scheduler",
         "cache",
+        "batch_size",
+        "channels_last",
     }
 
 
@@ -432,6 +434,10 @@ def own_code(section, **more):
     return {f"{section}.trust": "code", f"{section}.network": CODE | more}
 
 
+def opened(kind, file):
+    return {"teachers.2": {"name": "n", "trust": "code", "network": {kind: file}}}
+
+
 def tree(**more):
     return {"target.train": {"cityscapes": "tree", "split": "one"} | more}
 
@@ -448,6 +454,7 @@ def training(section, direct):
         "crop": [32, 40],
         "scale": [0.5, 1.25],
         "flip": False,
+        "preprocess.preset": "caffe",
         "preprocess.mean": [0.1, 0.2, 0.3],
         "preprocess.std": [0.1, 0.2, 0.3],
         "preprocess.scale": 1.0,
@@ -510,6 +517,45 @@ CASES = {
     "teachers.network.root": (code(), code(root="code-2"), N),
     "teachers.network.kwargs": (code(), code(kwargs={"width": 2}), N),
     "teachers.network.divisor": ({}, {"teachers.2.network.divisor": 32}, N),
+    "teachers.network.onnx": (opened("onnx", "init.pt"), opened("onnx", "init-2.pt"), N),
+    "teachers.network.exported": (
+        opened("exported", "init.pt"),
+        opened("exported", "init-2.pt"),
+        N,
+    ),
+    "teachers.network.torchscript": (
+        opened("torchscript", "init.pt"),
+        opened("torchscript", "init-2.pt"),
+        N,
+    ),
+    "teachers.network.state_dict": (
+        {"teachers.2.network.state_dict": "init.pt"},
+        {"teachers.2.network.state_dict": "init-2.pt"},
+        N,
+    ),
+    "teachers.network.ignore_keys": (
+        {"teachers.2.network.state_dict": "init.pt"},
+        {"teachers.2.network.ignore_keys": ["head.*"]},
+        N,
+    ),
+    "teachers.network.output": ({}, {"teachers.2.network.output": "probabilities"}, N),
+    "teachers.network.void_channels": ({}, {"teachers.2.network.void_channels": [0]}, N),
+    "teachers.network.precision": ({}, {"teachers.2.network.precision": "bfloat16"}, N),
+    "teachers.certainty": (
+        {"teachers.0.certainty": {"train": "teachers/a/train"}},
+        {"teachers.0.certainty": {"train": "teachers/other/train"}},
+        {"certainty-maps[a]"},
+    ),
+    "teachers.preprocess.preset": ({}, {"teachers.2.preprocess.preset": "caffe"}, N),
+    "teachers.preprocess.factor": ({}, {"teachers.2.preprocess.factor": 0.5}, N),
+    "teachers.preprocess.flip": ({}, {"teachers.2.preprocess.flip": True}, N),
+    "teachers.preprocess.scales": ({}, {"teachers.2.preprocess.scales": [1, 2]}, N),
+    "teachers.preprocess.tiles.size": ({}, {"teachers.2.preprocess.tiles.size": [24, 32]}, N),
+    "teachers.preprocess.tiles.overlap": (
+        {"teachers.2.preprocess.tiles.size": [24, 32]},
+        {"teachers.2.preprocess.tiles.overlap": [8, 8]},
+        N,
+    ),
     "teachers.network.files": (code(), code(files={"weights": "init-2.pt"}), N),
     "teachers.ids": ({}, {"teachers.0.ids": "label_ids"}, A),
     "teachers.classes": ({}, {"teachers.0.classes": "synthia16"}, A),
@@ -562,6 +608,12 @@ NO_KEY = {
     "runtime.jobs": "the same",
     "runtime.scheduler": "the same",
     "runtime.cache": "the same",
+    "runtime.batch_size": "the same",
+    "runtime.channels_last": "the same",
+    "teachers.network.revision": "names a folder; what its files hold is in the key",
+    "teachers.keep": "what is kept are nodes of their own",
+    "probe.preprocess.tiles.overlap": "refused with `tiles`",
+    "student.preprocess.tiles.overlap": "the same",
 }
 # These are fields of a section used twice, and legal only in its other place.
 REFUSED = {
@@ -571,6 +623,10 @@ REFUSED = {
         ("size", [24, 32]),
         ("interpolation", "nearest"),
         ("align_corners", True),
+        ("factor", 0.5),
+        ("flip", True),
+        ("scales", [1, 2]),
+        ("tiles.size", [24, 32]),
     )
 }
 
@@ -641,7 +697,7 @@ def test_a_field_is_in_the_keys_of_its_own_nodes_and_what_reads_them(origin, fie
 def test_a_field_that_means_nothing_there_is_refused(world, field):
     patch(world.settings, {field: REFUSED[field]})
     world.write()
-    with pytest.raises(ConfigError, match=field.split(".")[-1]):
+    with pytest.raises(ConfigError, match=rf"`{field.split('.')[1]}\.{field.split('.')[2]}` is"):
         load(world.file)
 
 
@@ -666,6 +722,9 @@ def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
         world.write()
     if stage == "weights":
         world.settings["student"]["pixel_weights"] = "posterior"
+        world.write()
+    if stage.endswith("-maps"):
+        world.settings["teachers"][2]["keep"] = ["certainty", "soft"]
         world.write()
     ablation = stage == "ablation"  # it also has other stages' versions in its key
     before = prints(world, ablation=ablation)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from worlds import network_world, segformer
 
 from ensdistill.data.pictures import read_image
 from ensdistill.data.toy import CLASSES
@@ -12,27 +13,6 @@ from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.students import build_student
 
 pytest.importorskip("transformers")
-
-
-def segformer(folder, classes=19):
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        num_labels=classes,
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 16, 24, 32],
-        decoder_hidden_size=16,
-        num_attention_heads=[1, 1, 1, 1],
-    )
-    SegformerForSemanticSegmentation(config).save_pretrained(folder)
-    return folder
-
-
-def network_world(world, **entry):
-    world.settings["teachers"] = [{"name": "seg", **entry}]
-    world.write()
-    return world
 
 
 def test_segformer_folder_equals_transformers_itself(world):

@@ -118,7 +118,8 @@ def test_a_network_from_a_config_is_trained_saved_and_runs_at_any_size(tmp_path,
         batch = torch.tensor(image).permute(2, 0, 1)[None]
         with torch.inference_mode():
             expected = network(preprocessing.normalise(batch))[0]
-        assert torch.equal(loaded.logits(image), expected)
+        [view] = loaded._views([batch])[0]
+        torch.testing.assert_close(view.pieces[0].scores, expected)
 
 
 @pytest.mark.slow
@@ -280,8 +281,9 @@ def test_a_padded_network_has_a_head_and_the_body_of_any_other(tmp_path):
     description = describe(network, "tiny", list(CLASSES.classes), Preprocessing())
     save_network(tmp_path, network, description)
     image = np.zeros((33, 47, 3), np.uint8)
-    logits = load_network(tmp_path, {"source": "student"}, local_of()).logits(image)
-    assert logits.shape == (len(CLASSES), 33, 47)
+    loaded = load_network(tmp_path, {"source": "student"}, local_of())
+    [view] = loaded._views([torch.tensor(image).permute(2, 0, 1)[None]])[0]
+    assert view.pieces[0].scores.shape == (len(CLASSES), 33, 47)
     # what was padded may be where another training begins
     plain, _ = initial_network(
         {"network": "tiny", "seed": 0, "crop": [30, 50]},

@@ -1,0 +1,260 @@
+"""Networks over many photographs: decoding, copying, running and reading back overlap."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ensdistill.data.pictures import STEPS, UInt8, read_image
+from ensdistill.pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from ensdistill.stages.networks.frozen import FrozenNetwork
+
+# What is wanted of each photograph, as (H, W) arrays: its labels as uint8; how sure the network is
+# of them as uint8; its softmax at the network's stride as (C * h, w) uint8; or labels and certainty
+# as float32.
+Want = Literal["labels", "certainty", "soft", "both"]
+
+_AHEAD: Final = 4  # batches that are decoded before they are needed
+
+
+class Request(NamedTuple):
+    """A photograph: its file, and what the file must hold."""
+
+    image: str
+    sha256: str
+
+
+@dataclass
+class Clock:
+    """Where the time goes, in seconds.
+
+    Attributes
+    ----------
+    network : float
+        The network, and what turns its scores into labels, were at work.
+    decode, write : float
+        It was waited for photographs to be decoded, or for label maps to be written.
+    """
+
+    network: float = 0.0
+    decode: float = 0.0
+    write: float = 0.0
+
+    @contextmanager
+    def spent(self, on: str) -> Iterator[None]:
+        """Add what the block takes."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, on, getattr(self, on) + time.perf_counter() - begin)
+
+    def shares(self, seconds: float) -> str:
+        """Return the shares of a time as a text; what is neither is waiting."""
+        rest = max(0.0, seconds - self.network)
+        # a GPU may have been at work meanwhile
+        idle = min(1.0, rest / ((self.decode + self.write) or 1.0))
+        parts = {"network": self.network, "decode": idle * self.decode, "write": idle * self.write}
+        parts["wait"] = max(0.0, seconds - sum(parts.values()))
+        return ", ".join(f"{name} {100 * part / seconds:.0f} %" for name, part in parts.items())
+
+
+class _Decoded(NamedTuple):
+    """A photograph, and as the network sees it at each scale."""
+
+    request: Request
+    photograph: UInt8
+    inputs: list[UInt8]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self.photograph.shape, *(x.shape for x in self.inputs)]
+
+
+class _Launched(NamedTuple):
+    """What a device is working on: the results, whether they are numbers, and when they are there.
+
+    The times are events of CUDA.
+    """
+
+    requests: list[Request]
+    results: list[tuple[Tensor, ...]]
+    sound: list[Tensor]
+    times: tuple[Any, Any] | None
+
+
+def stream(
+    network: FrozenNetwork,
+    batches: Sequence[Sequence[Request]],
+    want: Want,
+    *,
+    workers: int,
+    clock: Clock,
+    say: Callable[[str], object],
+) -> Generator[list[tuple[npt.NDArray[Any], ...]]]:
+    """Yield for each batch what is wanted of each of its photographs.
+
+    Threads decode what comes next; on a GPU the results of a batch are read back while the next one
+    runs. Photographs of one batch whose sizes differ run one after another.
+
+    Parameters
+    ----------
+    network : FrozenNetwork
+        The network.
+    batches : sequence of sequence of Request
+        What runs at once. Without memory for it halves do, from then on.
+    want : str
+        See `Want`.
+    workers : int
+        Threads that decode; at least one.
+    clock : Clock
+        Gets the times.
+    say : callable
+        Gets messages.
+
+    Raises
+    ------
+    DataError
+        If a file is unreadable or another one than was planned for, the network's output is not
+        what was declared or not a number, or there is no memory for half a batch.
+    """
+    pool = ThreadPoolExecutor(max(1, workers), "decode")
+    coming: deque[list[Future[_Decoded]]] = deque()
+    later = iter(batches)
+
+    def fetch() -> None:
+        for batch in later:
+            coming.append([pool.submit(_decode, network, request) for request in batch])
+            if len(coming) >= max(_AHEAD, workers):
+                break
+
+    before: list[_Launched] = []
+    try:
+        fetch()
+        while coming:
+            with clock.spent("decode"):
+                batch = [decoded.result() for decoded in coming.popleft()]
+            fetch()
+            launched = _launch(network, batch, want, clock, say)
+            if network.device.type == "cpu":
+                yield _finish(launched, clock)
+                continue
+            if before:
+                yield _finish(before, clock)
+            before = launched
+        if before:
+            yield _finish(before, clock)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(network: FrozenNetwork, request: Request) -> _Decoded:
+    photograph = read_image(request.image, request.sha256)
+    return _Decoded(request, photograph, network.preprocessing.resize(photograph))
+
+
+def _launch(
+    network: FrozenNetwork,
+    batch: list[_Decoded],
+    want: Want,
+    clock: Clock,
+    say: Callable[[str], object],
+) -> list[_Launched]:
+    """Let the network run over a batch, in as many parts as sizes and memory ask for."""
+    launched = []
+    for _, same in groupby(batch, key=lambda decoded: decoded.shapes):
+        part = list(same)
+        while part:
+            now = part[: network.at_once]
+            try:
+                launched.append(_run(network, now, want, clock))
+            except torch.OutOfMemoryError as error:
+                if network.at_once is not None or len(now) == 1:
+                    raise DataError(
+                        f"there is no memory for {len(now)} images at once; set `runtime: "
+                        "{batch_size: 1}`, or let the network see parts: `preprocess: {tiles: "
+                        "{size: [HEIGHT, WIDTH]}}`, or `precision: bfloat16` on the network"
+                    ) from error
+                network.at_once = (len(now) + 1) // 2
+                if network.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                say(
+                    f"no memory for {len(now)} images at once: {network.at_once} from now on "
+                    "(`runtime: {batch_size: ...}`)"
+                )
+            else:
+                part = part[len(now) :]
+    return launched
+
+
+def _run(network: FrozenNetwork, batch: list[_Decoded], want: Want, clock: Clock) -> _Launched:
+    times = None
+    if network.device.type == "cuda":
+        event: Any = torch.cuda.Event
+        times = event(enable_timing=True), event(enable_timing=True)
+        times[0].record()
+        found = _find(network, batch, want)
+    else:
+        with clock.spent("network"):
+            found = _find(network, batch, want)
+    results, sound = [], []
+    for tensors, numbers in found:
+        results.append(tuple(t.to("cpu", non_blocking=True) for t in tensors))
+        sound.append(numbers.to("cpu", non_blocking=True))
+    if times is not None:
+        times[1].record()
+    return _Launched([decoded.request for decoded in batch], results, sound, times)
+
+
+def _find(
+    network: FrozenNetwork, batch: list[_Decoded], want: Want
+) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+    """Return what is wanted of each photograph, and whether it is a number."""
+    inputs = network.tensors([decoded.inputs for decoded in batch])
+    if want == "soft":
+        soft = network.soft(inputs)
+        return [((_in_steps(one.flatten(0, 1)),), one.isfinite().all()) for one in soft]
+    photographs = [decoded.photograph for decoded in batch]
+    found = network.unified(photographs, inputs, certainty=want != "labels")
+    if want == "labels":
+        return [((one.labels,), one.sound) for one in found]
+    if want == "both":
+        return [((one.labels, _given(one.certainty)), one.sound) for one in found]
+    return [((_in_steps(_given(one.certainty)),), one.sound) for one in found]
+
+
+def _in_steps(certainty: Tensor) -> Tensor:
+    """Return fractions as uint8 in steps of 1/250."""
+    return (certainty * STEPS).round_().to(torch.uint8)
+
+
+def _given(certainty: Tensor | None) -> Tensor:
+    assert certainty is not None
+    return certainty
+
+
+def _finish(launched: list[_Launched], clock: Clock) -> list[tuple[npt.NDArray[Any], ...]]:
+    """Wait for results and return them."""
+    found = []
+    for requests, results, sound, times in launched:
+        if times is not None:
+            times[1].synchronize()
+            clock.network += times[0].elapsed_time(times[1]) / 1000
+        for request, tensors, numbers in zip(requests, results, sound, strict=True):
+            if not bool(numbers):
+                raise DataError(f"the network's output for {request.image} is not a number")
+            found.append(tuple(np.asarray(t.numpy()) for t in tensors))
+    return found
