@@ -18,6 +18,7 @@ from ensdistill.pipeline.errors import EnsdistillError
 # `status` does not wait for what only training needs.
 COMMANDS: Final[Mapping[str, str]] = {
     "init": "Write a commented experiment file.",
+    "doctor": "Explain this installation, and what each teacher needs.",
     "check": "Find everything that is wrong with the inputs, before any work.",
     "infer-teacher": "Argmax label maps of each teacher.",
     "select-policy": "Probe each teacher and choose one for every class.",
