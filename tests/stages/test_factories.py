@@ -1,0 +1,179 @@
+"""The files and entries of FACTORIES.md, run with stand-ins for the libraries they use."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from worlds import World
+
+from ensdistill.stages.experiment import Teacher
+
+TEXT = (Path(__file__).parents[2] / "stages" / "networks" / "FACTORIES.md").read_text()
+FOUND = re.findall(r"^```yaml\n(.*?)^```\n\n```python\n# (\S+)\n(.*?)^```", TEXT, re.DOTALL | re.M)
+ENTRIES = {yaml.safe_load(entry)["name"]: (entry, path, code) for entry, path, code in FOUND}
+
+# Networks of one convolution `head`; a mistake of the caller's, which costs the real library a
+# download or a crash, ends each of them.
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels=3):
+        super().__init__()
+        self.head = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, images):
+        return self.head(images)
+"""
+STAND_INS = {
+    "smp": {
+        "segmentation_models_pytorch.py": NET
+        + """
+class Strict(Net):
+    def forward(self, images):
+        if any(size % 32 for size in images.shape[2:]):
+            raise RuntimeError("Wrong input shape")
+        return super().forward(images)
+
+def create_model(
+    arch, encoder_name="resnet34", encoder_weights="imagenet", in_channels=3, classes=1, **kwargs
+):
+    assert (arch, encoder_name, encoder_weights) == ("unet", "resnet34", None)
+    return Strict(classes, in_channels, **kwargs)
+"""
+    },
+    "timm": {
+        "timm.py": """
+from types import SimpleNamespace
+from torch import nn
+
+class Features(nn.Module):
+    feature_info = SimpleNamespace(channels=lambda: [3, 3])
+
+    def forward(self, images):
+        return [images, images[:, :, ::4, ::4]]
+
+def create_model(model_name, pretrained=False, features_only=False, **kwargs):
+    assert (model_name, pretrained, features_only, kwargs) == ("resnet50", False, True, {})
+    return Features()
+"""
+    },
+    "mmseg": {
+        "mmseg/__init__.py": "",
+        "mmseg/apis.py": NET
+        + """
+class Model(Net):
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        raise AssertionError("the logits of the head alone")
+
+    def inference(self, inputs, batch_img_metas):
+        shape = batch_img_metas[0]["ori_shape"]
+        assert all(meta["ori_shape"] == shape == inputs.shape[2:] for meta in batch_img_metas)
+        assert isinstance(batch_img_metas[0]["img_shape"], torch.Size)
+        assert batch_img_metas[0]["padding_size"] == [0, 0, 0, 0]
+        batch_img_metas[0]["img_shape"] = inputs.shape[2:]  # as a sliding window does
+        return self.head(inputs)
+
+def init_model(config, checkpoint=None, device="cuda:0", cfg_options=None):
+    assert (open(config).read(), checkpoint, device) == ("classes = 19", None, "cpu")
+    return Model(19).to(device).eval()
+""",
+    },
+    "torchvision": {
+        "torchvision/__init__.py": "",
+        "torchvision/models/__init__.py": "",
+        "torchvision/models/segmentation.py": NET
+        + """
+class Two(Net):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.aux_classifier = nn.Conv2d(3, classes, 1)
+
+    def forward(self, images):
+        return {"out": self.head(images), "aux": self.aux_classifier(images)}
+
+def deeplabv3_resnet50(
+    *, weights=None, progress=True, num_classes=None, aux_loss=None, weights_backbone="IMAGENET1K"
+):
+    assert (weights, weights_backbone, aux_loss) == (None, None, True)
+    return Two(num_classes)
+""",
+    },
+}
+
+
+def weights(label, prefix="head"):
+    """Return weights of a convolution that answers with one label everywhere."""
+    bias = torch.zeros(19)
+    bias[label] = 1
+    return {f"{prefix}.weight": torch.zeros(19, 3, 1, 1), f"{prefix}.bias": bias}
+
+
+STATES = {
+    "smp": weights(2),
+    "timm": weights(3),
+    "mmseg": {"meta": {"epoch": 1}, "state_dict": weights(4)},
+    "torchvision": weights(5) | weights(6, "aux_classifier"),
+}
+ANSWERS = {"smp": "building", "timm": "wall", "mmseg": "fence", "torchvision": "pole"}
+
+
+@pytest.fixture
+def follow(tmp_path):
+    """Do what the text says for one library, in a fresh world."""
+
+    def do(name, state):
+        world = World(tmp_path, train=2, val=1)
+        entry, path, code = ENTRIES[name]
+        files = {path: code, **{f"{Path(path).parent}/{k}": v for k, v in STAND_INS[name].items()}}
+        files[f"{Path(path).parent}/config.py"] = "classes = 19"
+        for file, content in files.items():
+            (world.root / file).parent.mkdir(parents=True, exist_ok=True)
+            (world.root / file).write_text(content)
+        world.settings["teachers"].append(yaml.safe_load(entry))
+        world.write()
+        torch.save(state, world.root / "networks" / name / "weights.pth")
+        return world
+
+    return do
+
+
+def test_every_library_of_the_text_is_run_here():
+    assert list(ENTRIES) == list(STAND_INS) == list(STATES)
+    assert TEXT.count("```python") == len(ENTRIES)
+    for entry, path, _ in ENTRIES.values():
+        teacher = Teacher.model_validate(yaml.safe_load(entry))
+        module = teacher.network.factory.split(":")[0]
+        assert path == f"{teacher.network.root}/{module}.py"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_file_of_the_text_teaches(follow, name):
+    world = follow(name, STATES[name])
+    world.call("infer-teacher", name)
+    counts = world.artifact(f"infer[{name}]").manifest.result["labels"]
+    assert {label for label, pixels in counts.items() if pixels} == {ANSWERS[name]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("change", ["missing", "more"])
+def test_weights_that_fit_only_in_part_are_refused(follow, name, change):
+    state = {k: dict(v) if isinstance(v, dict) else v for k, v in STATES[name].items()}
+    inner = state.get("state_dict", state)
+    if change == "missing":
+        del inner["head.bias"]
+    else:
+        inner["neck.bias"] = torch.zeros(1)
+    text = follow(name, state).refuse("infer-teacher", name)
+    assert text.startswith("DataError") and "Error(s) in loading state_dict" in text
+    assert ("head.bias" if change == "missing" else "neck.bias") in text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_holds_code_is_refused(follow):
+    text = follow("smp", {"x": Path("x")}).refuse("infer-teacher", "smp")
+    assert text.startswith("DataError") and "weights_only" in text.lower()
