@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.experiment import Experiment, Teacher
 
 # What runs a teacher's network of each kind; predictions in files (`labels`) need nothing.
@@ -441,18 +442,19 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
     else:
         kind = network.kind
         where = f"{where}.network"
-        path = experiment.folder(
-            network.root or "" if kind == "factory" else getattr(network, kind)
-        )
         key = "root" if kind == "factory" else kind
-        needs = [_need(f"{where}.{key}", path, folder=kind in _FOLDERS)]
+        try:
+            path = experiment.network_path(network)
+            needs = [_need(f"{where}.{key}", path, folder=kind in _FOLDERS)]
+        except DataError:  # of a hub, and not downloaded: `check` will
+            needs = [Need(f"{where}.{key}", f"{network.path} at {network.revision}", False)]
         if network.factory is not None:
             module = network.factory.split(":")[0].split(".")[0]
             found = PathFinder.find_spec(module, [str(path)]) is not None
             needs.append(Need(f"{where}.factory", str(path / module), found))
         more = {f"files.{name}": text for name, text in network.files.items()}
-        if (state := getattr(network, "state_dict", None)) is not None:
-            more["state_dict"] = state
+        if network.state_dict is not None:
+            more["state_dict"] = network.state_dict
         needs += [
             _need(f"{where}.{key}", experiment.folder(text), folder=False)
             for key, text in more.items()
