@@ -159,13 +159,16 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
     }
 
 
-def read_certainty(path: Path | str, sha256: str | None = None) -> UInt8:
+def read_certainty(path: Path | str, size: tuple[int, int], sha256: str | None = None) -> UInt8:
     """Return how sure somebody is at every pixel, (H, W) uint8 in steps of 1/250.
 
     Parameters
     ----------
     path : Path or str
-        A grey PNG, of 8 or 16 bits; the largest value of that depth stands for 1.
+        A grey PNG, of 8 or 16 bits; the largest value of that depth stands for 1. Of the image's
+        height and width, or of a whole fraction of both: then each value is that of a square.
+    size : (int, int)
+        Height and width of the image.
     sha256 : str, optional
         What its bytes must be.
 
@@ -174,6 +177,35 @@ def read_certainty(path: Path | str, sha256: str | None = None) -> UInt8:
     DataError
         If the file is unreadable, another one than was planned for, or not such a PNG.
     """
+    steps = _read_steps(path, sha256)
+    factor = times_larger(path, steps.shape, size)
+    return steps.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def inspect_certainty(path: Path | str, sha256: str | None = None) -> dict[str, Any]:
+    """Decode a PNG of certainties once and return its ``height`` and ``width`` in pixels."""
+    height, width = _read_steps(path, sha256).shape
+    return {"height": height, "width": width}
+
+
+def times_larger(path: Path | str, own: tuple[int, ...], size: tuple[int, int]) -> int:
+    """Return how many times larger an image is than the PNG of its certainties.
+
+    Raises
+    ------
+    DataError
+        If it is not a whole number of times, the same in height and width.
+    """
+    factor = size[0] // own[0]
+    if (own[0] * factor, own[1] * factor) != size:
+        raise DataError(
+            f"{path}: {own[0]}x{own[1]} pixels (height x width), its image has "
+            f"{size[0]}x{size[1]}; expected the same, or a whole fraction of both"
+        )
+    return factor
+
+
+def _read_steps(path: Path | str, sha256: str | None) -> UInt8:
     image, layout = _open(path, sha256)
     most = {"L": 255, "I;16": 65535, "I;16B": 65535}.get(layout)
     if most is None:

@@ -11,7 +11,12 @@ from typing import Any
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 from ensdistill.data.images import Picture
-from ensdistill.data.pictures import inspect_image, inspect_values, read_certainty
+from ensdistill.data.pictures import (
+    inspect_certainty,
+    inspect_image,
+    inspect_values,
+    times_larger,
+)
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
@@ -154,8 +159,7 @@ def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
         if kind == "image":
             return inspect_image(path, sha256)
         if kind == "certainty":
-            height, width = read_certainty(path, sha256).shape
-            return {"height": height, "width": width}
+            return inspect_certainty(path, sha256)
         return inspect_values(path, sha256, palette=kind == "values-True")
     except EnsdistillError as error:
         return str(error)
@@ -222,13 +226,14 @@ def _check_values(
     if fact is None or image is None:
         return  # reported already, as the file's own problem
     size, expected = (fact["height"], fact["width"]), (image["height"], image["width"])
+    if isinstance(values, _Certainty):
+        times_larger(file, size, expected)
+        return
     if size != expected:
         raise DataError(
             f"{file}: {size[0]}x{size[1]} pixels (height x width), its image has "
             f"{expected[0]}x{expected[1]}; resize the files of {values.where} to the images"
         )
-    if isinstance(values, _Certainty):
-        return
     legal = values.table.legal_values(values.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
     if strange:

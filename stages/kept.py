@@ -36,7 +36,7 @@ class _Reading:
 
     def __call__(self, item: tuple[Place, str, str]) -> dict[str, Any]:
         place, file, sha256 = item
-        return _write(self.write, place, read_certainty(file, sha256))
+        return _write(self.write, place, read_certainty(file, place.size, sha256))
 
 
 def run_labels(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 from worlds import World, network_world, segformer
 
-from ensdistill.data.pictures import read_image
+from ensdistill.data.pictures import read_certainty, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages import graph
 from ensdistill.stages.labelmaps import LabelMaps
@@ -528,8 +528,52 @@ def test_how_sure_predictions_are_is_read_from_pngs(world):
     for image_id in maps:
         found = maps.read(image_id).astype(float).flatten()
         assert abs(found / 250 - np.linspace(0, 1, found.size)).max() < 0.006
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(file)
-    assert "expected a grey PNG of 8 or 16 bits" in world.refuse("infer-teacher")
+    for bad, words in (
+        (np.zeros((48, 64, 3)), "expected a grey PNG of 8 or 16 bits"),
+        (np.zeros((24, 33)), "24x33 pixels (height x width), its image has 48x64"),
+        (np.zeros((96, 128)), "96x128 pixels"),
+    ):
+        Image.fromarray(bad.astype(np.uint8)).save(file)
+        assert words in world.refuse("check")
+
+
+@pytest.mark.parametrize("size", [(48, 64), (24, 32), (3, 4)])
+def test_a_smaller_map_of_certainty_is_of_squares(tmp_path, size):
+    grey = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    found = read_certainty(tmp_path / "a.png", (48, 64))
+    k = 48 // size[0]
+    for y, x in ((0, 0), (47, 63), (20, 30)):
+        assert found[y, x] == round(int(grey[y // k, x // k]) * 250 / 255)
+
+
+def test_certainties_of_real_networks_are_read(world, camvid):
+    folder = camvid / "certainty"
+    teachers = sorted(p.name for p in folder.iterdir())
+    names = [p.stem for p in sorted((camvid / "images/train").glob("*.jpg"))[:4]]
+    (world.root / "list.txt").write_text(
+        "".join(f"{camvid / 'images/train' / name}.jpg\n" for name in names)
+    )
+    world.settings |= {
+        "classes": {"table": "cityscapes19"},
+        "target": {"train": {"list": "list.txt"}},
+        "teachers": [
+            {
+                "name": t,
+                "labels": {"train": str(camvid / "teachers" / t / "train")},
+                "certainty": {"train": str(folder / t / "train")},
+            }
+            for t in teachers[:2]
+        ],
+    }
+    world.write()
+    world.call("infer-teacher")
+    for teacher in teachers[:2]:
+        maps = LabelMaps(world.artifact(f"certainty-maps[{teacher}]"))
+        for name in names:
+            expected = np.asarray(Image.open(folder / teacher / "train" / f"{name}.png"))
+            found = maps.read(name)
+            assert abs(found[::2, ::2] / 250 - expected / 255).max() <= 0.5 / 250
 
 
 @pytest.mark.parametrize(
