@@ -91,14 +91,25 @@ def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any
         settings["channels"] = "bgr"
         for key in ("mean", "std"):  # there they follow the flip
             settings.setdefault(key, {"mean": [0, 0, 0], "std": [1, 1, 1]}[key])
-    for key in ("do_center_crop", "keep_aspect_ratio", "do_pad", "size_divisor"):
-        if found.get(key):
-            raise DataError(f"{path}: {key} is {found[key]!r}, which is not supported")
+    own_size = {"size", "factor"} & declared.keys()  # which overrides all that changes the shape
     size = found.get("size")
+    divisor = found.get("size_divisor") or found.get("ensure_multiple_of") or 1
+    whole = isinstance(size, dict) and {"height", "width"} <= set(size)
+    if whole and size["height"] % divisor == size["width"] % divisor == 0:
+        divisor = 1  # then it asks for nothing
+    unknown = ("do_center_crop", "keep_aspect_ratio", "do_pad", "do_split_image")
+    asked = {k: found.get(k) for k in unknown} | {"size_divisor": divisor if divisor > 1 else None}
+    for key, value in asked.items():
+        if value and not own_size:
+            raise DataError(
+                f"{path}: {key} is {value!r}, which is not supported; say how the images are to be "
+                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the teacher, "
+                "and `divisor` on its network if their sizes have to be multiples of a number"
+            )
     if found.get("do_resize", True) and size is not None:
-        if isinstance(size, dict) and {"height", "width"} <= set(size):
+        if whole:
             settings["size"] = (size["height"], size["width"])
-        elif "size" not in declared:
+        elif not own_size:
             raise DataError(
                 f"{path}: size is {size}; expected height and width. Say how the images are to be "
                 "resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the teacher"

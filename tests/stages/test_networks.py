@@ -10,6 +10,8 @@ from worlds import network_world, segformer
 from ensdistill.data.pictures import read_image
 from ensdistill.data.toy import CLASSES
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.folders import hf_preprocessing
+from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import build_student
 
 pytest.importorskip("transformers")
@@ -86,6 +88,7 @@ def test_classes_in_another_order_are_refused(world):
     [
         ({"size": {"shortest_edge": 512}}, "preprocess: {size: [HEIGHT, WIDTH]}"),
         ({"do_center_crop": True}, "do_center_crop"),
+        ({"size": {"height": 80, "width": 96}, "size_divisor": 32}, "size_divisor"),
         ({"size": {"height": 8, "width": 8}, "resample": 5}, "interpolation"),
     ],
 )
@@ -95,6 +98,24 @@ def test_preprocessing_that_cannot_be_followed_is_refused(world, processor, word
     network_world(world, network={"hf": "segformer"})
     text = world.refuse("check")
     assert "preprocessor_config.json" in text and word in text
+
+
+@pytest.mark.parametrize(
+    ("processor", "declared", "shape"),
+    [
+        ({"size": {"height": 64, "width": 96}, "size_divisor": 32}, {}, (64, 96)),
+        ({"size": {"shortest_edge": 800}, "size_divisor": 32}, {"size": [40, 50]}, (40, 50)),
+        ({"do_center_crop": True, "size": {"shortest_edge": 9}}, {"factor": 2}, None),
+        ({"size": {"height": 64, "width": 96}}, {"size": "image"}, None),
+    ],
+)
+def test_a_declared_size_holds_whatever_a_folder_says_of_sizes(
+    tmp_path, processor, declared, shape
+):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = Preprocessing.from_settings(hf_preprocessing(tmp_path, declared), declared)
+    assert found.size == shape
+    assert found.factor == declared.get("factor", 1)
 
 
 def test_changed_weights_are_noticed(world):
