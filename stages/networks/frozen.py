@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -122,33 +121,33 @@ class FrozenNetwork:
 
     def look(self, photograph: UInt8) -> Unified:
         """Return the labels of one (H, W, 3) uint8 photograph and how sure they are."""
-        inputs = self.tensors([self.preprocessing.resize(photograph)])
-        return self.unified([photograph], inputs)[0]
+        height, width, _ = photograph.shape
+        inputs = self.to_device([self.on_host(photograph)])
+        return self.unified((height, width), inputs)[0]
 
     def unified(
-        self, photographs: Sequence[UInt8], inputs: Sequence[Tensor], *, certainty: bool = True
+        self, size: tuple[int, int], inputs: Sequence[Tensor], *, certainty: bool = True
     ) -> list[Unified]:
         """Return labels, and how sure they are, of photographs of one size, on the device.
 
         Parameters
         ----------
-        photographs : sequence of (H, W, 3) uint8
-            For their size.
+        size : (int, int)
+            Height and width of the photographs.
         inputs : sequence of (N, 3, h, w) uint8
             All of them as the network sees them: one tensor for each of the scales.
         certainty : bool
             Whether certainties are wanted.
         """
-        height, width, _ = photographs[0].shape
         if self.reading.output == "ids":
             return [
-                Unified(resize_ids(ids, (height, width)), None, torch.tensor(True))
+                Unified(resize_ids(ids, size), None, torch.tensor(True))
                 for ids in self._ids(inputs[0])
             ]
         return [
             unify(
                 views,
-                (height, width),
+                size,
                 align_corners=self.preprocessing.align_corners,
                 output=self.reading.output,
                 certainty=certainty,
@@ -162,15 +161,24 @@ class FrozenNetwork:
         of_each = zip(*self._views(inputs), strict=True)
         return [mean_softmax(views, output=self.reading.output) for views in of_each]
 
-    def tensors(self, photographs: Sequence[Sequence[UInt8]]) -> list[Tensor]:
-        """Return (N, 3, h, w) uint8 for each scale, on the device; `photographs` are resized."""
-        return [self._to_device(np.stack(images)) for images in zip(*photographs, strict=True)]
+    def on_host(self, photograph: UInt8) -> list[Tensor]:
+        """Return a photograph at each scale, (h, w, 3) uint8, from where it is copied quickest."""
+        pinned = self.device.type == "cuda"  # then nobody waits for the copy
+        found = []
+        for image in self.preprocessing.resize(photograph):
+            held = torch.empty(image.shape, dtype=torch.uint8, pin_memory=pinned)
+            held.numpy()[:] = image
+            found.append(held)
+        return found
 
-    def _to_device(self, images: UInt8) -> Tensor:
-        batch = torch.from_numpy(images)
-        if self.device.type == "cuda":  # from pinned memory, so that nobody waits for the copy
-            batch = batch.pin_memory()
-        return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def to_device(self, photographs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return (N, 3, h, w) uint8 for each scale, of what `on_host` returned."""
+        return [
+            torch.stack([one.to(self.device, non_blocking=True) for one in images]).permute(
+                0, 3, 1, 2
+            )
+            for images in zip(*photographs, strict=True)
+        ]
 
     def _views(self, inputs: Sequence[Tensor]) -> list[list[View]]:
         """Return for each way of seeing the photographs what was said of each of them."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ensdistill.data.pictures import STEPS, UInt8, read_image
+from ensdistill.data.pictures import STEPS, read_image
 from ensdistill.pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ class Clock:
 
 
 class _Decoded(NamedTuple):
-    """A photograph, and as the network sees it at each scale."""
+    """A photograph as the network sees it at each scale, and its own height and width."""
 
     request: Request
-    photograph: UInt8
-    inputs: list[UInt8]
+    size: tuple[int, int]
+    inputs: list[Tensor]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        return [self.photograph.shape, *(x.shape for x in self.inputs)]
+        return [self.size, *(tuple(x.shape) for x in self.inputs)]
 
 
 class _Launched(NamedTuple):
@@ -163,7 +163,8 @@ def stream(
 
 def _decode(network: FrozenNetwork, request: Request) -> _Decoded:
     photograph = read_image(request.image, request.sha256)
-    return _Decoded(request, photograph, network.preprocessing.resize(photograph))
+    height, width, _ = photograph.shape
+    return _Decoded(request, (height, width), network.on_host(photograph))
 
 
 def _launch(
@@ -223,12 +224,11 @@ def _find(
     network: FrozenNetwork, batch: list[_Decoded], want: Want
 ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
     """Return what is wanted of each photograph, and whether it is a number."""
-    inputs = network.tensors([decoded.inputs for decoded in batch])
+    inputs = network.to_device([decoded.inputs for decoded in batch])
     if want == "soft":
         soft = network.soft(inputs)
         return [((_in_steps(one.flatten(0, 1)),), one.isfinite().all()) for one in soft]
-    photographs = [decoded.photograph for decoded in batch]
-    found = network.unified(photographs, inputs, certainty=want != "labels")
+    found = network.unified(batch[0].size, inputs, certainty=want != "labels")
     if want == "labels":
         return [((one.labels,), one.sound) for one in found]
     if want == "both":
