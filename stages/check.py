@@ -20,7 +20,12 @@ from ensdistill.data.pictures import (
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.networks.folders import hf_preprocessing, hub_folder, network_classes
+from ensdistill.stages.networks.folders import (
+    hf_preprocessing,
+    network_classes,
+    require_trusted_code,
+)
+from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.parallel import for_each
 
 
@@ -292,6 +297,7 @@ def _check_network(experiment: Experiment, teacher: Teacher) -> None:
             f"{len(table)}; declare the teacher's own `classes:`"
         )
     if network.kind == "hf":
+        require_trusted_code(path, trusted=teacher.trust == "code")
         hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
     if isinstance(found, list):
         pairs = zip(found, table.classes, strict=True)

@@ -23,7 +23,7 @@ from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.pipeline.workspace import Workspace
-from ensdistill.stages.networks.folders import hub_folder
+from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.recipes import PAPER
 
 Positive = Annotated[int, Field(gt=0)]

@@ -194,7 +194,7 @@ def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) 
 def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     from ensdistill.stages.networks.code import require_module
     from ensdistill.stages.networks.frozen import freeze, pick_device, set_threads
-    from ensdistill.stages.networks.state_dicts import OPT_IN, fit_weights, read_tensors
+    from ensdistill.stages.networks.state_dicts import load_weights
 
     set_threads(order["threads"])
     sys.path.insert(0, order["root"])
@@ -203,9 +203,8 @@ def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     module = require_module(found, order["function"])
     recipe = order["recipe"]
     if "state_dict" in order:
-        file = Path(order["state_dict"])
-        weights = read_tensors(file, trusted=order["trusted"], or_else=OPT_IN)
-        fit_weights(module, weights, file, recipe.get("ignore_keys", ()))
+        ignore = recipe.get("ignore_keys", ())
+        load_weights(module, Path(order["state_dict"]), trusted=order["trusted"], ignore=ignore)
     runtime = {key: order[key] for key in ("channels_last", "workers")}
     return freeze(module, {}, recipe, pick_device(order["device"]), **runtime)
 

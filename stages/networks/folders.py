@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,44 +159,66 @@ def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
         )
 
 
-def onnx_data_files(model: Path) -> list[Path]:
-    """Return the files beside an ONNX model that may hold its weights: its name begins theirs."""
-    found = model.parent.glob(f"{glob.escape(model.name)}[._]*")
-    return sorted(p for p in found if p.is_file())
+def onnx_data_files(file: Path) -> list[Path]:
+    """Return the files that may hold the weights of an ONNX model, sorted.
+
+    Those beside it whose names begin with its own: ``model.onnx.data``, ``model.onnx_data``.
+    """
+    beside = file.parent.iterdir() if file.parent.is_dir() else ()
+    return sorted(
+        p for p in beside if p.name.startswith(file.name) and p.name != file.name and p.is_file()
+    )
 
 
-def hub_folder(name: str, revision: str, *, download: bool) -> Path:
-    """Return the folder of a hub's model at a revision.
+def require_trusted_code(folder: Path, *, trusted: bool) -> None:
+    """Refuse a transformers folder that brings code of its own, unless it is trusted.
 
     Parameters
     ----------
-    name : str
-        ``"owner/name"``.
-    revision : str
-        40 hex digits: branches and tags move.
-    download : bool
-        Whether to download what is not there; weights as safetensors, and no code.
+    folder : Path
+        Its ``config.json`` and ``tokenizer_config.json`` are read, where there are any.
+    trusted : bool
+        Whether the experiment says so.
 
     Raises
     ------
     DataError
-        If it is not there, or cannot be downloaded.
+        If an ``auto_map`` names code and it is not trusted, or names that of another repository.
     """
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt"],
-            local_files_only=not download,
-        )
-    except Exception as error:  # of many kinds: no such model, no network, a full disk
-        if not download:
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        try:
+            named = sorted(_code_in(json.loads(path.read_bytes())))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
+        if named and not trusted:
             raise DataError(
-                f"{name} at {revision} was not downloaded; `ensdistill check` does it"
-            ) from error
-        raise DataError(
-            f"{name} at {revision} cannot be downloaded ({type(error).__name__}: {error})"
-        ) from error
-    return Path(found)
+                f"{path}: its `auto_map` names code ({', '.join(named)}) that would run here with "
+                "your rights; if you trust where the folder is from, say `trust: code` on that "
+                "entry"
+            )
+        if away := [code for code in named if "--" in code]:
+            raise DataError(
+                f"{path}: its `auto_map` names code of another repository ({away[0]}), which may "
+                "change; copy those files into the folder and name them without `--`"
+            )
+
+
+def _code_in(content: Any) -> Iterator[str]:
+    """Yield what the `auto_map`s in the content of a JSON file name."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _texts(value) if key == "auto_map" else _code_in(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _code_in(value)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, (dict, list)):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _texts(value)
+    elif content is not None:
+        yield str(content)

@@ -27,6 +27,7 @@ from ensdistill.stages.functional.unify import (
     unify,
 )
 from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import (
     NETWORK,
     hf_preprocessing,
@@ -34,24 +35,18 @@ from ensdistill.stages.networks.folders import (
     read_description,
     require_no_code,
 )
-from ensdistill.stages.networks.opened import (
-    OnnxNetwork,
-    exported_network,
-    scores_of,
-    torchscript_network,
-)
+from ensdistill.stages.networks.foreign import scores_of
+from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.networks.state_dicts import OPT_IN, fit_weights, read_tensors
+from ensdistill.stages.networks.state_dicts import load_weights
 from ensdistill.stages.networks.stream import Clock, Request, Want, stream
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     Padded,
     build_student,
-    hf_segmentation,
-    named_as_in,
     pad_to_multiple,
 )
-from ensdistill.stages.networks.universal import HfUniversal
+from ensdistill.stages.networks.universal import UniversalSegmentation, hf_teacher
 
 WEIGHTS: Final = "model.safetensors"
 
@@ -73,6 +68,8 @@ class FrozenNetwork:
         How tensors lie in memory.
     workers : int
         Threads that decode photographs.
+    about : mapping, optional
+        What else decides the last bits of its results.
 
     Attributes
     ----------
@@ -89,7 +86,9 @@ class FrozenNetwork:
         *,
         channels_last: bool = True,
         workers: int = 1,
+        about: Mapping[str, Any] | None = None,
     ):
+        self._about = about or {}
         self.at_once: int | None = None
         self._workers = workers
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -104,7 +103,7 @@ class FrozenNetwork:
     def facts(self) -> dict[str, Any]:
         """What decides the last bits of its results."""
         halved = {} if self.at_once is None else {"batch_size": self.at_once}
-        return platform_facts(self.device) | halved
+        return platform_facts(self.device) | dict(self._about) | halved
 
     def close(self) -> None:
         """Nothing to do: it goes with this process."""
@@ -353,11 +352,11 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
         declared = hf_preprocessing(folder, recipe["preprocess"])
     elif recipe["source"] == "onnx":
         data = {p.name: p for p in onnx_data_files(folder)}
-        module = OnnxNetwork(folder, data, device, local.threads)
+        module = onnx_network(folder, data, device, local.threads)
     elif recipe["source"] == "exported":
-        module = exported_network(folder)
+        module = exported_network(folder, device)
     else:
-        module = torchscript_network(folder)
+        module = torchscript_network(folder, device)
     return freeze(
         module,
         declared,
@@ -402,26 +401,20 @@ def freeze(
     """
     settings = Preprocessing.from_settings(declared, recipe.get("preprocess", {}))
     reading = Reading.from_recipe(recipe)
-    if isinstance(module, HfUniversal):
+    if isinstance(module, UniversalSegmentation):
         reading = replace(reading, output=module.output)
-    scores = _Scores(module)
-    module = pad_to_multiple(scores, recipe.get("divisor", 1), align_corners=settings.align_corners)
-    return FrozenNetwork(module, settings, device, reading, **runtime)
+    divisor = recipe.get("divisor", 1)
+    padded = pad_to_multiple(_Scores(module), divisor, align_corners=settings.align_corners)
+    about = module.facts if isinstance(module, OnnxNetwork) else None
+    return FrozenNetwork(padded, settings, device, reading, about=about, **runtime)
 
 
 def _load_hf(folder: Path, recipe: Mapping[str, Any], local: Local) -> nn.Module:
     """Return a network of transformers, its weights from its folder or a checkpoint."""
-    network = hf_segmentation(
-        folder, weights=local.state_dict is None, universal=True, trusted=local.trusted
-    )
+    network = hf_teacher(folder, trusted=local.trusted, weights=local.state_dict is None)
     if local.state_dict is not None:
-        found = read_tensors(local.state_dict, trusted=local.trusted, or_else=OPT_IN)
-        fit_weights(
-            network,
-            named_as_in(network, found),
-            local.state_dict,
-            recipe.get("ignore_keys", ()),
-        )
+        ignore = recipe.get("ignore_keys", ())
+        load_weights(network, local.state_dict, trusted=local.trusted, ignore=ignore)
     return network
 
 

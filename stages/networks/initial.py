@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Local
-from ensdistill.stages.networks.state_dicts import plain_name, read_tensors, some
+from ensdistill.stages.networks.state_dicts import read_tensors, some_of
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     build_student,
     in_head,
     named_as_in,
     pad_to_multiple,
+    plain_name,
 )
 
 _SMALL: Final = 64  # pixels a side
@@ -58,12 +59,12 @@ def initial_network(
     )
     report: dict[str, Any] = {}
     if isinstance(network, HfSegmentation) and network.loaded is not None:
-        report = {k: v if k == "loaded" else some(v) for k, v in network.loaded.items()}
+        report = {k: v if k == "loaded" else some_of(v) for k, v in network.loaded.items()}
     if local.init is not None:
         report = _load_body(network, local.init)
     frozen = _freeze_unreached(network, classes, recipe["crop"], divisor)
     if frozen and not isinstance(recipe["network"], str):  # of our own it is known
-        report["frozen"] = some(frozen)
+        report["frozen"] = some_of(frozen)
     return pad_to_multiple(network, divisor), report or None
 
 
@@ -84,7 +85,7 @@ def describe_initial(report: Mapping[str, Any], local: Local) -> str:
 
 def _load_body(network: nn.Module, file: Path) -> dict[str, Any]:
     try:
-        found = read_tensors(file)
+        found = read_tensors(file, trusted=False, advice="save a state_dict alone")
     except DataError as error:
         raise DataError(f"init: {error}") from error
     if isinstance(network, HfSegmentation):
@@ -104,15 +105,15 @@ def _load_body(network: nn.Module, file: Path) -> dict[str, Any]:
     if problems:
         raise DataError(
             f"init: {file} lacks {len(problems)} of the {len(body)} tensors of the network's body "
-            f"in their shapes: {'; '.join(some(problems))}; it holds {', '.join(some(found))}. "
-            "Give the weights of this network, or no `init`"
+            f"in their shapes: {'; '.join(some_of(problems))}; it holds {', '.join(some_of(found))}"
+            ". Give the weights of this network, or no `init`"
         )
     network.load_state_dict(loaded, strict=False)
     known = {plain_name(name) for name in own}
     return {
         "loaded": len(loaded),
-        "head": some(plain_name(name) for name in own if in_head(name)),
-        "unexpected": some(name for name in found if name not in known),
+        "head": some_of(plain_name(name) for name in own if in_head(name)),
+        "unexpected": some_of(name for name in found if name not in known),
     }
 
 

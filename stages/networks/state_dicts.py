@@ -1,164 +1,174 @@
-"""Weights in files: read without running code, and fitted to a network key by key."""
+"""Weights in files of others: safetensors, and what `torch.save` wrote."""
 
 from __future__ import annotations
 
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.students import HfSegmentation, named_as_in, plain_name
 
 _WITHIN: Final = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _SHOWN: Final = 4  # names
-OPT_IN: Final = "; or, if you trust where the file comes from, say `trust: code` on this teacher"
+_ADVICE: Final = (
+    "save a state_dict alone, or if you trust where the file is from say `trust: code` on that "
+    "entry: its code then runs here with your rights"
+)
 
 
-def read_tensors(file: Path, *, trusted: bool = False, or_else: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by their plain names (see `plain_name`).
+def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[str, Tensor]:
+    """Return the tensors of a file by their plain names.
 
     Parameters
     ----------
     file : Path
-        Safetensors, or what `torch.save` wrote: a state dict, alone or under one of the usual keys.
+        ``.safetensors``, or what `torch.save` wrote: a state_dict, a mapping that has one as
+        ``state_dict``, ``model`` or the like, or a whole network.
     trusted : bool
-        Whether a pickle may run code.
-    or_else : str
-        What else can be done with one that would.
+        Whether code that the file names may run; else it is refused.
+    advice : str
+        What to do about a file that names code.
+
+    Returns
+    -------
+    dict
+        Without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``).
 
     Raises
     ------
     DataError
-        If the file is no checkpoint, would run code without being trusted, or holds a name twice.
+        If the file is damaged or holds no weights, two tensors by one name, or names code and is
+        not trusted; the error says what it names.
     """
     try:
         if file.suffix == ".safetensors":
             content: Any = load_file(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=not trusted)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of kinds of files that raise below
+                content = torch.load(file, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{file}: {_blocked(file)}{or_else}") from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        raise DataError(f"{file}: holds no weights ({error})") from error
-    except Exception as error:
-        if not trusted:
-            raise
-        raise DataError(f"{file}: its code failed ({type(error).__name__}: {error})") from error
-    while inner := [k for k in _WITHIN if isinstance(_items(content).get(k), Mapping)]:
-        content = content[inner[0]]
+        if trusted:
+            raise DataError(f"{file} is no checkpoint ({reason(error)})") from error
+        named = _code_in(file, error)
+        what = f"names code: {', '.join(some_of(named))}" if named else "is no pickle of tensors"
+        raise DataError(f"{file} {what}. Nothing of it was run; {advice}") from error
+    except Exception as error:  # a damaged pickle raises anything
+        raise DataError(f"{file} holds no weights ({reason(error)})") from error
+    while inner := [k for k in _WITHIN if isinstance(_items(content).get(k), Mapping | nn.Module)]:
+        content = _items(content)[inner[0]]
     tensors = {k: v for k, v in _items(content).items() if isinstance(v, Tensor)}
     if not tensors:
-        kind = ", ".join(some(map(str, _items(content)))) or type(content).__name__
-        raise DataError(f"{file}: holds no weights, but {kind}; save a state_dict")
+        kind = ", ".join(some_of(map(str, _items(content)))) or type(content).__name__
+        raise DataError(f"{file} holds no weights, but {kind}; save a state_dict")
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if plain.setdefault(plain_name(name), tensor) is not tensor:
             raise DataError(
-                f"{file}: holds {plain_name(name)} twice, under different prefixes; save the "
+                f"{file} holds {plain_name(name)} twice, under different prefixes; save the "
                 "state_dict of one network"
             )
     return plain
 
 
-def fit_weights(
-    module: nn.Module, found: Mapping[str, Tensor], file: Path, ignore: Sequence[str] = ()
+def load_weights(
+    module: nn.Module, file: Path, *, trusted: bool, ignore: Sequence[str] = ()
 ) -> None:
-    """Load a checkpoint into a network, all of it and nothing else.
+    """Load the weights of a frozen network, all of them.
+
+    Names are compared without the prefixes of wrappers. Counters of BatchNorm, which evaluation
+    does not read, may be absent.
 
     Parameters
     ----------
     module : nn.Module
-        Changed in place.
-    found : mapping
-        What `read_tensors` returned.
+        The network.
     file : Path
-        Where that was read, for errors.
+        See `read_tensors`.
+    trusted : bool
+        See `read_tensors`.
     ignore : sequence of str
-        Patterns (`*` and `?`) of names that may be on one side only.
+        Patterns (``auxiliary_head.*``) of names that only one of the two has.
 
     Raises
     ------
     DataError
-        With all keys that are missing, unexpected or of another shape; if a pattern fits none.
+        If a tensor is missing, unexpected or of another shape, or a pattern fits no name.
     """
-    own = {plain_name(name): name for name in module.state_dict()}
+    found = read_tensors(file, trusted=trusted)
+    if isinstance(module, HfSegmentation):
+        found = named_as_in(module, found)
+        found = {plain_name(name): tensor for name, tensor in found.items()}
+    own = {plain_name(name): (name, tensor) for name, tensor in module.state_dict().items()}
     if len(own) != len(module.state_dict()):
-        raise DataError(f"{file}: two keys of the network differ by `model.` or `module.` alone")
-    shapes = {plain_name(name): t.shape for name, t in module.state_dict().items()}
-    # a counter that only cumulative BatchNorm reads, absent from old checkpoints
-    missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in found if n not in own]
-    for pattern in ignore:
-        if not any(fnmatchcase(n, pattern) for n in (*missing, *unexpected)):
-            raise DataError(
-                f"{file}: `ignore_keys` has {pattern!r}, which fits no key that is on one side "
-                f"only ({_listed('missing', missing)}; {_listed('unexpected', unexpected)})"
-            )
-    other = [
-        f"{n} {list(found[n].shape)} there and {list(shapes[n])} here"
-        for n in own
-        if n in found and found[n].shape != shapes[n]
-    ]
-    problems = [
-        _listed(what, names)
-        for what, names in (
-            ("missing", _but(missing, ignore)),
-            ("unexpected", _but(unexpected, ignore)),
-            ("of another shape", other),
-        )
-        if names
-    ]
-    if problems:
         raise DataError(
-            f"{file}: is no checkpoint of this network: {'; '.join(problems)}. What may be on one "
-            'side only is named by `ignore_keys`, such as ["auxiliary_head.*"]'
+            f"{file}: the network has tensors whose names differ by `module.` or `model.` alone; "
+            "load them in a function of your own (`factory:`)"
         )
-    module.load_state_dict({own[n]: t for n, t in found.items() if n in own}, strict=False)
+    for pattern in ignore:
+        if not any(fnmatchcase(name, pattern) for name in {*own, *found}):
+            raise DataError(
+                f"{file}: {pattern!r} of `ignore_keys` fits no name, neither of the network "
+                f"({', '.join(some_of(own))}) nor of the file ({', '.join(some_of(found))})"
+            )
+
+    def counts(name: str) -> bool:
+        return not any(fnmatchcase(name, pattern) for pattern in ignore)
+
+    problems = {
+        "missing in the file": [
+            name
+            for name in own
+            if name not in found and counts(name) and not name.endswith("num_batches_tracked")
+        ],
+        "unknown to the network": [name for name in found if name not in own and counts(name)],
+        "of another shape": [
+            f"{name} ({list(found[name].shape)} there and {list(tensor.shape)} here)"
+            for name, (_, tensor) in own.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(
+            f"{len(names)} {what}: {', '.join(some_of(names))}"
+            for what, names in problems.items()
+            if names
+        )
+        raise DataError(
+            f"{file} holds other weights than the network's {len(own)}: {text}. Give the file of "
+            "this network; names that only one of the two has may be listed in `ignore_keys`"
+        )
+    loaded = {name: found[plain] for plain, (name, _) in own.items() if plain in found}
+    module.load_state_dict(loaded, strict=False)
 
 
-def plain_name(name: str) -> str:
-    """Return the name of a parameter or buffer without the prefixes of wrappers, ours included."""
-    while name.startswith(("module.", "model.")):
-        name = name.split(".", 1)[1]
-    return name
+def _code_in(file: Path, error: pickle.UnpicklingError) -> list[str]:
+    """Return the globals of a checkpoint that loading it would run, without running them."""
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(file))
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
+        return re.findall(r"GLOBAL (\S+)", str(error))  # an old format: the first alone is known
 
 
-def some(names: Iterable[str]) -> list[str]:
+def _items(content: Any) -> Mapping[str, Any]:
+    if isinstance(content, nn.Module):
+        return content.state_dict()
+    return content if isinstance(content, Mapping) else {}
+
+
+def some_of(names: Iterable[str]) -> list[str]:
     """Return the first names, and how many more there are."""
     listed = list(names)
     more = [f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
     return listed[:_SHOWN] + more
-
-
-def _but(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [n for n in names if not any(fnmatchcase(n, p) for p in patterns)]
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {what}" + (f" ({', '.join(some(names))})" if names else "")
-
-
-def _blocked(file: Path) -> str:
-    """Say what a pickle would import."""
-    if zipfile.is_zipfile(file):
-        try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
-        except Exception:  # spoilt in another way too
-            names = []
-        if names:
-            return (
-                f"holds more than weights: reading it would run {', '.join(some(sorted(names)))}. "
-                "Save a state_dict alone"
-            )
-    return "is no checkpoint, or holds more than weights; save a state_dict alone"
-
-
-def _items(content: Any) -> Mapping[str, Any]:
-    return content if isinstance(content, Mapping) else {}

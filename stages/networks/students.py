@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +16,7 @@ from torch.nn import functional
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Factory
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.state_dicts import plain_name
-from ensdistill.stages.networks.universal import UNIVERSAL, HfUniversal
+from ensdistill.stages.networks.foreign import scores_of
 
 _HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
@@ -78,8 +76,7 @@ class HfSegmentation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (N, C, h, w) logits at the model's own stride."""
-        logits: Tensor = self.model(pixel_values=images).logits
-        return logits
+        return scores_of(self.model(pixel_values=images))
 
 
 class Padded(nn.Module):
@@ -195,13 +192,8 @@ def build_student(
 
 
 def hf_segmentation(
-    folder: Path,
-    classes: int | None = None,
-    *,
-    weights: bool = True,
-    universal: bool = False,
-    trusted: bool = False,
-) -> HfSegmentation | HfUniversal:
+    folder: Path, classes: int | None = None, *, weights: bool = True, trusted: bool = False
+) -> HfSegmentation:
     """Load a transformers folder; auxiliary heads, whose logits nobody reads, are left out.
 
     Parameters
@@ -209,64 +201,38 @@ def hf_segmentation(
     folder : Path
         With ``config.json`` and, for pretrained weights, ``model.safetensors``.
     classes : int or None
-        Output channels; None leaves the model as it is and then requires weights.
+        Output channels; None leaves the model as it is.
     weights : bool
-        Whether to load the weights, if there are any.
-    universal : bool
-        Whether a model that answers with masks will do.
+        Whether to load the weights: with `classes` if there are any, else they are required.
     trusted : bool
-        Whether code that lies in the folder may run.
+        Whether code in the folder may run.
 
     Raises
     ------
     DataError
-        If transformers cannot make a segmentation model of it, or weights of its body are missing
-        or of another shape.
+        If transformers cannot make a semantic-segmentation model of it, or weights of its body are
+        missing or of another shape.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModelForSemanticSegmentation,
-        AutoModelForUniversalSegmentation,
-    )
+    from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
     more = {} if classes is None else {"num_labels": classes}
-    kind: Any = AutoModelForSemanticSegmentation
-    wrap: Callable[..., HfSegmentation | HfUniversal] = HfSegmentation
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trusted, **more
-            )
-            if universal and config.model_type in UNIVERSAL:
-                kind, wrap = AutoModelForUniversalSegmentation, partial(HfUniversal, folder=folder)
-            if getattr(config, "use_auxiliary_head", False):
-                config.use_auxiliary_head = False
-            if not weights or (classes is not None and not any(folder.glob("*.safetensors"))):
-                return wrap(
-                    kind.from_config(config, dtype=torch.float32, trust_remote_code=trusted)
-                )
-            model, report = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=trusted,
-                ignore_mismatched_sizes=classes is not None,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        brings_code = not trusted and "auto_map" in _config_text(folder)
-        code = "; it brings code of its own: say `trust: code` if you trust it" * brings_code
-        raise DataError(
-            f"{folder}: transformers cannot load it for semantic segmentation ({error}){code}"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if classes is None and missing:
-        raise DataError(
-            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
-            "never trained for segmentation and cannot teach"
+    with _refused(folder, "semantic segmentation"):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted, **more
         )
+        if getattr(config, "use_auxiliary_head", False):
+            config.use_auxiliary_head = False
+        if not weights or (classes is not None and not any(folder.glob("*.safetensors"))):
+            model = AutoModelForSemanticSegmentation.from_config(
+                config, dtype=torch.float32, trust_remote_code=trusted
+            )
+            return HfSegmentation(model)
+        model, report = _from_folder(
+            AutoModelForSemanticSegmentation, folder, config, trusted, anew=classes is not None
+        )
+    if classes is None:
+        _require_trained(folder, report)
+    missing = sorted(report["missing_keys"])
     other = sorted(
         f"{name} ({list(there)} there and {list(here)} here)"
         for name, there, here in report["mismatched_keys"]
@@ -278,9 +244,9 @@ def hf_segmentation(
             f"such as {bad[0]}; without any .safetensors in it the folder stands for random weights"
         )
     anew = {*missing, *(name for name, *_ in report["mismatched_keys"])}
-    return wrap(
+    return HfSegmentation(
         model,
-        loaded={
+        {
             "loaded": len(model.state_dict().keys() - anew),
             "head": sorted(anew),
             "unexpected": sorted(report["unexpected_keys"]),
@@ -288,17 +254,88 @@ def hf_segmentation(
     )
 
 
-def named_as_in(
-    network: HfSegmentation | HfUniversal, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def hf_universal(
+    folder: Path, *, weights: bool = True, trusted: bool = False
+) -> tuple[nn.Module, Any]:
+    """Load a universal segmentation model of transformers, and return it with its config.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``config.json`` and ``model.safetensors``.
+    weights : bool
+        Whether to load the weights.
+    trusted : bool
+        Whether code in the folder may run.
+
+    Raises
+    ------
+    DataError
+        If transformers cannot make such a model of it, or weights are missing.
+    """
+    from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+    with _refused(folder, "universal segmentation"):
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted
+        )
+        if getattr(config, "is_training", False):  # OneFormer's text encoder: for its loss alone
+            config.is_training = False
+        if not weights:
+            model = AutoModelForUniversalSegmentation.from_config(
+                config, dtype=torch.float32, trust_remote_code=trusted
+            )
+            return model, config
+        model, report = _from_folder(
+            AutoModelForUniversalSegmentation, folder, config, trusted, anew=False
+        )
+    _require_trained(folder, report)
+    return model, config
+
+
+def _from_folder(
+    auto: Any, folder: Path, config: Any, trusted: bool, *, anew: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    with _quiet():
+        model, report = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            ignore_mismatched_sizes=anew,
+            output_loading_info=True,
+        )
+    return model, report
+
+
+@contextmanager
+def _refused(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise DataError(f"{folder}: transformers cannot load it for {what} ({error})") from error
+
+
+def _require_trained(folder: Path, report: Mapping[str, Any]) -> None:
+    # weights of classes in a loss: no answer depends on them
+    missing = sorted(n for n in report["missing_keys"] if not n.startswith("criterion."))
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
+            "never trained for segmentation and cannot teach"
+        )
+
+
+def named_as_in(network: HfSegmentation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors of a file by the names of a network of transformers.
 
     The library saves some models by older names than it builds them with. What does not fit keeps
     its shape, and what the network lacks its name, but neither its values.
     """
     with _quiet():
-        kind: Any = type(network.model)
-        model, report = kind.from_pretrained(
+        model, report = type(network.model).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=network.config,
             state_dict=dict(tensors),
@@ -325,11 +362,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _config_text(folder: Path) -> str:
-    try:
-        return (folder / "config.json").read_text()
-    except (OSError, ValueError):
-        return ""
+def plain_name(name: str) -> str:
+    """Return the name of a parameter or buffer without the prefixes of wrappers, ours included."""
+    while name.startswith(("module.", "model.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def in_head(name: str) -> bool:

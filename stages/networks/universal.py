@@ -1,79 +1,138 @@
-"""Models of transformers that answer with masks and their classes, as scores of classes."""
+"""Teachers in folders of transformers: semantic models, and universal ones as semantic."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.folders import require_trusted_code
+from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+from ensdistill.stages.networks.students import HfSegmentation, hf_segmentation, hf_universal
 
-UNIVERSAL: Final = ("eomt", "eomt_dinov3", "mask2former", "maskformer", "oneformer")
+_TASK: Final = "the task is semantic"
 
 
-class HfUniversal(nn.Module):
-    """A universal-segmentation model of transformers, from images to scores of classes.
+class UniversalSegmentation(HfSegmentation):
+    """A model of masks and their classes, as one of per-class scores.
 
-    The score of a class at a pixel is the sum over the queries of the softmax of the query's class
-    (without "no object") times the sigmoid of its mask (semantic inference of MaskFormer; Cheng,
-    Schwing, Kirillov 2021, section 3.4). It is taken at the masks' own stride.
+    The score of class c at a pixel is the sum over queries of p(c) times the mask's probability
+    there, without the class of no object (Cheng, Schwing, Kirillov, "Per-Pixel Classification is
+    Not All You Need for Semantic Segmentation", NeurIPS 2021, section 3.4: semantic inference).
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Any `...ForUniversalSegmentation`.
+    model : nn.Module
+        Mask2Former, MaskFormer, OneFormer, EoMT or DETR of transformers.
+    fixed : Fixed
+        The sizes that it takes.
     folder : Path
-        Its folder, for the tokenizer of a model that is told its task.
-    loaded : dict or None
-        See `students.HfSegmentation`.
-
-    Attributes
-    ----------
-    output : str
-        What `forward` returns: no logits.
+        Where it is from, for errors.
+    task : Tensor or None
+        The (1, L) int64 tokens of the task, for OneFormer.
     """
 
-    output: Literal["probabilities"] = "probabilities"
+    #: sums of probabilities, not logits: no softmax belongs on them
+    output: Final = "probabilities"
+    _task: Tensor | None
 
-    def __init__(self, model: Any, folder: Path, loaded: dict[str, Any] | None = None):
-        super().__init__()
-        self.model: Any = model
-        self.config: Any = model.config
-        self.loaded = loaded
-        self._told: bool = self.config.model_type == "oneformer"
-        if self._told:
-            self.register_buffer("_task", _task_tokens(self.config, folder), persistent=False)
+    def __init__(self, model: nn.Module, fixed: Fixed, folder: Path, task: Tensor | None = None):
+        super().__init__(model)
+        self._fixed = fixed
+        self._folder = folder
+        self.register_buffer("_task", task, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (N, C, h, w) scores."""
+        """Return (N, C, h, w) scores, at least 0, at the masks' own stride."""
+        return run_as_fixed(self._scores, images, self._fixed, self._folder)
+
+    def _scores(self, images: Tensor) -> Tensor:
         more = {}
-        if self._told:
-            tokens: Any = self._task
-            more["task_inputs"] = tokens.expand(len(images), -1)
-        found = self.model(pixel_values=images, **more)
-        classes = found.class_queries_logits.softmax(dim=-1)[..., :-1]
-        masks = found.masks_queries_logits.sigmoid()
-        return torch.einsum("nqc,nqhw->nchw", classes, masks)
+        if self._task is not None:
+            more["task_inputs"] = self._task.expand(len(images), -1)
+        found: Any = self.model(pixel_values=images, **more)
+        if "class_queries_logits" in found:
+            classes, masks = found.class_queries_logits, found.masks_queries_logits
+        else:  # DETR's names
+            classes, masks = found.logits, found.pred_masks
+        probable = classes.softmax(dim=-1)[..., :-1]
+        return torch.einsum("nqc,nqhw->nchw", probable, masks.sigmoid())
 
 
-def _task_tokens(config: Any, folder: Path) -> Tensor:
-    """Return what tells a OneFormer that its task is semantic, (1, L) int64."""
+def hf_teacher(folder: Path, *, trusted: bool, weights: bool = True) -> HfSegmentation:
+    """Load a transformers folder as a teacher.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a model for semantic or for universal segmentation, with its weights as safetensors.
+    trusted : bool
+        Whether code in the folder may run (`trust: code`).
+    weights : bool
+        Whether its weights are loaded; else they are random.
+
+    Returns
+    -------
+    HfSegmentation
+        (N, 3, H, W) float32 to (N, C, h, w) logits, or scores if it is a `UniversalSegmentation`.
+
+    Raises
+    ------
+    DataError
+        If the folder brings code and is not trusted, or transformers cannot make a trained model
+        of it.
+    """
+    require_trusted_code(folder, trusted=trusted)
+    if not _is_universal(folder):
+        return hf_segmentation(folder, weights=weights, trusted=trusted)
+    model, config = hf_universal(folder, weights=weights, trusted=trusted)
+    fixed = Fixed()
+    if config.model_type == "eomt":
+        # it numbers its patches, so that another shape of as many would be wrong in silence
+        size = config.image_size
+        fixed = Fixed(None, *((size, size) if isinstance(size, int) else size))
+    task = _task_of(folder, config, trusted) if config.model_type == "oneformer" else None
+    return UniversalSegmentation(model, fixed, folder, task)
+
+
+def _is_universal(folder: Path) -> bool:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+    )
+
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        code = config.get("auto_map") or {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    return (
+        config.get("model_type") in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+        or "AutoModelForUniversalSegmentation" in code
+    )
+
+
+def _task_of(folder: Path, config: Any, trusted: bool) -> Tensor:
+    """Return the tokens that ask OneFormer for semantic segmentation."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokens = tokenizer(
-            "the task is semantic",
-            padding="max_length",
-            truncation=True,
-            max_length=config.task_seq_len,
-            return_tensors="pt",
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted
         )
-    except Exception as error:  # of many kinds
+        tokens = tokenizer(
+            _TASK, padding="max_length", max_length=config.task_seq_len, truncation=True
+        )["input_ids"]
+        understood = tokenizer.decode(tokens, skip_special_tokens=True)
+    except Exception as error:
+        understood = reason(error)
+    if _TASK not in " ".join(understood.split()):  # without its files it is made all the same
         raise DataError(
-            f"{folder}: holds no tokenizer, which a OneFormer is told its task with ({error}); "
-            "save its processor into the folder: `processor.save_pretrained(folder)`"
-        ) from error
-    return tokens["input_ids"]  # type: ignore[no-any-return]
+            f"{folder}: OneFormer is told {_TASK!r}, of which the folder's tokenizer makes "
+            f"{understood!r}; save it there too, with `processor.save_pretrained(folder)`"
+        )
+    return torch.tensor([tokens])

@@ -353,7 +353,7 @@ def spoilt(**changes):
         ({"epoch": 3, "model": {"lr": 0.1}}, ["no weights, but lr", "state_dict"]),
         ([torch.zeros(1)], ["no weights, but list"]),
         ({"head.bias": torch.zeros(1), "module.head.bias": torch.ones(1)}, ["head.bias twice"]),
-        ({"state_dict": SimpleNamespace()}, ["more than weights"]),
+        ({"state_dict": SimpleNamespace()}, ["names code: types.SimpleNamespace", "alone"]),
     ],
     ids=["shape", "lacks", "keys", "list", "twice", "pickle"],
 )

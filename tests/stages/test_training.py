@@ -373,7 +373,7 @@ def test_init_loads_the_body_and_makes_the_head_anew(world):
     text = world.refuse("train-student")
     assert "lacks 1 of the" in text and "stem.0.0.weight" in text
     (world.root / "source.pt").write_bytes(b"no weights")
-    assert "source.pt: is no checkpoint" in world.refuse("train-student")
+    assert "source.pt is no pickle of tensors" in world.refuse("train-student")
     (world.root / "source.pt").unlink()
     assert "student.init" in world.refuse("status")
 

@@ -1,0 +1,160 @@
+"""Networks in files that carry their own code: exported programs and TorchScript.
+
+Both are read with pickle or hold programs, so that whoever wrote such a file runs code here: the
+caller loads only what the user trusts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed, scores_of
+
+
+class Program(nn.Module):
+    """A network that is what it was when it was written: training or evaluating is decided.
+
+    Parameters
+    ----------
+    program : nn.Module
+        From images to what `foreign.scores_of` understands.
+    file : Path
+        Where it is from, for errors.
+    fixed : Fixed
+        The sizes it was written for.
+    dtype : torch.dtype
+        Of the images it takes.
+    """
+
+    def __init__(
+        self,
+        program: nn.Module,
+        file: Path,
+        fixed: Fixed = Fixed(),  # noqa: B008 - it is immutable
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.program = program
+        self._file = file
+        self._fixed = fixed
+        self._dtype = dtype
+
+    def train(self, mode: bool = True) -> Program:
+        """Change nothing: an exported program knows no modes."""
+        self.training = mode
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores of (N, 3, H, W) float32 images."""
+        return run_as_fixed(self._scores, images.to(self._dtype), self._fixed, self._file)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        return scores_of(self.program(images))
+
+
+def exported_network(file: Path, device: torch.device) -> Program:
+    """Load what `torch.export.save` wrote. The file can run any code.
+
+    Parameters
+    ----------
+    file : Path
+        A ``.pt2`` of a network that takes images.
+    device : torch.device
+        Where it is to run; also what was written for another one.
+
+    Returns
+    -------
+    Program
+        (N, 3, H, W) float32 to scores.
+
+    Raises
+    ------
+    DataError
+        If it is no such file, takes something else than images, or was written in training mode.
+    """
+    try:
+        program = move_to_device_pass(torch.export.load(file), device)
+        module = program.module()
+    except Exception as error:
+        raise DataError(
+            f"{file} holds no exported program ({reason(error)}); expected what "
+            "`torch.export.save` writes"
+        ) from error
+    for name in _training(program):
+        raise DataError(
+            f"{file} was exported in training mode: its {name} answers differently every time; "
+            "call `model.eval()` before `torch.export.export`"
+        )
+    taken = [
+        node.meta.get("val")
+        for node in program.graph.find_nodes(op="placeholder")
+        if node.name in program.graph_signature.user_inputs
+    ]
+    if len(taken) != 1 or not isinstance(taken[0], Tensor) or taken[0].ndim != 4:
+        what = [list(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in taken]
+        raise DataError(f"{file} takes {what}; expected one tensor of (N, 3, H, W) images")
+    batch, channels, height, width = (s if isinstance(s, int) else None for s in taken[0].shape)
+    if channels not in (None, 3):
+        raise DataError(f"{file} takes images of {channels} channels; expected 3")
+    return Program(module, file, Fixed(batch, height, width), taken[0].dtype)
+
+
+def torchscript_network(file: Path, device: torch.device) -> Program:
+    """Load what `torch.jit.save` wrote. The file is a program of its own.
+
+    Parameters
+    ----------
+    file : Path
+        Of a network that takes images.
+    device : torch.device
+        Where it is to run.
+
+    Returns
+    -------
+    Program
+        (N, 3, H, W) float32 to scores.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+    """
+    try:
+        with warnings.catch_warnings():
+            # the file is there, whatever torch would rather have been given
+            warnings.filterwarnings("ignore", ".torch.jit.load. is", DeprecationWarning)
+            module = torch.jit.load(file, map_location=device)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise DataError(
+            f"{file} holds no TorchScript ({reason(error)}); expected what `torch.jit.save` writes"
+        ) from error
+    return _Script(module.eval(), file)
+
+
+class _Script(Program):
+    def _scores(self, images: Tensor) -> Tensor:
+        # else it is rewritten after the first images, and the last bits depend on their number
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return super()._scores(images)
+
+
+def _training(program: ExportedProgram) -> Iterator[str]:
+    """Yield the operators of a program that behave as in training."""
+    for module in program.graph_module.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            schema = getattr(node.target, "_schema", None)
+            for position, argument in enumerate(schema.arguments if schema else ()):
+                value = node.args[position] if position < len(node.args) else None
+                value = node.kwargs.get(argument.name, value)
+                if argument.name in ("training", "train", "dropout_p") and value:
+                    yield str(node.target)

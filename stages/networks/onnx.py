@@ -1,0 +1,216 @@
+"""ONNX models, run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+
+from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+
+_IMAGES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OnnxNetwork(nn.Module):
+    """A session of onnxruntime, from images to scores, on the device of the images.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+        With one input of images.
+    output : str
+        The name of what it is to answer.
+    device : torch.device
+        Where the session runs.
+    file : Path
+        Where it is from, for errors.
+
+    Attributes
+    ----------
+    facts : dict
+        What decides the last bits of its results.
+    """
+
+    def __init__(self, session: Any, output: str, device: torch.device, file: Path):
+        super().__init__()
+        self._session = session
+        self._output = output
+        self._device = device
+        self._file = file
+        taken = session.get_inputs()[0]
+        self._input = taken.name
+        self._dtype = _IMAGES[taken.type]
+        batch, _, height, width = _sizes(taken.shape)
+        self._fixed = Fixed(batch, height, width)
+        import onnxruntime
+
+        self.facts = {"onnxruntime": onnxruntime.__version__}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores of (N, 3, H, W) float32 images, or what else the output holds."""
+        return run_as_fixed(self._run, images, self._fixed, self._file)
+
+    def _run(self, images: Tensor) -> Tensor:
+        half = self._dtype == np.float16
+        images = images.to(self._device, torch.float16 if half else torch.float32).contiguous()
+        place = (self._device.type, self._device.index or 0)
+        binding = self._session.io_binding()
+        binding.bind_input(self._input, *place, self._dtype, images.shape, images.data_ptr())
+        binding.bind_output(self._output, *place)
+        if self._device.type == "cuda":
+            # onnxruntime has a stream of its own
+            torch.cuda.current_stream(self._device).synchronize()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        # a view of the session's memory, which it may use again
+        return from_dlpack(binding.get_outputs()[0]).clone()
+
+
+def onnx_network(
+    file: Path,
+    data: Mapping[str, Path],
+    device: torch.device,
+    threads: int | None,
+    output: str | None = None,
+) -> OnnxNetwork:
+    """Load an ONNX model. It can neither run code nor read other files than those given.
+
+    Parameters
+    ----------
+    file : Path
+        The model: one input of (N, 3, H, W) images, float32 or float16.
+    data : mapping
+        The files that hold its weights, by the names it may call them by (see
+        `folders.onnx_data_files`).
+    device : torch.device
+        Where it runs: the CPU, or CUDA with onnxruntime-gpu.
+    threads : int or None
+        Threads of its operators; None leaves onnxruntime's own choice.
+    output : str or None
+        Which of its outputs; None for the only one, or the first of four dimensions.
+
+    Returns
+    -------
+    OnnxNetwork
+        (N, 3, H, W) float32 to scores, or to ids where the model ends with an argmax.
+
+    Raises
+    ------
+    DataError
+        If a package is missing, the model is damaged, takes something else than images, names
+        another file, or cannot run on that device.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(
+            f"{file}: ONNX models need packages that are not there ({error}); "
+            "pip install 'ensdistill[onnx]'"
+        ) from error
+    provider: Any = "CPUExecutionProvider"
+    if device.type == "cuda":
+        provider = ("CUDAExecutionProvider", {"device_id": str(device.index or 0)})
+        _require_cuda(file, device, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever it looks like
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    try:
+        content = file.read_bytes()
+        model = onnx.load_model_from_string(content)
+        used = _data_of(file, model, data)
+        buffers = [data[name].read_bytes() for name in used]
+        # from bytes, so that there is no folder in which other files would be looked for
+        options.add_external_initializers_from_files_in_memory(
+            used, buffers, [len(buffer) for buffer in buffers]
+        )
+        session = onnxruntime.InferenceSession(
+            content, options, providers=[provider], enable_fallback=0
+        )
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{file} is no model that onnxruntime can run ({reason(error)})") from error
+    session.disable_fallback()
+    if device.type == "cuda":
+        _require_cuda(file, device, session.get_providers())
+    _require_images(file, session.get_inputs())
+    return OnnxNetwork(session, _pick(file, session.get_outputs(), output), device, file)
+
+
+def _require_cuda(file: Path, device: torch.device, providers: Sequence[str]) -> None:
+    if "CUDAExecutionProvider" not in providers:
+        raise DataError(
+            f"{file}: onnxruntime cannot run on {device} here, only with {', '.join(providers)}; "
+            "install onnxruntime-gpu for this CUDA in place of onnxruntime, or say "
+            "`runtime: {device: cpu}`"
+        )
+
+
+def _data_of(file: Path, model: Any, data: Mapping[str, Path]) -> list[str]:
+    """Return the names of the files that a model's weights are in, all of them given."""
+    used = {place for tensor in _tensors(model) for place in _places(tensor)}
+    for name in sorted(used):
+        if name not in data:
+            raise DataError(
+                f"{file}: its weights are in {name!r}, which is not read; expected files beside it "
+                f"whose names begin with {file.name!r} ({', '.join(sorted(data)) or 'none found'})"
+                f". Save it with `onnx.save_model(..., location='{file.name}.data')`"
+            )
+    return sorted(used)
+
+
+def _places(tensor: Any) -> list[str]:
+    named = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    return named or ([""] if tensor.data_location == tensor.EXTERNAL else [])
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield every tensor of a model: also of its functions, inner graphs and attributes."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if field.message_type.name == "TensorProto":
+                yield part
+            else:
+                yield from _tensors(part)
+
+
+def _require_images(file: Path, inputs: Sequence[Any]) -> None:
+    found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+    expected = "expected one of (N, 3, H, W) images, tensor(float) or tensor(float16)"
+    if len(inputs) != 1:
+        raise DataError(f"{file} has {len(inputs)} inputs ({found}); {expected}")
+    shape = _sizes(inputs[0].shape)
+    if len(shape) != 4 or shape[1] not in (None, 3) or inputs[0].type not in _IMAGES:
+        raise DataError(f"{file} takes {found}; {expected}")
+
+
+def _pick(file: Path, outputs: Sequence[Any], name: str | None) -> str:
+    listed = ", ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
+    if name is not None:
+        if name not in {o.name for o in outputs}:
+            raise DataError(f"{file} has no output {name!r}; it has {listed}")
+        return name
+    if len(outputs) == 1:
+        return str(outputs[0].name)
+    for found in outputs:
+        if len(found.shape) == 4:
+            return str(found.name)
+    raise DataError(
+        f"{file} has several outputs, none of them of four dimensions ({listed}); name one"
+    )
+
+
+def _sizes(shape: Sequence[Any]) -> list[int | None]:
+    return [side if isinstance(side, int) else None for side in shape]
