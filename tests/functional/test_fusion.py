@@ -173,7 +173,7 @@ def test_equals_pooled_one_hot_maps(seed, window):
     np.testing.assert_array_equal(fused, np.where(~resolved & empty, 255, expected))
 
 
-@pytest.mark.parametrize("teachers", [2, 6])
+@pytest.mark.parametrize("teachers", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_equals_pooled_one_hot_maps_of_real_networks(camvid, teachers):
     names = sorted(p.name for p in (camvid / "teachers").iterdir())[:teachers]
     files = sorted(p.name for p in (camvid / "teachers" / names[0] / "train").iterdir())

@@ -88,6 +88,7 @@ def test_it_is_plain_json_with_a_checksum_for_each_field(file):
     assert found["recipe"] == RECIPE
 
 
+@pytest.mark.slow
 def test_any_changed_byte_is_noticed_and_its_field_named(file):
     raw, unnamed = file.read_bytes(), []
     for k, names in enumerate(names_of_each_byte(raw)):

@@ -73,7 +73,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing may catch it and tidy up."""
 
 
-@pytest.mark.parametrize("network", ["tiny", "segformer"])
+@pytest.mark.parametrize("network", ["tiny", pytest.param("segformer", marks=pytest.mark.slow)])
 def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, monkeypatch, network):
     segformer(tmp_path / "segformer")
     chosen = {"arch": "tiny"} if network == "tiny" else {"hf": "segformer"}

@@ -150,7 +150,10 @@ def test_every_library_of_the_text_is_run_here():
         assert path == f"{teacher.network.root}/{module}.py"
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "mmseg" else pytest.param(n, marks=pytest.mark.slow) for n in ENTRIES],
+)
 def test_a_file_of_the_text_teaches(follow, name):
     world = follow(name, STATES[name])
     world.call("infer-teacher", name)

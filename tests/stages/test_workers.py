@@ -232,6 +232,7 @@ def test_workers_die_with_their_parent(tmp_path, number):
     assert len(calls(tmp_path / "out")) < 400
 
 
+@pytest.mark.slow
 def test_artifacts_are_the_same_from_one_process_and_from_several(monkeypatch, tmp_path):
     world = World(tmp_path, train=14, val=4)
     world.settings["runtime"] |= {"workers": 0, "cache": False}
