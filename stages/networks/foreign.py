@@ -36,6 +36,8 @@ def run_as_fixed(
     ------
     DataError
         If it takes other sizes only, which are named, or fails.
+    OutOfMemoryError
+        If there is no memory for so many images.
     """
     count, _, height, width = images.shape
     if fixed.height not in (None, height) or fixed.width not in (None, width):
@@ -54,7 +56,7 @@ def run_as_fixed(
     parts = [image[None] for image in images] if fixed.batch == 1 else [images]
     try:
         return torch.cat([call(part) for part in parts])
-    except DataError:
+    except (DataError, torch.OutOfMemoryError):  # fewer images at once may do
         raise
     except Exception as error:
         sizes = "x".join(map(str, images.shape))

@@ -66,7 +66,12 @@ class OnnxNetwork(nn.Module):
         if self._device.type == "cuda":
             # onnxruntime has a stream of its own
             torch.cuda.current_stream(self._device).synchronize()
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own have no common kind
+            if "Failed to allocate memory" in str(error):
+                raise torch.OutOfMemoryError(reason(error)) from error
+            raise
         binding.synchronize_outputs()
         # a view of the session's memory, which it may use again
         return from_dlpack(binding.get_outputs()[0]).clone()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.networks.foreign import scores_of
+from ensdistill.stages.networks.foreign import Fixed, run_as_fixed, scores_of
 
 SCORES, OTHER = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
 FLAT = torch.zeros(1, 2)
@@ -63,3 +63,11 @@ def test_without_scores_what_there_is_is_listed(found, words):
         scores_of(found)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_a_lack_of_memory_stays_what_it_is():
+    def call(images):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run_as_fixed(call, torch.zeros(2, 3, 4, 4), Fixed(), "net.pt")
