@@ -234,6 +234,11 @@ class FrozenNetwork:
         except (EnsdistillError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if "view size is not compatible" in str(error):
+                raise DataError(
+                    f"the network asks how its tensors lie in memory ({error}); say `runtime: "
+                    "{channels_last: false}`"
+                ) from error
             raise DataError(
                 f"the network fails on images of {'x'.join(map(str, x.shape))} "
                 f"({type(error).__name__}: {error}); if their sizes have to be multiples of a "
@@ -357,13 +362,11 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
         module = exported_network(folder, device)
     else:
         module = torchscript_network(folder, device)
+    # what was recorded was recorded for tensors that lie the other way
+    free = recipe["source"] in ("hf", "student")
+    channels_last = local.channels_last and free
     return freeze(
-        module,
-        declared,
-        recipe,
-        device,
-        channels_last=local.channels_last,
-        workers=local.workers,
+        module, declared, recipe, device, channels_last=channels_last, workers=local.workers
     )
 
 

@@ -432,6 +432,16 @@ def test_batches_are_cut_from_the_whole_list(world):
     assert set(re.findall(r"[a-z]+", runtime["time"])) == {"network", "decode", "write", "wait"}
 
 
+class Viewing(torch.nn.Module):
+    def forward(self, images):
+        return images.view(len(images), -1)[:, None, None].expand(-1, 2, 4, -1)
+
+
+def test_a_network_that_needs_tensors_to_lie_otherwise_says_so(world):
+    with pytest.raises(DataError, match=r"channels_last: false"):
+        through(Viewing(), images_of(world)[:1], 1)
+
+
 def test_the_time_adds_up():
     clock = Clock(network=6.0, decode=2.0, write=1.0)
     assert clock.shares(10) == "network 60 %, decode 20 %, write 10 %, wait 10 %"
