@@ -16,7 +16,7 @@ from worlds import World, network_world, segformer
 from ensdistill.data.pictures import read_certainty, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages import graph
-from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.labelmaps import LabelMaps, LabelWriter
 from ensdistill.stages.networks import frozen
 from ensdistill.stages.networks.frozen import FrozenNetwork, Reading
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -407,6 +407,25 @@ def test_what_was_asked_for_before_a_bad_image_comes_and_threads_end(world):
             seen += batch
     assert len(seen) == 3
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_a_full_disk_while_a_network_runs_loses_nothing(world, monkeypatch):
+    segformer(world.root / "segformer")
+    network_world(world, network={"hf": "segformer"})
+    write, calls = LabelWriter.__call__, []
+
+    def full(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(LabelWriter, "__call__", full)
+    assert "No space left on device" in world.refuse("infer-teacher")
+    monkeypatch.undo()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "queue"))]
+    [report] = world.json("infer-teacher")["ran"]
+    assert report["written"] == 5 - (len(calls) - 1)  # what came after it was written all the same
 
 
 def test_batches_are_cut_from_the_whole_list(world):
