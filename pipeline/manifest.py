@@ -47,7 +47,8 @@ class Manifest:
     runtime : dict
         Device, workers and paths: recorded, never hashed.
     provenance : dict
-        Versions, platform, command, git state and peak memory of the session that published.
+        Versions, platform, git state and peak memory of the session that published; its command,
+        when that began and what was said while the node was made.
     seconds : float
         Wall time of the session that published; earlier, killed ones are not counted.
     disk_bytes : int

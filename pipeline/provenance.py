@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import resource
 import shlex
 import sys
@@ -9,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+_BEGUN: Final = datetime.datetime.now(datetime.UTC)
 _PACKAGES: Final = ("ensdistill", "torch", "numpy", "zarr", "numba", "pillow", "transformers")
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Return versions, platform, command and git state.
+    """Return versions, platform, git state, the command and when it began.
 
     Parameters
     ----------
@@ -31,6 +33,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
     return {
         "command": shlex.join(sys.argv),
+        "begun": _BEGUN.isoformat(),
         "git": git_state(folder),
         "host": platform.node(),
         "platform": platform.platform(),

@@ -174,6 +174,24 @@ def _require_upstream(decision: Decision, decisions: Mapping[str, Decision]) -> 
             )
 
 
+class _Heard:
+    """A progress whose messages are kept, for the manifest."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+        self.messages: list[str] = []
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        self._progress.start(total, done, unit)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._progress.advance(count, note)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        self._progress.message(text)
+
+
 class _Making:
     """One node being made."""
 
@@ -193,7 +211,7 @@ class _Making:
         self.work: Work = decision.work
         self.name: str = decision.fingerprint
         self.workspace = workspace
-        self.progress = progress
+        self.progress = _Heard(progress)
         self.facts = facts
         self.inputs = {role: self._input(up) for role, up in sorted(self.work.uses.items())}
 
@@ -291,7 +309,11 @@ class _Making:
             made_from={role: a.manifest.content for role, a in self.inputs.items()},
             result=result,
             runtime=self.work.runtime | job.ran_on,
-            provenance={**self.facts, "peak_memory": provenance.peak_memory()},
+            provenance={
+                **self.facts,
+                "peak_memory": provenance.peak_memory(),
+                "messages": self.progress.messages,
+            },
             seconds=round(seconds, 3),
             finished=now(),
         )

@@ -233,6 +233,7 @@ def test_the_manifest_records_what_was_made_and_how(lab):
     assert (manifest.written, manifest.reused, manifest.result) == (4, 0, {"items": 4})
     assert manifest.provenance["peak_memory"] > 0
     assert manifest.provenance["command"]
+    assert manifest.provenance["begun"] < manifest.finished
     assert decisions["infer[a]"].artifact.manifest.runtime == {"device": "cpu"}
     assert decisions["infer[a]"].artifact.items[1]["value"] == 31
 
@@ -460,6 +461,8 @@ def test_one_new_image_is_another_artifact_beside_the_old_one(lab):
     lab.run()
     assert lab.folder("infer[a]") != old
     assert (old / "manifest.json").exists()
+    said = lab.decide()["infer[a]"].artifact.manifest.provenance["messages"]
+    assert said == ["infer[a]: 4 of 5 are taken from other artifacts"]
 
 
 HOLD = """
