@@ -59,7 +59,7 @@ def test_wheel_holds_the_whole_tree(wheel):
         f"ensdistill/{p.relative_to(tree)}"
         for package in PACKAGES
         for p in (tree / package).rglob("*")
-        if p.suffix in (".py", ".typed", ".yaml") and "build" not in p.parts
+        if p.suffix in (".py", ".typed", ".yaml", ".html", ".css", ".js") and "build" not in p.parts
     }
     assert inside == expected
 

@@ -1,0 +1,167 @@
+"""A report as one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup
+
+from ensdistill.cli import charts
+from ensdistill.cli.render import size
+
+_STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """Return the page of a report.
+
+    Parameters
+    ----------
+    content : mapping
+        See `stages.report.gather`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "seconds": _seconds,
+        "size": size,
+        "data": _data,
+        "shade": _shade,
+    }
+    scores = content["scores"]
+    return environment.get_template("report.html").render(
+        content,
+        matrices=_matrices(content),
+        pair_range=_pair_range(content["agreement"]),
+        shown=_shown(scores),
+        groups=_groups(scores),
+        best=_best(scores),
+        compared=_compared(scores),
+        charts=charts,
+        only=lambda values, names: {name: values[name] for name in names},
+        estimated=lambda teacher: {
+            kind: scores[kind][teacher]
+            for kind in ("certainty", "reliability")
+            if teacher in scores[kind]
+        },
+    )
+
+
+def _template(name: str) -> str:
+    return (resources.files("ensdistill.cli") / "templates" / name).read_text("utf-8")
+
+
+def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is known of each teacher at each class, without ground truth (paper, Fig. 4)."""
+    chosen = content["policy"] or {"teacher": {}, "strategy": None}
+    found = []
+    for kind, text, of in (
+        (
+            "certainty",
+            "Mean certainty of the probe that was trained on a teacher's labels alone",
+            {t: v["certainty"] for t, v in content["certainty"].items()},
+        ),
+        ("reliability", "IoU that the label model expects of a teacher", content["reliability"]),
+    ):
+        values = [v for row in of.values() for v in row.values() if v is not None]
+        if values:
+            low, high = min(values), max(values)
+            found.append(
+                {
+                    "kind": kind,
+                    "text": text,
+                    "values": of,
+                    "low": low,
+                    "high": high,
+                    "chosen": chosen["teacher"] if chosen["strategy"] == kind else {},
+                    "seldom": content["seldom"] if kind == "certainty" else {},
+                }
+            )
+    return found
+
+
+def _pair_range(agreement: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Return the lowest and highest agreement of two teachers."""
+    pairs = {} if agreement is None else agreement["pairs"]
+    values = [v for one, row in pairs.items() for other, v in row.items() if one != other]
+    return min(values, default=0.0), max(values, default=1.0)
+
+
+def _groups(scores: Mapping[str, Any] | None) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the methods by kind, in their order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for method in () if scores is None else scores["methods"]:
+        found.setdefault(method["kind"], []).append(method)
+    return found
+
+
+def _shown(scores: Mapping[str, Any] | None) -> list[str]:
+    """Return the classes that any method has a score for."""
+    if scores is None:
+        return []
+    return [c for c in scores["classes"] if any(m["iou"][c] is not None for m in scores["methods"])]
+
+
+def _best(scores: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the highest IoU of each class, and the highest mIoU, of methods but the oracle."""
+    if scores is None:
+        return {}
+    methods = [m for m in scores["methods"] if m["name"] != "channel-oracle"]
+    columns = {c: [m["iou"][c] for m in methods] for c in scores["classes"]}
+    columns["miou"] = [m["miou"] for m in methods]
+    return {c: max((v for v in of if v is not None), default=-1.0) for c, of in columns.items()}
+
+
+def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the methods whose bars stand beside each other: what is made, and its rivals."""
+    if scores is None:
+        return []
+    methods: Sequence[Mapping[str, Any]] = scores["methods"]
+    own = [m for m in methods if m["kind"] == "fusion" and m["name"] == scores["fusion"]]
+    majority = [m for m in methods if m["name"] == "majority" and m not in own]
+    teachers = [m for m in methods if m["kind"] == "teacher" and m["miou"] is not None]
+    best = sorted(teachers, key=lambda m: -m["miou"])[:1]
+    return [*own, *[m for m in methods if m["kind"] == "student"], *majority, *best]
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _seconds(value: float | None) -> str:
+    """Return a time as a person reads it."""
+    if value is None:
+        return "-"
+    if value < 100:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _data(content: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def _shade(value: float | None, low: float = 0.0, high: float = 1.0) -> str:
+    """Return the attributes of a cell whose shade tells its value."""
+    if value is None:
+        return ""
+    share = (value - low) / (high - low) if high > low else 1.0
+    strong = " strong" if share >= _STRONG else ""
+    return Markup(f'class="shade{strong}" style="--v:{share:.2f}"')
