@@ -1,10 +1,9 @@
-"""`evaluation`: scores on a labelled split. Only here, in the oracle, in the ablation and in
-training told to watch a split is the target's ground truth opened.
-"""
+"""`evaluation`: scores on a labelled split, by its ground truth as `truth` decoded it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
-from ensdistill.data.pictures import Decoder
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.scores import (
     confusion,
@@ -22,7 +21,7 @@ from ensdistill.stages.functional.scores import (
     pixel_accuracy,
 )
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.parallel import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -30,42 +29,51 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts one image's confusions: its ground truth, the file's digest, and all predictions."""
+    """Counts one image's confusions, of its ground truth with all predictions."""
 
-    decoder: Decoder
     readers: tuple[LabelReader, ...]
     n_classes: int
 
-    def __call__(self, item: tuple[str, str, list[Stored]]) -> Int64:
-        file, sha256, stored = item
-        target = self.decoder.read(file, sha256)
-        predictions = [read(one) for read, one in zip(self.readers, stored, strict=True)]
-        return confusion(target, np.stack(predictions), self.n_classes)
+    def __call__(self, stored: list[Stored]) -> Int64:
+        maps = read_all(self.readers, stored)
+        return confusion(maps[0], maps[1:], self.n_classes)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Count confusions of every method against the ground truth and score them."""
     local: Local = job.work.local
-    size = len(local.classes)
-    maps = [LabelMaps(artifact) for artifact in job.inputs.values()]
-    truth = [(p.id, str(p.labels)) for p in local.pictures]
-    confmats = np.zeros((len(maps), size, size + 1), np.int64)
-    job.progress.start(len(truth), 0, "images")
-    for_each(
-        [(file, local.digests[file], [m.find(image_id) for m in maps]) for image_id, file in truth],
-        _Counting(
-            Decoder(local.to_target, palette=local.palette), tuple(m.reader for m in maps), size
-        ),
-        lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
-        workers=local.workers,
-        progress=job.progress,
-    )
+    predictions = {role: artifact for role, artifact in job.inputs.items() if role != "truth"}
+    confmats = count(job, predictions)
     methods = []
-    for role, confmat in zip(job.inputs, confmats, strict=True):
+    for role, confmat in zip(predictions, confmats, strict=True):
         kind, name = role.split(":", 1)
         scores = method_scores(confmat, local.classes)
         methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
     return {"classes": list(local.classes.classes), "methods": methods}
+
+
+def count(job: Job, predictions: Mapping[str, Artifact]) -> Int64:
+    """Count the confusions of label maps with the job's input `truth` over all its images.
+
+    Returns
+    -------
+    confmats
+        (P, C, C + 1) int64, in the order of the predictions; see `scores.confusion`.
+    """
+    local: Local = job.work.local
+    size = len(local.classes)
+    truth = LabelMaps(job.inputs["truth"])
+    maps = [truth, *(LabelMaps(artifact) for artifact in predictions.values())]
+    confmats = np.zeros((len(predictions), size, size + 1), np.int64)
+    job.progress.start(len(truth), 0, "images")
+    for_each(
+        [[m.find(image_id) for m in maps] for image_id in truth],
+        _Counting(tuple(m.reader for m in maps), size),
+        lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
+        workers=local.workers,
+        progress=job.progress,
+    )
+    return confmats
 
 
 def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split the same maps again, the oracle and `evaluation`.
+and `fusion`. For each labelled split its `truth`, the same maps again, the oracle and `evaluation`.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -52,6 +52,7 @@ VERSIONS: Mapping[str, int] = {
     "student": 2,
     "evaluation": 1,
     "ablation": 1,
+    "truth": 1,
 }
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
@@ -182,9 +183,10 @@ def build(
     experiment : Experiment
         Read and checked.
     opens : collection of str
-        Stages for whose sake ground truth may be read, to hash it: ``"evaluation"``,
-        ``"ablation"`` and, for a student that watches a split, ``"student"``. For all others
-        only remembered digests are used, so that planning and `status` never open a label file.
+        Stages for whose sake ground truth may be read, to hash it: ``"truth"`` of a split to be
+        evaluated, ``"ablation"`` and, for a student that watches a split, ``"student"``. For all
+        others only remembered digests are used, so that planning and `status` never open a label
+        file.
     all_fusions : bool
         Also fuse labelled splits by every other method, with what these need.
     ablation : bool
@@ -221,6 +223,11 @@ def uncovered(experiment: Experiment, split: str) -> list[str]:
     """Return the teachers that cannot label a split, by what the experiment file says."""
     graph = _Graph(experiment, ())
     return [t.name for t in experiment.teachers if not graph.covers(t, split)]
+
+
+def truth_id(split: str) -> str:
+    """Return the node id of the decoded ground truth of a split."""
+    return f"truth{_at(split)}"
 
 
 def ablation_id(split: str) -> str:
@@ -684,7 +691,7 @@ class _Graph:
         exp = self.experiment
         names = [t.name for t in exp.teachers if self.covers(t, split)]
         uses = {f"teacher:{t}": infer_id(t, split) for t in names}
-        nodes = []
+        nodes = [self.truth_maps(split)]
         if names:
             methods = ["majority", "channel-oracle"]
             more: list[str] = [m for m in [exp.config.fusion.method] if m != "majority"]
@@ -701,16 +708,16 @@ class _Graph:
             uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}
         nodes.append(self.infer_student(split))
         uses["student:student"] = infer_id("student", split)
+        uses["truth"] = truth_id(split)
 
         def plan(upstream: Upstream) -> Work:
             return Work(
                 {
-                    "labels": self.truth(split, "evaluation"),
                     "classes": list(exp.classes.classes),
                     "subsets": {k: list(v) for k, v in exp.classes.subsets.items()},
                 },
                 uses=uses,
-                local=self.truth_local(split, upstream),
+                local=self.local(split, upstream),
             )
 
         nodes.append(
@@ -756,19 +763,48 @@ class _Graph:
             f"ablate --split {split}",
         )
 
+    def truth_maps(self, split: str) -> Node:
+        """The ground truth of a split, decoded once for all that is ever judged by it."""
+
+        def plan(upstream: Upstream) -> Work:
+            pictures = self.experiment.pictures(split)
+            digests = self.truth_digests(split, "truth")
+            encoding = self.experiment.config.target[split].encoding
+            values = self.experiment.classes.legal_values(encoding)
+            return Work(
+                {
+                    "ids": encoding,
+                    "values": {str(raw): train_id for raw, train_id in sorted(values.items())},
+                    "classes": list(self.experiment.classes.classes),
+                },
+                items=Items(
+                    Item(p.id, {"labels": found})
+                    for p, found in zip(pictures, digests, strict=True)
+                ),
+                local=self.local(
+                    split,
+                    upstream,
+                    more_digests={
+                        str(p.labels): found for p, found in zip(pictures, digests, strict=True)
+                    },
+                    predictions={p.id: str(p.labels) for p in pictures},
+                    to_target=values,
+                    palette=encoding == "palette",
+                ),
+                item_bytes=self.label_bytes(split),
+            )
+
+        return self.node(truth_id(split), "truth", split, [], plan, "infer:run_labels", "evaluate")
+
     def oracle(self, split: str, names: list[str]) -> Node:
         """Each class from the teacher that is best at it on the split's own ground truth."""
-        uses = {t: infer_id(t, split) for t in names}
+        uses = {f"teacher:{t}": infer_id(t, split) for t in names} | {"truth": truth_id(split)}
 
         def plan(upstream: Upstream) -> Work:
             return Work(
-                {
-                    "strategy": "oracle",
-                    "labels": self.truth(split, "evaluation"),
-                    "classes": list(self.experiment.classes.classes),
-                },
+                {"strategy": "oracle", "classes": list(self.experiment.classes.classes)},
                 uses=uses,
-                local=self.truth_local(split, upstream),
+                local=self.local(split, upstream),
             )
 
         return self.node(
@@ -881,8 +917,8 @@ class _Graph:
         """Return the runtime as it is recorded."""
         return self.experiment.config.runtime.model_dump(mode="json")
 
-    def truth(self, split: str, stage: str) -> str:
-        """Return one digest of a split's ground truth: its files and what their values mean.
+    def truth_digests(self, split: str, stage: str) -> list[str]:
+        """Return the digest of each file of a split's ground truth.
 
         Raises
         ------
@@ -890,14 +926,24 @@ class _Graph:
             If a file is not remembered and may not be opened for the sake of `stage`.
         """
         files = self.experiment.files
-        digests: list[Json] = []
+        digests = []
         for p in self.experiment.pictures(split):
             if p.labels is None:
                 raise ConfigError(f"target.{split} declares no labels")
             found = files.digest(p.labels) if stage in self.opens else files.known(p.labels)
             if found is None:
                 raise WaitingError(f"the labels of {split} to be opened")
-            digests.append([p.id, found])
+            digests.append(found)
+        return digests
+
+    def truth(self, split: str, stage: str) -> str:
+        """Return one digest of a split's ground truth: its files and what their values mean.
+
+        Raises as `truth_digests`.
+        """
+        pictures = self.experiment.pictures(split)
+        pairs = zip(pictures, self.truth_digests(split, stage), strict=True)
+        digests: list[Json] = [[p.id, found] for p, found in pairs]
         encoding = self.experiment.config.target[split].encoding
         values = self.experiment.classes.legal_values(encoding)
         meaning: Json = {str(raw): train_id for raw, train_id in values.items()}

@@ -105,7 +105,7 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
 def _decisions(experiment: Experiment, split: str | None) -> dict[str, Decision]:
     """Plan with every fusion if such an evaluation is published, else with the experiment's own."""
     snapshot = experiment.workspace.scan()
-    opens = () if split is None else ("student", "evaluation")
+    opens = () if split is None else ("student", "truth")
     own = plan(build(experiment, opens=opens), snapshot)
     every = plan(build(experiment, opens=opens, all_fusions=True), snapshot)
     if split is not None and every[f"evaluation@{split}"].artifact is not None:

@@ -580,7 +580,7 @@ def produce(file, targets=(), rehash=False):
     from ensdistill.stages.graph import build
 
     said, experiment = Said(), load(Path(file), rehash=rehash)
-    nodes = build(experiment, opens=("student", "evaluation"))
+    nodes = build(experiment, opens=("student", "truth"))
     wanted = list(targets) or [node.id for node in nodes]
     try:
         runner.run(nodes, experiment.workspace, wanted, lambda _: said, upstream=True)

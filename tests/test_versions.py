@@ -139,6 +139,7 @@ CHANGES = {
         "mean_iou",
         lambda values, *some: mean_iou(np.nan_to_num(values), *some),
     ),
+    "ground truth one pixel further": ("truth", pictures.Decoder, "read", one_pixel_further),
     "a general teacher that is less often right": ("label-model", labelmodel, "RIGHT", 0.5),
     "more of the global prior": ("weights", labelmodel, "HELD", 1.0),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),

@@ -114,7 +114,7 @@ class World:
     def artifact(self, node_id):
         """Return the published artifact of a node."""
         experiment = load(self.file)
-        nodes = build(experiment, opens=("student", "evaluation"))
+        nodes = build(experiment, opens=("student", "truth"))
         return plan(nodes, experiment.workspace.scan())[node_id].artifact
 
 

@@ -66,7 +66,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         upstream=True,
         rehash=False,
         splits=lambda exp: tuple(exp.config.target),
-        opens=("evaluation",),
+        opens=("truth",),
         all_fusions=True,
     )
     report.ran += ran.ran

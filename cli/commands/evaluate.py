@@ -57,7 +57,7 @@ def command(
         upstream=upstream,
         rehash=rehash,
         splits=lambda exp: (TRAIN, pick_split(exp, split)),
-        opens=("student", "evaluation"),
+        opens=("student", "truth"),
         all_fusions=every,
     )
     if dry_run:

@@ -46,7 +46,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         upstream=True,
         rehash=rehash,
         splits=splits,
-        opens=("student",) if no_evaluate else ("student", "evaluation"),
+        opens=("student",) if no_evaluate else ("student", "truth"),
     )
     if dry_run:
         say(experiment, report, decisions, dry_run=True, as_json=as_json)

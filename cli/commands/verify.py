@@ -74,10 +74,10 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
 
 def _opened(damaged: Iterable[Path]) -> list[str]:
     """Return the stages that cannot be made again without opening ground truth."""
-    found = {folder.parent.name for folder in damaged} & {"student", "evaluation"}
-    if any(folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged):
-        found.add("evaluation")
-    return sorted(found)
+    stages = {folder.parent.name for folder in damaged}
+    found = ["student"] if "student" in stages else []
+    oracle = any(folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged)
+    return [*found, "truth"] if oracle or stages & {"truth", "evaluation"} else found
 
 
 def _json(

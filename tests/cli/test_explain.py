@@ -115,9 +115,11 @@ def test_status_v_prints_how_each_was_made(made):
     rows = {row["node"]: row["made"] for row in made.json("status", "-v")}
     about = rows["student"]["provenance"]
     assert set(about) == {
+        "begun",
         "command",
         "git",
         "host",
+        "messages",
         "platform",
         "python",
         "packages",

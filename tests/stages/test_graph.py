@@ -7,6 +7,7 @@ import pytest
 from worlds import files_of
 
 EVALUATED = {
+    "truth@val",
     "infer[a]@val",
     "infer[b]@val",
     "policy[oracle]@val",
@@ -266,7 +267,8 @@ def test_forgotten_digests_of_ground_truth_are_no_change(world):
     found = {d["node"]: d for d in world.json("status", "--rehash")}
     assert found["student"]["state"] == "fresh"
     assert found["evaluation@val"]["state"] == "waiting"
-    assert found["policy[oracle]@val"]["reason"] == "waits for the labels of val to be opened"
+    assert found["truth@val"]["reason"] == "waits for the labels of val to be opened"
+    assert found["policy[oracle]@val"]["reason"] == "waits for truth@val"
     assert ran(world) == {}
 
 

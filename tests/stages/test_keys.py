@@ -31,7 +31,7 @@ from ensdistill.stages import graph
 from ensdistill.stages.experiment import Config, load
 from ensdistill.stages.graph import VERSIONS, build
 
-OPENS = ("student", "evaluation")
+OPENS = ("student", "truth")
 CHOSEN = {"road": "a", "car": "b", "sky": "n"}
 few = settings(max_examples=20, derandomize=True, deadline=None)
 
@@ -408,7 +408,7 @@ def test_the_order_of_a_stored_policy_is_in_no_key(world):
 A, B, N = ({f"infer[{t}]", f"infer[{t}]@val"} for t in "abn")
 PROBES = {f"probe[{t}]" for t in "abn"}
 MAPS = {"fusion[channel]@val", "fusion[channel-oracle]@val", "fusion"}
-TRUTH = {"policy[oracle]@val", "evaluation@val"}
+TRUTH = {"truth@val"}
 ALL = None
 
 # field: (settings before, settings after, the nodes whose own recipe or items it belongs to)
@@ -824,7 +824,14 @@ def test_the_class_table_is_in_the_keys_by_content(world, change, direct):
 # --- keys of items ---------------------------------------------------------------------------
 
 # Every kind of node with items, and its twin on the other split.
-WITH_ITEMS = ("infer[a]", "infer[n]", "certainty[a]", "fusion", "infer[student]@val")
+WITH_ITEMS = (
+    "infer[a]",
+    "infer[n]",
+    "certainty[a]",
+    "fusion",
+    "infer[student]@val",
+    "truth@val",
+)
 TWINS = {
     "infer[a]": "infer[a]@val",
     "infer[n]": "infer[n]@val",
@@ -834,7 +841,7 @@ TWINS = {
 
 def test_every_stage_with_items_is_tried(origin):
     stages = {d.node.stage for d in decided(origin).values() if d.work.items}
-    assert stages == {"infer", "certainty", "fusion"}
+    assert stages == {"infer", "certainty", "fusion", "truth"}
 
 
 @pytest.mark.parametrize("node_id", WITH_ITEMS)

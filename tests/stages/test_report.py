@@ -128,9 +128,16 @@ def test_pictures_hold_the_stored_labels(finished):
 
 
 def test_ground_truth_is_shown_only_beside_scores(finished):
-    found, _, experiment = finished
+    found, maps, experiment = finished
     assert len(found["scored_gallery"]) == 2
-    assert all("student" in {d.title for d in s.drawn} for s in found["scored_gallery"])
+    for shot in found["scored_gallery"]:
+        shown = {d.title: d for d in shot.drawn}
+        truth, _ = pixels(shown["ground truth"])
+        wrong, opacity = pixels(shown["errors of the fused labels"])
+        fused = maps["fusion[channel]@val"].read(shot.id)
+        np.testing.assert_array_equal(wrong, (fused != truth) & (truth != 255))
+        assert (opacity[0], opacity[1] > 0) == (0, True)
+        assert "student" in shown
     without = gathered(experiment.path, split=None)
     assert without["scores"] is None
     assert without["scored_gallery"] == []
