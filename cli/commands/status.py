@@ -20,7 +20,8 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     """Show for every node whether it is fresh, stale, partial, missing or waiting, and why.
 
     `waiting` means that what the node is made from is known only after an upstream node ran: a
-    policy that comes out the same leaves fusion and student fresh.
+    policy that comes out the same leaves fusion and student fresh. An ablation that was begun
+    stands here too, but --check does not ask for it.
 
     \b
     Example:
@@ -33,11 +34,18 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     gc.disable()  # a hundred thousand objects that all stay: no garbage is worth looking for
     try:
         experiment = load(config, rehash=rehash)
-        found = plan(build(experiment), experiment.workspace.scan())
+        workspace = experiment.workspace
+        asked = (workspace.root / "ablation").is_dir()
+        found = plan(build(experiment, ablation=asked), workspace.scan())
     finally:
         gc.freeze()
         gc.enable()
     experiment.files.save()
+    ablations = {n: d for n, d in found.items() if d.node.stage == "ablation"}
+    for node_id, decision in ablations.items():
+        if decision.state in (State.MISSING, State.WAITING):  # of a split that nobody asked about
+            del found[node_id]
     render.decisions(found, as_json=as_json, verbose=verbose)
-    if check_fresh and any(d.state is not State.FRESH for d in found.values()):
+    needed = [d for n, d in found.items() if n not in ablations]
+    if check_fresh and any(d.state is not State.FRESH for d in needed):
         raise click.exceptions.Exit(3)
