@@ -134,14 +134,16 @@ class _Steps:
     """Advances by compositions while smaller steps of them are done."""
 
     def __init__(self, progress: Progress, compositions: int, steps: int):
-        self._progress, self._whole, self._steps = progress, compositions, steps
-        self._done = 0
+        self._progress, self._compositions, self._steps = progress, compositions, steps
+        self._done = self._told = 0
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Do `count` further steps."""
-        before = self._done * self._whole // self._steps
         self._done += count
-        self._progress.advance(self._done * self._whole // self._steps - before, note)
+        due = self._done * self._compositions // self._steps - self._told
+        if due:
+            self._told += due
+            self._progress.advance(due, note)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -35,17 +35,15 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     try:
         experiment = load(config, rehash=rehash)
         workspace = experiment.workspace
-        asked = (workspace.root / "ablation").is_dir()
-        found = plan(build(experiment, ablation=asked), workspace.scan())
+        begun = {folder.name.rpartition("-")[0] for folder in workspace.folders("ablation")}
+        nodes = build(experiment, ablation=bool(begun))
+        shown = [n for n in nodes if n.stage != "ablation" or n.name in begun]
+        found = plan(shown, workspace.scan())
     finally:
         gc.freeze()
         gc.enable()
     experiment.files.save()
-    ablations = {n: d for n, d in found.items() if d.node.stage == "ablation"}
-    for node_id, decision in ablations.items():
-        if decision.state in (State.MISSING, State.WAITING):  # of a split that nobody asked about
-            del found[node_id]
     render.decisions(found, as_json=as_json, verbose=verbose)
-    needed = [d for n, d in found.items() if n not in ablations]
+    needed = [d for d in found.values() if d.node.stage != "ablation"]
     if check_fresh and any(d.state is not State.FRESH for d in needed):
         raise click.exceptions.Exit(3)
