@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -126,9 +127,14 @@ def planned(
         table.add_row(Text(node_id), _state(d), compute, reuse, disk, Text(d.reason))
     print_table(table)
     known = [c for c in costs.values() if c is not None]
+    counts: Counter[str] = Counter()
+    for node_id, c in costs.items():
+        counts[found[node_id].node.unit] += 0 if c is None else c.compute
+    told = " and ".join(f"{count} {unit}" for unit, count in counts.items() if count)
     click.echo(
         f"would compute {'at most ' if any(c.at_most for c in known) else ''}"
-        f"{sum(c.compute for c in known)} images, take {sum(c.reuse for c in known)} from other "
+        f"{told or '0 images'}, "
+        f"take {sum(c.reuse for c in known)} from other "
         f"artifacts and write about {size(sum(c.bytes or 0 for c in known))}"
     )
     open_ends = [n for n, c in costs.items() if c is not None and c.bytes is None]
@@ -177,6 +183,7 @@ def explanation(
     config: Path,
 ) -> None:
     """Print why a node stands as it does."""
+    unit = d.node.unit
     click.echo(f"{d.node.id} is {d.state}" + (f": {d.reason}" if d.reason else ""))
     if d.artifact is not None:
         click.echo(f"  {d.artifact.path}")
@@ -188,13 +195,13 @@ def explanation(
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):
             if ids:
-                click.echo(f"  {len(ids)} images are {what}: {_some(ids)}")
+                click.echo(f"  {len(ids)} {unit} are {what}: {_some(ids)}")
         if images.changed:
             named = [f"{i} ({', '.join(names)})" for i, names in images.changed.items()]
-            click.echo(f"  {len(named)} images changed: {_some(named)}")
+            click.echo(f"  {len(named)} {unit} changed: {_some(named)}")
     if cost is not None:
         compute, reuse, disk = _cost(d, cost)
-        items = f"compute {compute} images, take {reuse or 0} from other artifacts and " * bool(
+        items = f"compute {compute} {unit}, take {reuse or 0} from other artifacts and " * bool(
             d.total
         )
         click.echo(f"a run would {items}write {disk}, then look at what is below")

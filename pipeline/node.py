@@ -27,10 +27,15 @@ class Item(NamedTuple):
         Unique within the node.
     content : mapping
         What the item is made from, by name, such as ``image``, to its digest.
+    reads : mapping or None
+        What the item reads of the upstream artifacts, each of them whole: the item's own word for
+        it to the role. No other role and no role's name enters its key. None: all roles, and of
+        those that have items the one of the same id.
     """
 
     id: str
     content: dict[str, str] = {}  # noqa: RUF012  (nobody changes it)
+    reads: Mapping[str, str] | None = None
 
 
 class Items(tuple[Item, ...]):
@@ -38,11 +43,14 @@ class Items(tuple[Item, ...]):
 
     @cached_property
     def sha256(self) -> str:
-        """The digest of all ids and contents, 64 hex digits."""
-        names = sorted({name for _, content in self for name in content})
+        """The digest of all ids, contents and what is read, 64 hex digits."""
+        names = sorted({name for item in self for name in item.content})
         # thousands of short texts: one flat list is encoded five times as fast as their nesting
-        flat = [t for i, content in self for t in (i, *[content.get(n) for n in names])]
-        text = json.dumps([names, flat], ensure_ascii=False, separators=(",", ":"))
+        flat = [t for i, content, _ in self for t in (i, *[content.get(n) for n in names])]
+        told: list[Any] = [names, flat]
+        if any(item.reads is not None for item in self):
+            told.append([None if item.reads is None else dict(item.reads) for item in self])
+        text = json.dumps(told, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -88,7 +96,11 @@ class Work:
         return {**self.recipe, "items": items}
 
     def item_keys(
-        self, stage: str, version: int, upstream: Mapping[str, str | Mapping[str, str]]
+        self,
+        stage: str,
+        version: int,
+        upstream: Mapping[str, str | Mapping[str, str]],
+        contents: Mapping[str, str],
     ) -> dict[str, str]:
         """Return for each item the key of all that it is made from.
 
@@ -102,14 +114,20 @@ class Work:
         upstream : mapping
             Role to what is read there: a mapping of item ids to digests of their content, of which
             an item reads its own; or the content digest of an artifact that is read whole.
+        contents : mapping
+            Role to the content digest of the artifact, for items that say what they read.
         """
         common = digest([FORMAT, stage, version, self.recipe])
         keys = {}
         for item in self.items:
-            reads: Json = {
-                role: found if isinstance(found, str) else found[item.id]
-                for role, found in upstream.items()
-            }
+            reads: Json
+            if item.reads is not None:
+                reads = {name: contents[role] for name, role in item.reads.items()}
+            else:
+                reads = {
+                    role: found if isinstance(found, str) else found[item.id]
+                    for role, found in upstream.items()
+                }
             keys[item.id] = digest([common, dict(item.content), reads])
         return keys
 
@@ -229,6 +247,8 @@ class Node:
         small JSON-able result.
     command : str
         The command that makes it, for messages.
+    unit : str
+        What its items are, for messages.
     """
 
     id: str
@@ -239,3 +259,4 @@ class Node:
     plan: Callable[[Upstream], Work]
     run: str
     command: str
+    unit: str = "images"

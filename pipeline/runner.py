@@ -321,11 +321,13 @@ class _Making:
 
 def item_keys(node: Node, work: Work, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the key of every item, given the upstream artifacts (see `Work.item_keys`)."""
-    upstream: dict[str, str | Mapping[str, str]] = {}
-    for role, artifact in inputs.items():
+    contents = {role: artifact.manifest.content for role, artifact in inputs.items()}
+    each = [item.id for item in work.items if item.reads is None]
+    upstream: dict[str, str | Mapping[str, str]] = dict(contents)
+    for role, artifact in inputs.items() if each else ():
         records = {r["id"]: r["sha256"] for r in artifact.items}
-        lacking = [item.id for item in work.items if item.id not in records]
+        lacking = [item_id for item_id in each if item_id not in records]
         if records and lacking:
             raise CorruptError(f"{artifact.path}: has no item {lacking[0]}")
-        upstream[role] = records or artifact.manifest.content
-    return work.item_keys(node.stage, node.version, upstream)
+        upstream[role] = records or contents[role]
+    return work.item_keys(node.stage, node.version, upstream, contents)

@@ -2,44 +2,45 @@
 
 The robustness and the flexibility of Chao, Cheng, Lee (CVPR Workshops 2021, Tables 2 and 3), for
 the label model and majority voting. Ground truth is opened here, to score what was fused.
+
+Each composition is an item: some are fused together, in one pass over the images, and journalled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.pictures import Decoder
-from ensdistill.pipeline.fingerprint import Json
-from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.journal import Record
+from ensdistill.pipeline.node import Job, Progress
+from ensdistill.stages.compositions import BAD, Members, compositions, crowds, wanted
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse, join
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.functional.spoiling import relabel_segments
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.labelmodel import IMAGES, spread
 from ensdistill.stages.parallel import for_each
 
 SHARE: Final = 0.4
 """The part of the segments that the teacher `segments` has wrong."""
-BAD: Final = ("segments", "constant", "copy")
-"""The bad teachers, in the order in which they join."""
-LEAST: Final = 3
-"""Teachers of the smallest composition: two of them have no majority."""
 METHODS: Final = ("label-model", "majority")
+
+_TOGETHER: Final = 4  # compositions at least that share a pass over the images
+_SECONDS: Final = 10.0  # of work that an interruption may lose, where more than these are fast
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
-Members = tuple[int, ...]  # the places of some teachers among all, in the order of their names
 _Labelled = tuple[str, str, list[Stored]]  # a file of ground truth, its digest, the label maps
 
 
@@ -55,15 +56,20 @@ class _Teachers:
         C.
     constant : int
         The class that one bad teacher sees everywhere.
+    bad : bool
+        Whether bad ones are asked for.
     """
 
     readers: tuple[LabelReader, ...]
     n_classes: int
     constant: int
+    bad: bool
 
     def __call__(self, stored: Sequence[Stored]) -> UInt8:
-        """Return (T + 2, H, W): the teachers' maps, then those of `segments` and `constant`."""
-        maps = [read(one) for read, one in zip(self.readers, stored, strict=True)]
+        """Return the (T, H, W) maps, or (T + 2, H, W): with those of `segments` and `constant`."""
+        maps = read_all(self.readers, stored)
+        if not self.bad:
+            return maps
         # by the image alone, so that neither order nor workers matter
         seed = hashlib.sha256(stored[0].id.encode(errors="surrogatepass")).digest()
         random = np.random.default_rng(int.from_bytes(seed))
@@ -73,162 +79,219 @@ class _Teachers:
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts the votes in a training image: of the teachers, and with the bad ones."""
+    """Counts the votes in a training image."""
 
     teachers: _Teachers
 
-    def __call__(self, stored: list[Stored]) -> tuple[Votes, Votes]:
-        maps, n_classes = self.teachers(stored), self.teachers.n_classes
-        return count(maps[:-2], n_classes), count(maps, n_classes)
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """Counts the confusions of each teacher and bad teacher in an image, (T + 2, C, C + 1)."""
-
-    teachers: _Teachers
-    decoder: Decoder
-
-    def __call__(self, item: _Labelled) -> Int64:
-        file, sha256, stored = item
-        target = self.decoder.read(file, sha256)
-        return confusion(target, self.teachers(stored), self.teachers.n_classes)
+    def __call__(self, stored: list[Stored]) -> Votes:
+        return count(self.teachers(stored), self.teachers.n_classes)
 
 
 @dataclass(frozen=True)
 class _Fitting:
-    """Fits the label model to some teachers' votes.
+    """Fits the label model to the votes of some members."""
 
-    Attributes
-    ----------
-    plain, spoilt : Votes
-        Of the teachers, and with the bad ones; the bad ones break the images into so many patterns
-        that all fits would be slow.
-    n_classes : int
-        C.
-    """
-
-    plain: Votes
-    spoilt: Votes
+    votes: Votes
     n_classes: int
 
     def __call__(self, members: Members) -> LabelModel:
-        teachers = self.plain.patterns.shape[1]
-        votes = self.plain if max(members) < teachers else self.spoilt
-        return fit(votes.of(members), self.n_classes)
+        return fit(self.votes.of(members), self.n_classes)
 
 
 @dataclass(frozen=True)
 class _Fusing:
-    """Fuses an image by every composition, and counts (compositions, 2, C, C + 1) confusions."""
+    """Fuses an image by some compositions, and counts their confusions.
+
+    Attributes
+    ----------
+    teachers : _Teachers
+        Of them, or with the bad ones.
+    decoder : Decoder
+        Reads ground truth.
+    models : tuple
+        Members and label model of each composition; none of a member alone, that needs no fusing.
+    """
 
     teachers: _Teachers
     decoder: Decoder
-    models: tuple[tuple[Members, LabelModel], ...]
+    models: tuple[tuple[Members, LabelModel | None], ...]
 
-    def __call__(self, item: _Labelled) -> Int64:
+    def __call__(self, item: _Labelled) -> list[Int64]:
+        """Return (2, C, C + 1) of each composition, in the order of `METHODS`, or (1, C, C + 1)."""
         file, sha256, stored = item
         target, maps = self.decoder.read(file, sha256), self.teachers(stored)
         n_classes = self.teachers.n_classes
-        confmats = np.empty((len(self.models), len(METHODS), n_classes, n_classes + 1), np.int64)
-        for k, (members, model) in enumerate(self.models):
-            theirs = maps[list(members)]
-            fused = np.stack([fuse(theirs, model)[0], majority(theirs, n_classes)])
-            confmats[k] = confusion(target, fused, n_classes)
+        confmats = []
+        for members, model in self.models:
+            fused = theirs = maps[list(members)]
+            if model is not None:
+                fused = np.stack([fuse(theirs, model)[0], majority(theirs, n_classes)])
+            confmats.append(confusion(target, fused, n_classes))
         return confmats
+
+
+class _Steps:
+    """Advances by compositions while smaller steps of them are done."""
+
+    def __init__(self, progress: Progress, compositions: int, steps: int):
+        self._progress, self._compositions, self._steps = progress, compositions, steps
+        self._done = self._told = 0
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Do `count` further steps."""
+        self._done += count
+        due = self._done * self._compositions // self._steps - self._told
+        if due:
+            self._told += due
+            self._progress.advance(due, note)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Fuse the split by every composition of teachers, and with bad ones, and score it all."""
-    local: Local = job.work.local
-    size, names = len(local.classes), [str(name) for name in _list(job.work.recipe["teachers"])]
-    train, split = (
-        [LabelMaps(job.inputs[role]) for role in sorted(job.inputs) if role.startswith(kind)]
-        for kind in ("train", "split")
-    )
-    constant = int(np.argmax(np.sum([m.shares() for m in train], axis=0)))
-    ids = spread(sorted(train[0]), IMAGES)
-    votes = _count(job, _Teachers(_readers(train), size, constant), train, ids)
-    teachers = _Teachers(_readers(split), size, constant)
-    decoder = Decoder(local.to_target, palette=local.palette)
-    items = [
-        (str(p.labels), local.digests[str(p.labels)], [m.find(p.id) for m in split])
-        for p in local.pictures
-    ]
-    alone = _mious(_add_up(job, items, _Scoring(teachers, decoder)))
-    everyone = tuple(range(len(names)))
-    worst = int(np.argmin(alone[: len(names)]))
-    bad = (len(names), len(names) + 1, worst)
-    crowds = [everyone + bad[:k] for k in range(len(BAD) + 1)]
-    wanted = [*(compositions(len(names)) or [everyone]), *crowds[1:]]
-    models = _fit(job, _Fitting(*votes, size), wanted)
-    fused = _mious(_add_up(job, items, _Fusing(teachers, decoder, tuple(models))))
-    scores = dict(zip((members for members, _ in models), fused, strict=True))
-    made_from = (names[0], local.classes.classes[constant], names[worst])
-    return {
-        "images": len(items),
-        "train_images": len(ids),
-        "teachers": {t: _number(v) for t, v in zip(names, alone, strict=False)},
-        "robustness": _robustness([scores[c] for c in crowds], made_from, alone[list(bad)]),
-        "flexibility": _flexibility(names, alone, scores),
-    }
+    for item_id, spare in job.spares.items():
+        job.draft.adopt(item_id, spare)
+    making = _Making(job)
+    making.run()
+    return making.result()
 
 
-def compositions(teachers: int) -> list[Members]:
-    """Return all compositions of at least `LEAST` of so many teachers, small ones first."""
-    sizes = range(LEAST, teachers + 1)
-    return [members for size in sizes for members in combinations(range(teachers), size)]
+class _Making:
+    """Makes the items that are missing, and the result of all."""
 
+    def __init__(self, job: Job):
+        self.job = job
+        self.local: Local = job.work.local
+        self.size = len(self.local.classes)
+        self.train, self.split = (
+            [LabelMaps(job.inputs[role]) for role in sorted(job.inputs) if role.startswith(kind)]
+            for kind in ("train", "split")
+        )
+        self.constant = int(np.argmax(np.sum([m.shares() for m in self.train], axis=0)))
+        self.images = spread(sorted(self.train[0]), IMAGES)
+        self.labelled: list[_Labelled] = [
+            (str(p.labels), self.local.digests[str(p.labels)], [m.find(p.id) for m in self.split])
+            for p in self.local.pictures
+        ]
+        ids = [item.id for item in job.work.items]
+        self.names = ids[: len(self.train)]
+        self.everyone = tuple(range(len(self.names)))
+        self.ids = dict(zip(wanted(len(self.names)), ids, strict=True))
 
-def _readers(maps: Sequence[LabelMaps]) -> tuple[LabelReader, ...]:
-    return tuple(m.reader for m in maps)
+    def run(self) -> None:
+        """Make what is missing: first members alone, as the worst of them is copied."""
+        todo = set(self.job.todo())
+        missing = [members for members, item_id in self.ids.items() if item_id in todo]
+        alone = [members for members in missing if len(members) == 1]
+        some = [members for members in missing if members not in alone]
+        spoilt = [members for members in some if self._bad(members)]
+        self.job.start("compositions")
+        if alone:
+            self._fuse(alone)
+        if some:
+            votes = self._count(bad=bool(spoilt))
+            # far fewer patterns than with the bad ones, and so far faster fits
+            plain = votes.of(self.everyone) if spoilt else votes
+            self.job.start("compositions")
+            self._make([members for members in some if members not in spoilt], plain)
+            self._make(spoilt, votes)
 
+    def result(self) -> dict[str, Any]:
+        """Return the scores of all items."""
+        scores = self._scores(self.job.records())
+        worst = self._worst(scores)
+        bad = (len(self.names), len(self.names) + 1, worst)
+        alone = np.array([scores[member,][0] for member in range(len(self.names) + 2)])
+        made_from = (self.names[0], self.local.classes.classes[self.constant], self.names[worst])
+        spoilt = [scores[members] for members in crowds(len(self.names))]
+        return {
+            "images": len(self.labelled),
+            "train_images": len(self.images),
+            "teachers": {t: _number(v) for t, v in zip(self.names, alone, strict=False)},
+            "robustness": _robustness(spoilt, made_from, alone[list(bad)]),
+            "flexibility": _flexibility(self.names, alone, scores),
+        }
 
-def _count(
-    job: Job, teachers: _Teachers, maps: Sequence[LabelMaps], ids: Sequence[str]
-) -> tuple[Votes, Votes]:
-    """Count the votes in the training images: of the teachers, and with the bad ones."""
-    votes: dict[str, tuple[Votes, Votes]] = {}
-    job.progress.start(len(ids), 0, "training images")
-    for_each(
-        [[m.find(image_id) for m in maps] for image_id in ids],
-        _Counting(teachers),
-        lambda stored, found: votes.update({stored[0].id: found}),
-        workers=job.work.local.workers,
-        progress=job.progress,
-    )
-    # in the order of the ids: the sums of EM depend on it in their last digits
-    plain, spoilt = zip(*(votes[image_id] for image_id in ids), strict=True)
-    return join(plain), join(spoilt)
+    def _scores(self, records: Iterable[Record]) -> dict[Members, Float64]:
+        """Return the (2,) mIoU in percent of finished items, by method."""
+        members = {item_id: members for members, item_id in self.ids.items()}
+        return {
+            members[record["id"]]: np.broadcast_to(
+                _mious(np.array(record["confmats"], np.int64)), len(METHODS)
+            )
+            for record in records
+        }
 
+    def _worst(self, scores: Mapping[Members, Float64]) -> int:
+        return int(np.argmin([scores[member,][0] for member in self.everyone]))
 
-def _fit(
-    job: Job, fitting: _Fitting, wanted: Sequence[Members]
-) -> list[tuple[Members, LabelModel]]:
-    """Fit the label model to the votes of each composition."""
-    models: dict[Members, LabelModel] = {}
-    job.progress.start(len(wanted), 0, "compositions")
-    for_each(
-        wanted,
-        fitting,
-        lambda members, model: models.update({members: model}),
-        workers=job.work.local.workers,
-        progress=job.progress,
-    )
-    return [(members, models[members]) for members in wanted]
+    def _bad(self, members: Members) -> bool:
+        return members[-1] >= len(self.names)
 
+    def _teachers(self, maps: Sequence[LabelMaps], *, bad: bool) -> _Teachers:
+        return _Teachers(tuple(m.reader for m in maps), self.size, self.constant, bad)
 
-def _add_up(job: Job, items: Sequence[_Labelled], work: Callable[[_Labelled], Int64]) -> Int64:
-    """Return the sum of the confusions that `work` counts in each image."""
-    total: Int64 = np.zeros(1, np.int64)
+    def _count(self, *, bad: bool) -> Votes:
+        """Count the votes in the training images, with those of bad teachers or without."""
+        votes: dict[str, Votes] = {}
+        self.job.progress.start(len(self.images), 0, "training images")
+        for_each(
+            [[m.find(image_id) for m in self.train] for image_id in self.images],
+            _Counting(self._teachers(self.train, bad=bad)),
+            lambda stored, found: votes.update({stored[0].id: found}),
+            workers=self.local.workers,
+            progress=self.job.progress,
+        )
+        # in the order of the ids: the sums of EM depend on it in their last digits
+        return join([votes[image_id] for image_id in self.images])
 
-    def add(_: _Labelled, found: Int64) -> None:
-        nonlocal total
-        total = total + found  # integers, in any order
+    def _make(self, missing: Sequence[Members], votes: Votes) -> None:
+        """Fit, fuse and journal compositions, so many together that little can be lost."""
+        together = _TOGETHER
+        while missing:
+            batch, missing = missing[:together], missing[together:]
+            begin = time.perf_counter()
+            self._fuse(batch, votes)
+            spent = time.perf_counter() - begin
+            together = max(_TOGETHER, int(len(batch) * _SECONDS / spent))
 
-    job.progress.start(len(items), 0, "images")
-    for_each(items, work, add, workers=job.work.local.workers, progress=job.progress)
-    return total
+    def _fuse(self, batch: Sequence[Members], votes: Votes | None = None) -> None:
+        """Fuse every image by some compositions, score that, and journal it.
+
+        `votes` are what the label model is fitted to; None for members alone.
+        """
+        heard = [self._heard(members) for members in batch]
+        models: dict[Members, LabelModel] = {}
+        fits = heard if votes is not None else []
+        steps = _Steps(self.job.progress, len(batch), len(fits) + len(self.labelled))
+        if votes is not None:
+            for_each(
+                fits,
+                _Fitting(votes, self.size),
+                lambda members, model: models.update({members: model}),
+                workers=self.local.workers,
+                progress=steps,
+            )
+        fusing = _Fusing(
+            self._teachers(self.split, bad=any(self._bad(members) for members in batch)),
+            Decoder(self.local.to_target, palette=self.local.palette),
+            tuple((members, models.get(members)) for members in heard),
+        )
+        totals: list[Int64] = [np.zeros(1, np.int64)] * len(batch)
+
+        def add(_: _Labelled, found: list[Int64]) -> None:
+            totals[:] = [total + one for total, one in zip(totals, found, strict=True)]
+
+        for_each(self.labelled, fusing, add, workers=self.local.workers, progress=steps)
+        for members, total in zip(batch, totals, strict=True):
+            self.job.draft.record(self.ids[members], confmats=total.tolist())
+
+    def _heard(self, members: Members) -> Members:
+        """Return members with the worst teacher in the place of its copy."""
+        copy = len(self.names) + BAD.index("copy")
+        if copy not in members:
+            return members
+        worst = self._worst(self._scores(self.job.draft.records().values()))
+        return tuple(worst if member == copy else member for member in members)
 
 
 def _mious(confmats: Int64) -> Float64:
@@ -304,8 +367,3 @@ def _by_method(values: Float64) -> dict[str, float | None]:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _list(value: Json) -> list[Json]:
-    assert isinstance(value, list)
-    return value

@@ -27,6 +27,7 @@ from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
+from ensdistill.stages.compositions import MOST, as_items
 from ensdistill.stages.experiment import (
     TRAIN,
     Built,
@@ -60,6 +61,7 @@ _BYTES_PER_PIXEL = 0.03
 _WEIGHT_BYTES_PER_PIXEL = 0.1  # of six teachers on CamVid; 0.03 of four on made-up streets
 _SCORE_BYTES_PER_PIXEL = 0.3
 _BYTES_PER_RECORD = 700
+_BYTES_PER_CONFUSION = 7  # of two methods, most of them 0
 _ALL_FUSIONS = "evaluate --fusions all"
 
 
@@ -190,7 +192,8 @@ def build(
     all_fusions : bool
         Also fuse labelled splits by every other method, with what these need.
     ablation : bool
-        Also ask of labelled splits that all teachers label which teachers help.
+        Also ask of labelled splits that all teachers label which teachers help, unless they are
+        too many.
     """
     graph = _Graph(experiment, opens)
     config = experiment.config
@@ -214,7 +217,7 @@ def build(
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split, all_fusions=all_fusions)
-        if ablation and not uncovered(experiment, split):
+        if ablation and len(names) <= MOST and not uncovered(experiment, split):
             nodes.append(graph.ablation(split))
     return nodes
 
@@ -745,12 +748,13 @@ class _Graph:
                 {
                     "labels": self.truth(split, "ablation"),
                     "classes": list(exp.classes.classes),
-                    "teachers": list(names),  # the result tells of them by name
                     # whose arithmetic it uses without reading what they publish
                     "versions": {s: VERSIONS[s] for s in ("label-model", "fusion", "evaluation")},
                 },
                 uses=uses,
+                items=as_items(names),
                 local=self.truth_local(split, upstream),
+                item_bytes=lambda: _BYTES_PER_CONFUSION * len(exp.classes) ** 2,
             )
 
         return self.node(
@@ -761,6 +765,7 @@ class _Graph:
             plan,
             "ablation:run",
             f"ablate --split {split}",
+            "compositions",
         )
 
     def truth_maps(self, split: str) -> Node:
@@ -856,10 +861,11 @@ class _Graph:
         plan: Callable[[Upstream], Work],
         run: str,
         command: str,
+        unit: str = "images",
     ) -> Node:
         """Return a node whose `run` lies in a module of this package."""
         function = f"ensdistill.stages.{run}"
-        return Node(node_id, stage, name, VERSIONS[stage], needs, plan, function, command)
+        return Node(node_id, stage, name, VERSIONS[stage], needs, plan, function, command, unit)
 
     def items(self, split: str, upstream: Upstream) -> Items:
         """Return the images of a split as items."""

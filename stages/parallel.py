@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ensdistill.pipeline.errors import EnsdistillError
-from ensdistill.pipeline.node import Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,6 +37,13 @@ _THREADS: Final = (
 )
 
 _work: Callable[[Any], Any]  # of a worker process
+
+
+class Steps(Protocol):
+    """What is told of every item that is done, such as a `pipeline.node.Progress`."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` further items are done."""
 
 
 class Queue:
@@ -73,7 +79,7 @@ def for_each(
     done: Callable[[T, R], object],
     *,
     workers: int,
-    progress: Progress,
+    progress: Steps,
 ) -> None:
     """Call ``done(item, work(item))`` for every item.
 
@@ -91,7 +97,7 @@ def for_each(
         Called in this process, in the order in which the work is finished.
     workers : int
         Processes; with 0 and 1 everything is done here.
-    progress : Progress
+    progress : Steps
         Advanced by every item that is done.
 
     Raises
@@ -125,7 +131,7 @@ def _spread(
     work: Callable[[T], R],
     done: Callable[[T, R], object],
     workers: int,
-    progress: Progress,
+    progress: Steps,
     most: int = _PARTITION,
 ) -> None:
     """Do what `for_each` does in worker processes alone, `most` items a task at most."""

@@ -11,6 +11,7 @@ from ensdistill.cli import options, render
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.execute import execute, say
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.stages.compositions import MOST
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import ablation_id, infer_id, uncovered
 from ensdistill.stages.results import file_of, write_ablation
@@ -28,7 +29,8 @@ def command(
     least three teachers, and by all teachers with up to three bad ones added: a copy of the first
     teacher with 40 % of its segments relabelled, one that sees the most frequent class everywhere,
     and a copy of the worst teacher. No network is trained. With T teachers there are about 2 to
-    the power of T compositions.
+    the power of T compositions, each kept as soon as a few of them are done: one more teacher asks
+    only for those with it.
 
     Tables and a chart are also kept as ablation.json and ablation.png in the workspace.
 
@@ -68,8 +70,15 @@ def _targets(experiment: Experiment, split: str) -> list[str]:
 
 
 def _pick(experiment: Experiment, split: str | None) -> str:
-    """Return the split, if all teachers label it."""
+    """Return the split, if all teachers label it and they are not too many."""
     picked = pick_split(experiment, split)
+    teachers = len(experiment.teachers)
+    if teachers > MOST:
+        raise ConfigError(
+            f"{experiment.path}: {teachers} teachers have {2**teachers:,} compositions; at most "
+            f"{MOST} can be compared: give another experiment file (-c) with some of them and the "
+            "same workspace, where their label maps are reused"
+        )
     without = uncovered(experiment, picked)
     if without:
         raise ConfigError(

@@ -36,7 +36,7 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
 
     experiment = load(config, rehash=rehash)
     snapshot = experiment.workspace.scan()
-    decisions = plan(build(experiment), snapshot)
+    decisions = plan(build(experiment, ablation=True), snapshot)
     experiment.files.save()
     if node not in decisions:
         near = get_close_matches(node, decisions, n=1, cutoff=0.3) or list(decisions)

@@ -20,7 +20,8 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     """Show for every node whether it is fresh, stale, partial, missing or waiting, and why.
 
     `waiting` means that what the node is made from is known only after an upstream node ran: a
-    policy that comes out the same leaves fusion and student fresh.
+    policy that comes out the same leaves fusion and student fresh. An ablation that was begun
+    stands here too, but --check does not ask for it.
 
     \b
     Example:
@@ -33,11 +34,16 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     gc.disable()  # a hundred thousand objects that all stay: no garbage is worth looking for
     try:
         experiment = load(config, rehash=rehash)
-        found = plan(build(experiment), experiment.workspace.scan())
+        workspace = experiment.workspace
+        begun = {folder.name.rpartition("-")[0] for folder in workspace.folders("ablation")}
+        nodes = build(experiment, ablation=bool(begun))
+        shown = [n for n in nodes if n.stage != "ablation" or n.name in begun]
+        found = plan(shown, workspace.scan())
     finally:
         gc.freeze()
         gc.enable()
     experiment.files.save()
     render.decisions(found, as_json=as_json, verbose=verbose)
-    if check_fresh and any(d.state is not State.FRESH for d in found.values()):
+    needed = [d for d in found.values() if d.node.stage != "ablation"]
+    if check_fresh and any(d.state is not State.FRESH for d in needed):
         raise click.exceptions.Exit(3)

@@ -148,6 +148,46 @@ def enrol(rows: UInt8, epochs: Int32, slots: Int32, patterns: UInt8, places: Int
 
 
 @jit
+def merge(
+    starts: Int64,
+    places: Int32,
+    pixels: Int64,
+    rows: Int64,
+    merged: Int32,
+    sums: Int64,
+    begins: Int64,
+) -> int:
+    """Count each pattern of a cell once, in the order in which `read_image` would meet them.
+
+    Parameters
+    ----------
+    starts, places, pixels
+        (cells + 1,), (R,) and (R,): as of `read_image`, but for patterns that a cell has twice.
+    rows
+        (P,) -1: scratch, the row of a pattern in the cell that is read.
+    merged, sums, begins
+        (R,), (R,) and (cells + 1,) out: places, pixels and starts of what is left.
+
+    Returns
+    -------
+    int
+        How many rows are left.
+    """
+    n_rows = 0
+    for i in range(len(starts) - 1):
+        begins[i] = n_rows
+        for r in range(starts[i], starts[i + 1]):
+            place = places[r]
+            if rows[place] < begins[i]:
+                rows[place] = n_rows
+                merged[n_rows], sums[n_rows] = place, 0
+                n_rows += 1
+            sums[rows[place]] += pixels[r]
+    begins[len(starts) - 1] = n_rows
+    return n_rows
+
+
+@jit
 def list_candidates(
     patterns: UInt8, known: int, heard: NDArray[np.bool_], candidates: UInt8
 ) -> None:

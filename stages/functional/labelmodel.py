@@ -91,8 +91,19 @@ class Votes:
     starts: NDArray[np.int64]
 
     def of(self, teachers: Sequence[int]) -> "Votes":
-        """Return the votes of some teachers only."""
-        return Votes(np.ascontiguousarray(self.patterns[:, teachers]), self.pixels, self.starts)
+        """Return the votes of some teachers only, just as if no other had been counted."""
+        from ensdistill.stages.functional import _voting as voting
+
+        patterns = np.empty((len(self.pixels), len(teachers)), np.uint8)
+        places, merged = np.empty((2, len(self.pixels)), np.int32)
+        slots, epochs = _hash_table(len(self.pixels))
+        theirs = np.ascontiguousarray(self.patterns[:, teachers])
+        known = voting.enrol(frozen(theirs), epochs, slots, patterns, places)
+        pixels, starts = np.empty_like(self.pixels), np.empty_like(self.starts)
+        rows = voting.merge(
+            self.starts, places, self.pixels, np.full(known, -1), merged, pixels, starts
+        )
+        return Votes(patterns[merged[:rows]], pixels[:rows].copy(), starts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -207,7 +207,7 @@ def test_the_order_in_which_content_is_named_is_no_change():
     other = Item("a", {"label": "2", "image": "1"}), ITEMS[1]
     works = [Work({}, items=items) for items in (ITEMS, other)]
     assert works[0].hashed_recipe() == works[1].hashed_recipe()
-    assert works[0].item_keys("s", 1, {}) == works[1].item_keys("s", 1, {})
+    assert works[0].item_keys("s", 1, {}, {}) == works[1].item_keys("s", 1, {}, {})
 
 
 def test_a_recipe_cannot_hide_the_list_of_items():
@@ -223,7 +223,7 @@ UPSTREAM = {"labels": {"a": "x", "b": "y", "c": "z"}, "network": "n" * 64}
 
 
 def keys(work=WORK, stage="infer", version=1, upstream=UPSTREAM):
-    return work.item_keys(stage, version, upstream)
+    return work.item_keys(stage, version, upstream, {})
 
 
 def test_an_items_key_is_of_itself_alone():
@@ -276,3 +276,45 @@ def test_an_image_that_changes_its_role_changes_its_key():
 
 def test_a_recorded_key_stays():
     assert keys()["a"] == "1bd26b71fffab28e2336b1987291fde23d262a480cfd81744fe6ce9cd0c269ce"
+
+
+# items that say what they read
+
+PAIR = Item("a b", {"order": "1"}, {"first": "maps0", "second": "maps2"})
+CONTENTS = {f"maps{k}": str(k) * 64 for k in range(3)}
+
+
+def key_of(item, contents=None, upstream=None):
+    return Work({}, items=[item]).item_keys("s", 1, upstream or {}, contents or CONTENTS)[item.id]
+
+
+def test_only_what_an_item_says_that_it_reads_enters_its_key():
+    found = key_of(PAIR)
+    assert key_of(PAIR, CONTENTS | {"maps1": "x", "maps3": "y"}) == found
+    assert key_of(PAIR, upstream={"maps0": {"i": "x"}, "maps1": "y"}) == found
+    for role in ("maps0", "maps2"):
+        assert key_of(PAIR, CONTENTS | {role: "x" * 64}) != found
+    one_more = PAIR._replace(reads={**PAIR.reads, "third": "maps1"})
+    swapped = PAIR._replace(reads={"first": "maps2", "second": "maps0"})
+    assert len({found, key_of(one_more), key_of(swapped), key_of(PAIR._replace(reads={}))}) == 4
+
+
+def test_neither_roles_nor_ids_enter_such_a_key():
+    moved = PAIR._replace(id="renamed", reads={"first": "maps5", "second": "maps1"})
+    contents = {"maps5": CONTENTS["maps0"], "maps1": CONTENTS["maps2"]}
+    assert key_of(moved, contents) == key_of(PAIR)
+    assert key_of(PAIR._replace(content={"order": "2"})) != key_of(PAIR)
+
+
+def test_what_items_read_enters_the_fingerprint():
+    swapped = PAIR._replace(reads={"first": "maps2", "second": "maps0"})
+    lists = [(PAIR,), (swapped,), (PAIR._replace(reads={}),), (PAIR._replace(reads=None),)]
+    assert len({digest(Work({}, items=items).hashed_recipe()) for items in lists}) == 4
+
+
+def test_items_of_one_node_may_read_in_either_way():
+    work = Work({}, items=[PAIR, Item("b", {"image": "3"})])
+    found = work.item_keys("s", 1, {"maps0": {"b": "x"}}, CONTENTS)
+    assert found["a b"] == key_of(PAIR)
+    alone = Work({}, items=work.items[1:])
+    assert found["b"] == alone.item_keys("s", 1, {"maps0": {"b": "x"}}, {})["b"]

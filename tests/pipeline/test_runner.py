@@ -223,6 +223,44 @@ def test_a_second_run_makes_nothing(lab):
     assert sorted(report.fresh) == sorted(ALL)
 
 
+def test_items_that_read_whole_artifacts_are_made_once(lab, monkeypatch):
+    teachers = ["a", "b"]
+
+    def run_pairs(job):
+        for item_id, spare in job.spares.items():
+            job.draft.adopt(item_id, spare)
+        for item_id in job.todo():
+            lab.call(job, item_id)
+            job.draft.record(item_id, value=len(item_id))
+        return {"pairs": len(job.records())}
+
+    def nodes():
+        def make(_):
+            pairs = itertools.combinations(range(len(teachers)), 2)
+            items = [
+                Item(f"{teachers[i]}{teachers[j]}", {}, {"0": f"maps{i}", "1": f"maps{j}"})
+                for i, j in pairs
+            ]
+            return Work({}, {f"maps{k}": f"infer[{t}]" for k, t in enumerate(teachers)}, items)
+
+        needs = [f"infer[{t}]" for t in teachers]
+        return [*(lab.infer(t, 10 * ord(t)) for t in teachers), lab.node("pairs", needs, make)]
+
+    def ran():
+        lab.calls.clear()
+        run(nodes(), lab.workspace, ["pairs"], lambda _: Silent(), upstream=True)
+        return [item for node, item in lab.calls if node == "pairs"]
+
+    monkeypatch.setattr(sys.modules["fakes"], "pairs", run_pairs, raising=False)
+    assert ran() == ["ab"]
+    teachers.insert(0, "0")  # every role is another one now
+    assert ran() == ["0a", "0b"]
+    teachers.remove("a")
+    assert ran() == []
+    lab.images["i2"] = "i2 v2"
+    assert ran() == []  # what the teachers say of it is the same
+
+
 def test_the_manifest_records_what_was_made_and_how(lab):
     lab.run()
     decisions = lab.decide()

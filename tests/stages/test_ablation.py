@@ -1,17 +1,24 @@
 """Which teachers help: against an experiment with just these teachers, and the files themselves."""
 
+import copy
 import hashlib
+import itertools
 import json
 import pickle
+import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
+from faults import Fault, Forks, proofs, quick_folder
 from PIL import Image
 from worlds import World
 
 from ensdistill.data.pictures import read_values
-from ensdistill.stages import graph
+from ensdistill.pipeline.draft import Draft
+from ensdistill.pipeline.node import Work
+from ensdistill.stages import ablation, graph
+from ensdistill.stages.compositions import as_items, wanted
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
@@ -35,6 +42,46 @@ def ablated(tmp_path_factory):
     world = crowd(tmp_path_factory.mktemp("ablated"))
     world.call("ablate", "--upstream")
     return world, json.loads((world.root / "work" / "ablation.json").read_text())
+
+
+@pytest.fixture
+def again(ablated, tmp_path):
+    """A copy of it that can be changed."""
+    world = copy.copy(ablated[0])
+    shutil.copytree(world.root, tmp_path / "copy")
+    world.root, world.truth = tmp_path / "copy", dict(world.truth)
+    world.file, world.settings = world.root / "experiment.yaml", copy.deepcopy(world.settings)
+    return world
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The compositions that are computed, as they are journalled."""
+    found, record = [], Draft.record
+
+    def noted(draft, item_id, **fields):
+        if draft.path.parent.name == "ablation":
+            found.append(item_id)
+        record(draft, item_id, **fields)
+
+    monkeypatch.setattr(Draft, "record", noted)
+    return found
+
+
+def ids_of(names):
+    return [item.id for item in as_items(names)]
+
+
+def in_json(world):
+    return json.loads((world.root / "work" / "ablation.json").read_text())
+
+
+def of_a_new_workspace(world):
+    """Return what is found without anything to take over."""
+    shutil.copytree(world.root / "work/infer", world.root / "new/infer")
+    world.settings["workspace"] = "new"
+    world.write()
+    return world.json("ablate", "--upstream")
 
 
 def maps_of(world, split):
@@ -116,6 +163,152 @@ def test_shares_and_margins_follow_from_the_compositions(ablated):
     assert flexibility["compositions"][-1]["label-model"] == found["robustness"][0]["label-model"]
 
 
+def test_one_more_teacher_asks_only_for_compositions_with_it(again, made):
+    again.call("ablate")  # so that the copy's labels are known
+    again.add_teacher("bb", lambda label: np.where(label == 2, 0, label))
+    text = again.call("explain", "ablation@val")
+    assert "15 compositions are new: bb, a,b,bb, " in text
+    again.call("ablate", "--upstream")
+    new = ids_of(["a", "b", "bb", "c", "d"])
+    assert made == [i for i in new if "bb" in i.split(",") or "(" in i]
+    manifests = [a.manifest for a in again.artifacts() if a.manifest.node == "ablation@val"]
+    manifest = max(manifests, key=lambda m: m.finished)
+    assert (manifest.written, manifest.reused) == (len(made), len(new) - len(made)) == (17, 9)
+    found = in_json(again)
+    made.clear()
+    assert of_a_new_workspace(again) == found
+    assert made == new
+
+
+def test_one_teacher_less_asks_only_for_the_bad_ones(again, made):
+    again.settings["teachers"].pop(1)
+    again.write()
+    again.call("ablate")
+    assert made == [i for i in ids_of(["a", "c", "d"]) if "(" in i]
+    assert of_a_new_workspace(again) == in_json(again) | {"split": "val"}
+
+
+@pytest.mark.parametrize(("name", "order"), [("aa", "abcd"), ("z", "bcda")])
+def test_a_new_name_asks_only_for_what_ties_by_name_decide(ablated, again, made, name, order):
+    again.settings["teachers"][0]["name"] = name
+    again.write()
+    again.call("ablate")
+    names = [name if t == "a" else t for t in order]
+    moved = [i for i in ids_of(names) if (name in i.split(",") and i != name) or "(" in i]
+    assert made == ([] if order == "abcd" else moved)
+    found = in_json(again)
+    assert list(found["teachers"]) == names
+    if order == "abcd":
+        text = json.dumps(ablated[1])
+        assert json.loads(text.replace('"a"', f'"{name}"')) == found
+    else:
+        assert of_a_new_workspace(again) == found
+
+
+@pytest.mark.parametrize("after", [0, 6, 9, 13])
+def test_what_was_done_before_an_interruption_is_kept(ablated, again, made, monkeypatch, after):
+    shutil.rmtree(again.root / "work" / "ablation")
+    monkeypatch.setattr(ablation, "_TOGETHER", 1)
+    monkeypatch.setattr(ablation, "_SECONDS", 0.0)
+    record = Draft.record
+
+    def interrupted(draft, item_id, **fields):
+        if len(made) == after:
+            raise KeyboardInterrupt
+        record(draft, item_id, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "record", interrupted)
+        again.call("ablate", expect=1)
+    every = ids_of(TEACHERS)
+    assert made == every[:after]
+    (row,) = (r for r in again.json("status") if r["node"] == "ablation@val")
+    assert (row["state"], row["done"], row["total"]) == ("partial", after, len(every))
+    assert f"compute {len(every) - after} compositions" in again.call("ablate", "--dry-run")
+    again.call("ablate")
+    assert made == every
+    assert in_json(again) == ablated[1]
+
+
+@pytest.mark.parametrize(("compositions", "steps"), [(1, 5), (4, 7), (9, 3), (3, 3)])
+def test_progress_counts_compositions(compositions, steps):
+    told = []
+
+    class Shown:
+        def advance(self, count, note):
+            told.append(count)
+
+    batch = ablation._Steps(Shown(), compositions, steps)
+    for _ in range(steps):
+        batch.advance()
+    assert sum(told) == compositions
+    assert 0 not in told  # a rate of nothing tells of no remaining time
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_ends_in_the_same_bytes(ablated):
+    start, _ = ablated
+    right, kills = proofs(start.root / "work"), 0
+    with quick_folder() as folder, Forks("faults:warm_stages") as forks:
+        world = folder / "world"
+        for at in itertools.count(1, 3):
+            shutil.rmtree(world, ignore_errors=True)
+            shutil.copytree(start.root, world)
+            shutil.rmtree(world / "work" / "ablation")
+            call = ("faults:command", str(world / "experiment.yaml"), "ablate")
+            outcome = forks.call(*call, fault=Fault(at), root=world / "work" / "ablation")
+            if not outcome.killed:
+                break
+            kills += 1
+            forks.call(*call).require_done()
+            assert proofs(world / "work") == right
+        outcome.require_done()
+    assert kills > 10
+
+
+@pytest.mark.parametrize("teachers", range(1, 7))
+def test_no_two_compositions_share_a_key_or_an_id(teachers):
+    items = as_items([f"t{k}" for k in range(teachers)])
+    assert len(items) == len(wanted(teachers)) == len({item.id for item in items})
+    contents = {f"{kind}{k:02}": f"{kind}{k}" for kind in ("train", "split") for k in range(9)}
+    keys = Work({}, items=items).item_keys("ablation", 1, {}, contents)
+    assert len({*keys.values()}) == len(items)
+    for item in items:
+        members = [int(t[1:]) for t in item.id.split(",") if t[0] == "t"]
+        bad = "(" in item.id
+        read = {role for role in item.reads.values() if role.startswith("split")}
+        assert read == {f"split{k:02}" for k in (range(teachers) if bad else members)}
+
+
+def test_too_many_teachers_are_refused_before_any_planning(again, monkeypatch):
+    monkeypatch.setattr("ensdistill.cli.commands.ablate.MOST", 3)
+    monkeypatch.setattr(graph, "MOST", 3)
+    monkeypatch.setattr(graph, "as_items", None)
+    text = again.refuse("ablate")
+    assert "4 teachers have 16 compositions; at most 3 can be compared" in text
+    assert "ablation@val" not in again.states()
+
+
+def test_status_asks_for_no_ablation(again):
+    assert again.states()["ablation@val"] == "waiting"  # a copy's labels were not looked at yet
+    again.call("ablate")
+    assert again.states()["ablation@val"] == "fresh"
+    again.settings["teachers"][0]["name"] = "aa"
+    again.write()
+    assert again.states()["ablation@val"] == "stale"
+    shutil.rmtree(again.root / "work" / "ablation")
+    assert "ablation@val" not in again.states()
+
+
+def test_one_teacher_is_its_own_fusion(world):
+    world.settings["teachers"].pop()
+    world.write()
+    found = world.json("ablate", "--upstream")
+    without, *_ = found["robustness"]
+    assert without["label-model"] == without["majority"] == found["teachers"]["a"]
+    assert len(found["robustness"]) == 4
+
+
 def test_it_is_made_once_and_is_no_garbage(ablated):
     world, _ = ablated
     files = {p: p.stat().st_mtime_ns for p in (world.root / "work").glob("ablation.*")}
@@ -126,7 +319,7 @@ def test_it_is_made_once_and_is_no_garbage(ablated):
         assert words in text
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert not [row for row in world.json("gc") if row["reason"] is None]
-    assert "ablation@val" not in world.states()
+    assert world.states()["ablation@val"] == "fresh"
     assert [row["state"] for row in world.json("ablate", "--dry-run")] == ["fresh"] * 5
 
 

@@ -985,7 +985,7 @@ def test_an_items_key_is_what_it_is_made_from(recipe, items, names, whole):
     def keys(given_items):
         work = Work(recipe, items=[Item(i, content) for i, (content, _) in given_items.items()])
         upstream = {"map": {i: held for i, (_, held) in given_items.items()}, "network": whole}
-        return work.item_keys("stage", 1, upstream)
+        return work.item_keys("stage", 1, upstream, {})
 
     found = keys(items)
     for item_id, made_from in items.items():
