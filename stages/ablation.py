@@ -1,7 +1,7 @@
 """`ablation`: what bad teachers cost, and which teachers together beat the best of them.
 
 The robustness and the flexibility of Chao, Cheng, Lee (CVPR Workshops 2021, Tables 2 and 3), for
-the label model and majority voting. Ground truth is opened here, to score what was fused.
+the label model and majority voting, scored by ground truth as `truth` decoded it.
 
 Each composition is an item: some are fused together, in one pass over the images, and journalled.
 """
@@ -18,7 +18,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.compositions import BAD, Members, compositions, crowds, wanted
@@ -41,7 +40,6 @@ _SECONDS: Final = 10.0  # of work that an interruption may lose, where more than
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
-_Labelled = tuple[str, str, list[Stored]]  # a file of ground truth, its digest, the label maps
 
 
 @dataclass(frozen=True)
@@ -106,20 +104,19 @@ class _Fusing:
     ----------
     teachers : _Teachers
         Of them, or with the bad ones.
-    decoder : Decoder
+    truth : LabelReader
         Reads ground truth.
     models : tuple
         Members and label model of each composition; none of a member alone, that needs no fusing.
     """
 
     teachers: _Teachers
-    decoder: Decoder
+    truth: LabelReader
     models: tuple[tuple[Members, LabelModel | None], ...]
 
-    def __call__(self, item: _Labelled) -> list[Int64]:
+    def __call__(self, stored: list[Stored]) -> list[Int64]:
         """Return (2, C, C + 1) of each composition, in the order of `METHODS`, or (1, C, C + 1)."""
-        file, sha256, stored = item
-        target, maps = self.decoder.read(file, sha256), self.teachers(stored)
+        target, maps = self.truth(stored[0]), self.teachers(stored[1:])
         n_classes = self.teachers.n_classes
         confmats = []
         for members, model in self.models:
@@ -168,10 +165,8 @@ class _Making:
         )
         self.constant = int(np.argmax(np.sum([m.shares() for m in self.train], axis=0)))
         self.images = spread(sorted(self.train[0]), IMAGES)
-        self.labelled: list[_Labelled] = [
-            (str(p.labels), self.local.digests[str(p.labels)], [m.find(p.id) for m in self.split])
-            for p in self.local.pictures
-        ]
+        self.truth = LabelMaps(job.inputs["truth"])
+        self.labelled = [[m.find(i) for m in (self.truth, *self.split)] for i in self.truth]
         ids = [item.id for item in job.work.items]
         self.names = ids[: len(self.train)]
         self.everyone = tuple(range(len(self.names)))
@@ -273,12 +268,12 @@ class _Making:
             )
         fusing = _Fusing(
             self._teachers(self.split, bad=any(self._bad(members) for members in batch)),
-            Decoder(self.local.to_target, palette=self.local.palette),
+            self.truth.reader,
             tuple((members, models.get(members)) for members in heard),
         )
         totals: list[Int64] = [np.zeros(1, np.int64)] * len(batch)
 
-        def add(_: _Labelled, found: list[Int64]) -> None:
+        def add(_: list[Stored], found: list[Int64]) -> None:
             totals[:] = [total + one for total, one in zip(totals, found, strict=True)]
 
         for_each(self.labelled, fusing, add, workers=self.local.workers, progress=steps)

@@ -216,7 +216,7 @@ def _kind(expected: _Expected) -> str:
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
     """Whether a split's ground truth is going to be read anyway."""
     watched = "student" in opens and experiment.config.student.watch == split
-    scored = not {"truth", "ablation"}.isdisjoint(opens) and split in experiment.labelled
+    scored = "truth" in opens and split in experiment.labelled
     return watched or scored
 
 

@@ -42,7 +42,7 @@ def wanted(teachers: int) -> list[Members]:
 
 
 def as_items(names: Sequence[str]) -> list[Item]:
-    """Return what is `wanted` of teachers as items, which read roles ``train00``, ``split00`` ...
+    """Return what is `wanted` of teachers as items that read ``truth``, ``train00``, ``split00``...
 
     Parameters
     ----------
@@ -63,5 +63,6 @@ def _item(members: Members, names: Sequence[str]) -> Item:
     return Item(
         ",".join(called[member] for member in members),
         {"members": ",".join(places[member] for member in members)},
-        {f"{kind}{k:02}": f"{kind}{member:02}" for kind in kinds for k, member in enumerate(read)},
+        {f"{kind}{k:02}": f"{kind}{member:02}" for kind in kinds for k, member in enumerate(read)}
+        | {"truth": "truth"},
     )

@@ -98,7 +98,7 @@ class Local:
         Path to sha256, for every image, prediction and label file: what the plan was made for, and
         so what a reader has to find.
     predictions : mapping
-        Image id to the path of its PNG, for a teacher given by its predictions.
+        Image id to the path of its PNG, for ground truth and a teacher given by its predictions.
     network, init, state_dict : Path or None
         Folder or file of a network; file of initial weights; of a frozen network's weights.
     trusted : bool
@@ -185,10 +185,9 @@ def build(
     experiment : Experiment
         Read and checked.
     opens : collection of str
-        Stages for whose sake ground truth may be read, to hash it: ``"truth"`` of a split to be
-        evaluated, ``"ablation"`` and, for a student that watches a split, ``"student"``. For all
-        others only remembered digests are used, so that planning and `status` never open a label
-        file.
+        Stages for whose sake ground truth may be read, to hash it: ``"truth"`` and, for a student
+        that watches a split, ``"student"``. Otherwise only remembered digests are used, so that
+        planning and `status` never open a label file.
     all_fusions : bool
         Also fuse labelled splits by every other method, with what these need.
     ablation : bool
@@ -668,7 +667,7 @@ class _Graph:
             if settings.watch is not None:
                 recipe["watch"] = {
                     "images": self.items(settings.watch, upstream).sha256,
-                    "labels": self.truth(settings.watch, "student"),
+                    "labels": self.truth(settings.watch),
                     "every": settings.watch_every,
                     "keep": settings.keep,
                 }
@@ -742,18 +741,18 @@ class _Graph:
         names = [t.name for t in exp.teachers]
         uses = {f"train{k:02}": infer_id(t) for k, t in enumerate(names)}
         uses |= {f"split{k:02}": infer_id(t, split) for k, t in enumerate(names)}
+        uses["truth"] = truth_id(split)
 
         def plan(upstream: Upstream) -> Work:
             return Work(
                 {
-                    "labels": self.truth(split, "ablation"),
                     "classes": list(exp.classes.classes),
                     # whose arithmetic it uses without reading what they publish
                     "versions": {s: VERSIONS[s] for s in ("label-model", "fusion", "evaluation")},
                 },
                 uses=uses,
                 items=as_items(names),
-                local=self.truth_local(split, upstream),
+                local=self.local(split, upstream),
                 item_bytes=lambda: _BYTES_PER_CONFUSION * len(exp.classes) ** 2,
             )
 
@@ -786,16 +785,7 @@ class _Graph:
                     Item(p.id, {"labels": found})
                     for p, found in zip(pictures, digests, strict=True)
                 ),
-                local=self.local(
-                    split,
-                    upstream,
-                    more_digests={
-                        str(p.labels): found for p, found in zip(pictures, digests, strict=True)
-                    },
-                    predictions={p.id: str(p.labels) for p in pictures},
-                    to_target=values,
-                    palette=encoding == "palette",
-                ),
+                local=self.truth_local(split, upstream),
                 item_bytes=self.label_bytes(split),
             )
 
@@ -942,13 +932,13 @@ class _Graph:
             digests.append(found)
         return digests
 
-    def truth(self, split: str, stage: str) -> str:
-        """Return one digest of a split's ground truth: its files and what their values mean.
+    def truth(self, split: str) -> str:
+        """Return one digest of a watched split's ground truth: its files and what they mean.
 
         Raises as `truth_digests`.
         """
         pictures = self.experiment.pictures(split)
-        pairs = zip(pictures, self.truth_digests(split, stage), strict=True)
+        pairs = zip(pictures, self.truth_digests(split, "student"), strict=True)
         digests: list[Json] = [[p.id, found] for p, found in pairs]
         encoding = self.experiment.config.target[split].encoding
         values = self.experiment.classes.legal_values(encoding)
@@ -956,14 +946,15 @@ class _Graph:
         return digest([encoding, meaning, *digests])
 
     def truth_local(self, split: str, upstream: Upstream) -> Local:
-        """Return `local` with what reading the split's ground truth needs (see `truth`)."""
+        """Return `local` with what reading the ground truth needs (see `truth_digests`)."""
         encoding = self.experiment.config.target[split].encoding
-        labels = [p.labels for p in self.experiment.pictures(split) if p.labels is not None]
-        known = {str(file): self.experiment.files.known(file) for file in labels}
+        files = {p.id: str(p.labels) for p in self.experiment.pictures(split)}
+        known = {file: self.experiment.files.known(file) for file in files.values()}
         return self.local(
             split,
             upstream,
             more_digests={file: found for file, found in known.items() if found is not None},
+            predictions=files,
             to_target=self.experiment.classes.legal_values(encoding),
             palette=encoding == "palette",
         )

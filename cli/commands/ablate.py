@@ -13,7 +13,7 @@ from ensdistill.cli.execute import execute, say
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.compositions import MOST
 from ensdistill.stages.experiment import TRAIN, Experiment
-from ensdistill.stages.graph import ablation_id, infer_id, uncovered
+from ensdistill.stages.graph import ablation_id, infer_id, truth_id, uncovered
 from ensdistill.stages.results import file_of, write_ablation
 
 
@@ -45,7 +45,7 @@ def command(
         upstream=upstream,
         rehash=rehash,
         splits=lambda exp: (TRAIN, _pick(exp, split)),
-        opens=("ablation",),
+        opens=("truth",),
         ablation=True,
     )
     if dry_run:
@@ -66,7 +66,8 @@ def command(
 
 def _targets(experiment: Experiment, split: str) -> list[str]:
     """Return the nodes that only this command and `evaluate` need."""
-    return [*(infer_id(t.name, split) for t in experiment.teachers), ablation_id(split)]
+    maps = [infer_id(t.name, split) for t in experiment.teachers]
+    return [truth_id(split), *maps, ablation_id(split)]
 
 
 def _pick(experiment: Experiment, split: str | None) -> str:

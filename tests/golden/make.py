@@ -29,7 +29,7 @@ from ensdistill.stages.labelmaps import STORE, LabelMaps
 from ensdistill.stages.results import results
 
 GOLDEN = Path(__file__).parent
-OPENS = ("student", "truth", "ablation")
+OPENS = ("student", "truth")
 WRITTEN_BY_HAND = ("experiment.yaml", "classes.yaml")  # all else is made
 LABEL_MODEL = {"fusion": {"method": "label-model"}}
 WEIGHTS = {"student": {"pixel_weights": "posterior"}}

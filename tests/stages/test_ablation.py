@@ -271,6 +271,7 @@ def test_no_two_compositions_share_a_key_or_an_id(teachers):
     items = as_items([f"t{k}" for k in range(teachers)])
     assert len(items) == len(wanted(teachers)) == len({item.id for item in items})
     contents = {f"{kind}{k:02}": f"{kind}{k}" for kind in ("train", "split") for k in range(9)}
+    contents["truth"] = "truth"
     keys = Work({}, items=items).item_keys("ablation", 1, {}, contents)
     assert len({*keys.values()}) == len(items)
     for item in items:
@@ -320,7 +321,7 @@ def test_it_is_made_once_and_is_no_garbage(ablated):
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert not [row for row in world.json("gc") if row["reason"] is None]
     assert world.states()["ablation@val"] == "fresh"
-    assert [row["state"] for row in world.json("ablate", "--dry-run")] == ["fresh"] * 5
+    assert [row["state"] for row in world.json("ablate", "--dry-run")] == ["fresh"] * 6
 
 
 def test_other_truth_or_another_teacher_ask_for_it_again(tmp_path, monkeypatch):
