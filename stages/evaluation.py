@@ -1,5 +1,8 @@
-"""`evaluation`: scores on a labelled split. Only here, in the oracle, in the ablation and in
-training told to watch a split is the target's ground truth opened.
+"""`evaluation`: scores on a labelled split.
+
+The target's ground truth is a node of label maps (`truth`), made for this one and for the oracle,
+so that its PNGs are decoded once. Beside it only the ablation and training told to watch a split
+open it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
-from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.scores import (
     confusion,
@@ -22,7 +24,7 @@ from ensdistill.stages.functional.scores import (
     pixel_accuracy,
 )
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.parallel import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -30,42 +32,49 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts one image's confusions: its ground truth, the file's digest, and all predictions."""
+    """Counts one image's confusions; its maps are the ground truth and all predictions."""
 
-    decoder: Decoder
     readers: tuple[LabelReader, ...]
     n_classes: int
 
-    def __call__(self, item: tuple[str, str, list[Stored]]) -> Int64:
-        file, sha256, stored = item
-        target = self.decoder.read(file, sha256)
-        predictions = [read(one) for read, one in zip(self.readers, stored, strict=True)]
-        return confusion(target, np.stack(predictions), self.n_classes)
+    def __call__(self, stored: list[Stored]) -> Int64:
+        target, *_ = maps = read_all(self.readers, stored)
+        return confusion(target, maps[1:], self.n_classes)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Count confusions of every method against the ground truth and score them."""
+    table = job.work.local.classes
+    methods = []
+    for role, confmat in confusions(job).items():
+        kind, name = role.split(":", 1)
+        scores = method_scores(confmat, table)
+        methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
+    return {"classes": list(table.classes), "methods": methods}
+
+
+def confusions(job: Job) -> dict[str, Int64]:
+    """Return the confusions of each input with the one whose role is ``truth``.
+
+    Returns
+    -------
+    dict
+        Role to (C, C + 1) int64, ``confmat[target, prediction]``, summed over all images.
+    """
     local: Local = job.work.local
     size = len(local.classes)
-    maps = [LabelMaps(artifact) for artifact in job.inputs.values()]
-    truth = [(p.id, str(p.labels)) for p in local.pictures]
-    confmats = np.zeros((len(maps), size, size + 1), np.int64)
-    job.progress.start(len(truth), 0, "images")
+    roles = [role for role in job.inputs if role != "truth"]
+    maps = [LabelMaps(job.inputs[role]) for role in ("truth", *roles)]
+    confmats = np.zeros((len(roles), size, size + 1), np.int64)
+    job.progress.start(len(local.pictures), 0, "images")
     for_each(
-        [(file, local.digests[file], [m.find(image_id) for m in maps]) for image_id, file in truth],
-        _Counting(
-            Decoder(local.to_target, palette=local.palette), tuple(m.reader for m in maps), size
-        ),
+        [[m.find(p.id) for m in maps] for p in local.pictures],
+        _Counting(tuple(m.reader for m in maps), size),
         lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
         workers=local.workers,
         progress=job.progress,
     )
-    methods = []
-    for role, confmat in zip(job.inputs, confmats, strict=True):
-        kind, name = role.split(":", 1)
-        scores = method_scores(confmat, local.classes)
-        methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
-    return {"classes": list(local.classes.classes), "methods": methods}
+    return dict(zip(roles, confmats, strict=True))
 
 
 def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:

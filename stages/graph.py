@@ -3,7 +3,7 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split the same maps again, the oracle and `evaluation`.
+and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -50,6 +50,7 @@ VERSIONS: Mapping[str, int] = {
     "fusion": 1,
     "weights": 1,
     "student": 2,
+    "truth": 1,
     "evaluation": 1,
     "ablation": 1,
 }
@@ -95,7 +96,8 @@ class Local:
         Path to sha256, for every image, prediction and label file: what the plan was made for, and
         so what a reader has to find.
     predictions : mapping
-        Image id to the path of its PNG, for a teacher given by its predictions.
+        Image id to the path of its PNG, for a teacher given by its predictions and for ground
+        truth.
     network, init, state_dict : Path or None
         Folder or file of a network; file of initial weights; of a frozen network's weights.
     trusted : bool
@@ -221,6 +223,11 @@ def uncovered(experiment: Experiment, split: str) -> list[str]:
     """Return the teachers that cannot label a split, by what the experiment file says."""
     graph = _Graph(experiment, ())
     return [t.name for t in experiment.teachers if not graph.covers(t, split)]
+
+
+def truth_id(split: str) -> str:
+    """Return the node id of the ground truth of a labelled split."""
+    return f"truth{_at(split)}"
 
 
 def ablation_id(split: str) -> str:
@@ -679,12 +686,36 @@ class _Graph:
             "train-student",
         )
 
+    def truth_maps(self, split: str) -> Node:
+        """The ground truth of a labelled split, decoded once for all that is scored on it."""
+        exp = self.experiment
+
+        def plan(upstream: Upstream) -> Work:
+            digests = self.truth_digests(split, "evaluation")
+            return Work(
+                {"classes": list(exp.classes.classes), **self.truth_meaning(split)},
+                items=Items(Item(i, {"labels": found}) for i, found in digests.items()),
+                local=self.truth_local(split, upstream),
+                item_bytes=self.label_bytes(split),
+            )
+
+        return self.node(
+            truth_id(split),
+            "truth",
+            split,
+            [],
+            plan,
+            "infer:run_labels",
+            f"evaluate --split {split}",
+        )
+
     def evaluation(self, split: str, *, all_fusions: bool) -> list[Node]:
         """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
         exp = self.experiment
         names = [t.name for t in exp.teachers if self.covers(t, split)]
-        uses = {f"teacher:{t}": infer_id(t, split) for t in names}
-        nodes = []
+        uses = {"truth": truth_id(split)}
+        uses |= {f"teacher:{t}": infer_id(t, split) for t in names}
+        nodes = [self.truth_maps(split)]
         if names:
             methods = ["majority", "channel-oracle"]
             more: list[str] = [m for m in [exp.config.fusion.method] if m != "majority"]
@@ -705,12 +736,11 @@ class _Graph:
         def plan(upstream: Upstream) -> Work:
             return Work(
                 {
-                    "labels": self.truth(split, "evaluation"),
                     "classes": list(exp.classes.classes),
                     "subsets": {k: list(v) for k, v in exp.classes.subsets.items()},
                 },
                 uses=uses,
-                local=self.truth_local(split, upstream),
+                local=self.local(split, upstream),
             )
 
         nodes.append(
@@ -758,17 +788,14 @@ class _Graph:
 
     def oracle(self, split: str, names: list[str]) -> Node:
         """Each class from the teacher that is best at it on the split's own ground truth."""
-        uses = {t: infer_id(t, split) for t in names}
+        uses = {"truth": truth_id(split)}
+        uses |= {f"teacher:{t}": infer_id(t, split) for t in names}
 
         def plan(upstream: Upstream) -> Work:
             return Work(
-                {
-                    "strategy": "oracle",
-                    "labels": self.truth(split, "evaluation"),
-                    "classes": list(self.experiment.classes.classes),
-                },
+                {"strategy": "oracle", "classes": list(self.experiment.classes.classes)},
                 uses=uses,
-                local=self.truth_local(split, upstream),
+                local=self.local(split, upstream),
             )
 
         return self.node(
@@ -884,34 +911,50 @@ class _Graph:
     def truth(self, split: str, stage: str) -> str:
         """Return one digest of a split's ground truth: its files and what their values mean.
 
+        Raises as `truth_digests`.
+        """
+        digests: list[Json] = [[i, found] for i, found in self.truth_digests(split, stage).items()]
+        return digest([*self.truth_meaning(split).values(), *digests])
+
+    def truth_digests(self, split: str, stage: str) -> dict[str, str]:
+        """Return image id to the digest of its ground truth.
+
         Raises
         ------
         WaitingError
             If a file is not remembered and may not be opened for the sake of `stage`.
         """
         files = self.experiment.files
-        digests: list[Json] = []
+        digests = {}
         for p in self.experiment.pictures(split):
             if p.labels is None:
                 raise ConfigError(f"target.{split} declares no labels")
             found = files.digest(p.labels) if stage in self.opens else files.known(p.labels)
             if found is None:
                 raise WaitingError(f"the labels of {split} to be opened")
-            digests.append([p.id, found])
+            digests[p.id] = found
+        return digests
+
+    def truth_meaning(self, split: str) -> dict[str, Json]:
+        """Return what the values of a split's ground truth mean, as it enters a recipe."""
         encoding = self.experiment.config.target[split].encoding
         values = self.experiment.classes.legal_values(encoding)
-        meaning: Json = {str(raw): train_id for raw, train_id in values.items()}
-        return digest([encoding, meaning, *digests])
+        return {
+            "encoding": encoding,
+            "values": {str(raw): train_id for raw, train_id in values.items()},
+        }
 
     def truth_local(self, split: str, upstream: Upstream) -> Local:
         """Return `local` with what reading the split's ground truth needs (see `truth`)."""
         encoding = self.experiment.config.target[split].encoding
-        labels = [p.labels for p in self.experiment.pictures(split) if p.labels is not None]
-        known = {str(file): self.experiment.files.known(file) for file in labels}
+        pictures = self.experiment.pictures(split)
+        labels = {p.id: str(p.labels) for p in pictures if p.labels is not None}
+        known = {file: self.experiment.files.known(file) for file in labels.values()}
         return self.local(
             split,
             upstream,
             more_digests={file: found for file, found in known.items() if found is not None},
+            predictions=labels,
             to_target=self.experiment.classes.legal_values(encoding),
             palette=encoding == "palette",
         )

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.evaluation import confusions
 from ensdistill.stages.functional.policy import Choice, Evidence, best_policy, certainty_policy
-from ensdistill.stages.functional.scores import confusion, iou
-from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.functional.scores import iou
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -41,20 +39,10 @@ def run(job: Job) -> dict[str, Any]:
 
 def run_oracle(job: Job) -> dict[str, Any]:
     """Choose by IoU on the split's ground truth: a yardstick that no method may use."""
-    local: Local = job.work.local
-    classes = local.classes.classes
-    decoder = Decoder(local.to_target, palette=local.palette)
-    maps = {teacher: LabelMaps(artifact) for teacher, artifact in job.inputs.items()}
-    confmats = np.zeros((len(maps), len(classes), len(classes) + 1), np.int64)
-    job.progress.start(len(local.pictures), 0, "images")
-    for picture in local.pictures:
-        assert picture.labels is not None
-        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
-        predictions = np.stack([labels.read(picture.id) for labels in maps.values()])
-        confmats += confusion(target, predictions, len(classes))
-        job.progress.advance()
-    scores = {teacher: iou(confmat) for teacher, confmat in zip(maps, confmats, strict=True)}
-    return _by_score("oracle", scores, classes)
+    scores = {
+        role.removeprefix("teacher:"): iou(confmat) for role, confmat in confusions(job).items()
+    }
+    return _by_score("oracle", scores, job.work.local.classes.classes)
 
 
 def _by_score(

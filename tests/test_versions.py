@@ -133,6 +133,7 @@ CHANGES = {
     "the last of equals": ("policy", policy, "_best", lambda v: max(v, key=lambda n: (v[n], n))),
     "ties of the vote": ("fusion", fusion, "majority", ties_to_the_last_teacher),
     "ties of the window": ("fusion", fusion, "channel_wise", ties_to_the_highest_class),
+    "ground truth one pixel further": ("truth", pictures.Decoder, "read", one_pixel_further),
     "absent classes count as wrong": (
         "evaluation",
         evaluation,

@@ -74,10 +74,11 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
 
 def _opened(damaged: Iterable[Path]) -> list[str]:
     """Return the stages that cannot be made again without opening ground truth."""
-    found = {folder.parent.name for folder in damaged} & {"student", "evaluation"}
-    if any(folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged):
-        found.add("evaluation")
-    return sorted(found)
+    found = {folder.parent.name for folder in damaged}
+    scored = not {"truth", "evaluation"}.isdisjoint(found) or any(
+        folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged
+    )
+    return [*(["student"] if "student" in found else []), *(["evaluation"] if scored else [])]
 
 
 def _json(

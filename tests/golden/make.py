@@ -348,6 +348,10 @@ def _weights_numbers(folder):
     return {"near": {"mean": {"mean": result["mean"], **result["classes"]}}}
 
 
+def _truth_numbers(folder):
+    return {"exact": {"truth@val": rerun(folder, "truth@val").exact()}}
+
+
 def _evaluation_numbers(folder):
     return {"exact": {"evaluation@val": rerun(folder, "evaluation@val").exact()}}
 
@@ -372,6 +376,7 @@ NUMBERS = {
     "fusion": _fusion_numbers,
     "weights": _weights_numbers,
     "student": _student_numbers,
+    "truth": _truth_numbers,
     "evaluation": _evaluation_numbers,
     "ablation": _ablation_numbers,
 }

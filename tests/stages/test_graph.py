@@ -9,6 +9,7 @@ from worlds import files_of
 EVALUATED = {
     "infer[a]@val",
     "infer[b]@val",
+    "truth@val",
     "policy[oracle]@val",
     "fusion[channel]@val",
     "fusion[majority]@val",
@@ -246,8 +247,9 @@ def test_what_ground_truth_means_is_part_of_the_evaluation(world):
     assert set(world.states().values()) == {"fresh"}
     own_table(world, TABLE.replace("[IGNORED]", "[IGNORED, 77]"))
     states = world.states()
-    assert states["evaluation@val"] == "waiting"  # its oracle is stale
+    assert states["truth@val"] == "stale"
     assert states["policy[oracle]@val"] == "stale"
+    assert states["evaluation@val"] == "waiting"  # for its oracle
     assert states["student"] == "stale"
 
 
@@ -266,7 +268,7 @@ def test_forgotten_digests_of_ground_truth_are_no_change(world):
     found = {d["node"]: d for d in world.json("status", "--rehash")}
     assert found["student"]["state"] == "fresh"
     assert found["evaluation@val"]["state"] == "waiting"
-    assert found["policy[oracle]@val"]["reason"] == "waits for the labels of val to be opened"
+    assert found["truth@val"]["reason"] == "waits for the labels of val to be opened"
     assert ran(world) == {}
 
 

@@ -71,7 +71,7 @@ def invented(decision, classes, chosen):
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
     )
     # label maps are read item by item, all else whole
-    mapped = node.stage in ("infer", "fusion", "weights")
+    mapped = node.stage in ("infer", "truth", "fusion", "weights")
     artifact.__dict__["items"] = [
         {"id": item.id, "sha256": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
@@ -408,12 +408,12 @@ def test_the_order_of_a_stored_policy_is_in_no_key(world):
 A, B, N = ({f"infer[{t}]", f"infer[{t}]@val"} for t in "abn")
 PROBES = {f"probe[{t}]" for t in "abn"}
 MAPS = {"fusion[channel]@val", "fusion[channel-oracle]@val", "fusion"}
-TRUTH = {"policy[oracle]@val", "evaluation@val"}
+TRUTH = {"truth@val"}
 ALL = None
 
 # field: (settings before, settings after, the nodes whose own recipe or items it belongs to)
 SPLIT_TRAIN = {"infer[a]", "infer[b]", "infer[n]", *(f"certainty[{t}]" for t in "abn"), "fusion"}
-ON_VAL = {f"infer[{t}]@val" for t in ("a", "b", "n", "student")} | TRUTH | {"fusion[majority]@val"}
+ON_VAL = {f"infer[{t}]@val" for t in ("a", "b", "n", "student")} | {"fusion[majority]@val"}
 WATCHED = {"student.watch": "val", "student.watch_every": 2}
 MANUAL = {"policy": {"strategy": "manual", "assign": CHOSEN}}
 TRAINED = {"teachers.2": {"name": "n", "network": {"student": "trained"}}}
@@ -739,7 +739,7 @@ def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
 # A file that is in the keys of the nodes whose images or ground truth it is.
 FILES = {
     "images/train/{train}.png": SPLIT_TRAIN,
-    "images/val/{val}.png": ON_VAL - TRUTH | MAPS - {"fusion"},
+    "images/val/{val}.png": ON_VAL | MAPS - {"fusion"},
     "teachers/a/train/{train}.png": {"infer[a]"},
     "teachers/b/val/{val}.png": {"infer[b]@val"},
     "labels/val/{val}.png": TRUTH,
@@ -824,7 +824,7 @@ def test_the_class_table_is_in_the_keys_by_content(world, change, direct):
 # --- keys of items ---------------------------------------------------------------------------
 
 # Every kind of node with items, and its twin on the other split.
-WITH_ITEMS = ("infer[a]", "infer[n]", "certainty[a]", "fusion", "infer[student]@val")
+WITH_ITEMS = ("infer[a]", "infer[n]", "certainty[a]", "fusion", "infer[student]@val", "truth@val")
 TWINS = {
     "infer[a]": "infer[a]@val",
     "infer[n]": "infer[n]@val",
@@ -834,7 +834,7 @@ TWINS = {
 
 def test_every_stage_with_items_is_tried(origin):
     stages = {d.node.stage for d in decided(origin).values() if d.work.items}
-    assert stages == {"infer", "certainty", "fusion"}
+    assert stages == {"infer", "certainty", "fusion", "truth"}
 
 
 @pytest.mark.parametrize("node_id", WITH_ITEMS)
