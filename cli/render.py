@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State
+from ensdistill.stages.tables import method_label
 
 if TYPE_CHECKING:
     from ensdistill.pipeline.explain import Estimate, ItemChanges
@@ -320,7 +321,7 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, title=f"IoU on {results['split']}, percent")
     table.add_column("class")
     for m in methods:
-        table.add_column(m["name"], justify="right")
+        table.add_column(method_label(m), justify="right")
     for c in shown:
         table.add_row(c, *(_number(m["iou"][c]) for m in methods))
     table.add_section()
@@ -422,9 +423,12 @@ def ablation(found: Mapping[str, Any]) -> None:
 def _margins(results: Mapping[str, Any]) -> None:
     """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
     own = results["fusion"]
-    by_name = {m["name"]: m["miou"] for m in results["methods"]}
-    teachers = {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == "teacher"}
-    if own == "majority" or own not in by_name or any(v is None for v in by_name.values()):
+    by_name, teachers = (
+        {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == kind}
+        for kind in ("fusion", "teacher")
+    )
+    scored = [*by_name.values(), *teachers.values()]
+    if own == "majority" or own not in by_name or None in scored:
         return
     best = max(teachers, key=lambda t: teachers[t])
     for text, other in (

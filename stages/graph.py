@@ -3,7 +3,8 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`.
+and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`,
+with all fusions also label maps of the probes.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -718,19 +719,24 @@ class _Graph:
         nodes = [self.truth_maps(split)]
         if names:
             methods = ["majority", "channel-oracle"]
-            more: list[str] = [m for m in [exp.config.fusion.method] if m != "majority"]
-            if all_fusions:
-                more = ["label-model", "channel"]
-                if exp.config.policy.strategy != "reliability":
-                    nodes.append(self.policy(names, "reliability"))
-                    more.append("channel-reliability")
             # policy and model can be applied only where all teachers' maps are
             if len(names) == len(exp.teachers):
-                methods = [*more, *methods]
+                if not all_fusions:
+                    methods = list(dict.fromkeys([exp.config.fusion.method, *methods]))
+                else:
+                    methods = ["label-model", "channel", *methods]
+                    if exp.config.policy.strategy != "reliability":
+                        nodes.append(self.policy(names, "reliability"))
+                        methods.append("channel-reliability")
             nodes.append(self.oracle(split, names))
             nodes += [self.fusion(names, split, method) for method in methods]
             uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}
-        nodes.append(self.infer_student(split))
+        if all_fusions and exp.config.policy.strategy == "certainty":
+            for t in (t.name for t in exp.teachers):
+                trained = self.infer_trained(f"probe:{t}", f"probe[{t}]", exp.config.probe, split)
+                nodes.append(trained)
+                uses[f"probe:{t}"] = trained.id
+        nodes.append(self.infer_trained("student", "student", exp.config.student, split))
         uses["student:student"] = infer_id("student", split)
 
         def plan(upstream: Upstream) -> Work:
@@ -808,34 +814,34 @@ class _Graph:
             "evaluate",
         )
 
-    def infer_student(self, split: str) -> Node:
-        """Label maps of the trained student, as of any network."""
+    def infer_trained(self, name: str, trained: str, settings: Training, split: str) -> Node:
+        """Label maps of a network that was trained here, node `trained`, as of any network."""
         exp = self.experiment
 
         def plan(upstream: Upstream) -> Work:
             names: Json = {c: c for c in exp.classes.classes}
             return Work(
                 {"source": "student", "map": names, "classes": list(exp.classes.classes)},
-                uses={"network": "student"},
+                uses={"network": trained},
                 items=self.items(split, upstream),
                 local=self.local(
                     split,
                     upstream,
                     to_target={i: i for i in range(len(exp.classes))},
-                    **self.own_code(exp.config.student),
+                    **self.own_code(settings),
                 ),
                 runtime=self.runtime(),
                 item_bytes=self.label_bytes(split),
             )
 
         return self.node(
-            infer_id("student", split),
+            infer_id(name, split),
             "infer",
-            f"student-{split}",
-            ["student"],
+            f"{name.replace(':', '-')}-{split}",
+            [trained],
             plan,
             "infer:run_network",
-            "evaluate",
+            "evaluate" if settings is exp.config.student else _ALL_FUSIONS,
         )
 
     def node(

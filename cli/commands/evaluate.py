@@ -34,15 +34,17 @@ def command(
     rehash: bool,
     as_json: bool,
 ) -> None:
-    """Score teachers, fusions and student against ground truth, class by class.
+    """Score teachers, fusions, probes and student against ground truth, class by class.
 
-    Ground truth is opened here (and by a student told to watch a split). `channel-oracle` takes
+    Ground truth is opened here (and by a student told to watch a split), and decoded once: scoring
+    another method later reads what is kept of it. `channel-oracle` takes
     each class from the teacher that is best at it by that ground truth: a yardstick for policies,
     not a method. It is usually, not always, the highest: conflicts can undo a choice.
 
     With `--fusions all` the probes that the paper's fusion needs are trained where there are none
-    (`--dry-run` says so); the table is also kept as results-all.json in the workspace, and
-    estimates.png shows class by class what was estimated of each teacher beside its IoU.
+    (`--dry-run` says so), and scored as well; the table is also kept as results-all.json in the
+    workspace, and estimates.png shows class by class what was estimated of each teacher beside its
+    IoU.
 
     \b
     Example:
