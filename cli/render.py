@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State
-from ensdistill.stages.tables import method_label
+from ensdistill.stages.tables import method_label, overlap_note, score_label
 
 if TYPE_CHECKING:
     from ensdistill.pipeline.explain import Estimate, ItemChanges
@@ -327,7 +327,8 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     table.add_section()
     table.add_row("mIoU", *(_number(m["miou"]) for m in methods), style="bold")
     for subset in methods[0]["miou_subsets"]:
-        table.add_row(subset, *(_number(m["miou_subsets"][subset]) for m in methods))
+        cells = (_number(m["miou_subsets"][subset]) for m in methods)
+        table.add_row(score_label(subset), *cells)
     table.add_row("mIoU where covered", *(_number(m["miou_covered"]) for m in methods))
     table.add_row("coverage", *(_number(m["coverage"], 3) for m in methods))
     table.add_row("conflict", *(_number(results["conflict"].get(m["name"]), 3) for m in methods))
@@ -338,6 +339,8 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
         regrets = [None if m["miou"] is None else oracle - m["miou"] for m in methods]
         table.add_row("regret", *(_number(r) for r in regrets))
     print_table(table)
+    if note := overlap_note(results):
+        click.echo(f"{results['split']}: {note}")
     absent = [c for c in results["classes"] if c not in shown]
     if absent:
         click.echo(f"absent from ground truth and predictions: {', '.join(absent)}")

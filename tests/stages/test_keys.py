@@ -593,6 +593,7 @@ CASES = {
 NO_KEY = {
     "version": "only one value is legal",
     "workspace": "where the artifacts lie; what they hold does not depend on it",
+    "target.overlap": "permits to score images that are trained on; results tell how many",
     "teachers.name": "networks have no name; policies and scores, which name teachers, do the rest",
     "probe.trust": "permits to run a network's code; what the code says is in the key",
     "student.trust": "the same",
