@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ensdistill.cli import charts
 from ensdistill.cli.render import size
+from ensdistill.stages.tables import method_label, score_label
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
 
@@ -49,6 +50,8 @@ def page(content: Mapping[str, Any]) -> str:
         best=_best(scores),
         compared=_compared(scores),
         charts=charts,
+        method_label=method_label,
+        score_label=score_label,
         only=lambda values, names: {name: values[name] for name in names},
         estimated=lambda teacher: {
             kind: scores[kind][teacher]

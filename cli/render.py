@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State
+from ensdistill.stages.tables import method_label, overlap_note, score_label
 
 if TYPE_CHECKING:
     from ensdistill.pipeline.explain import Estimate, ItemChanges
@@ -327,13 +328,14 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, title=f"IoU on {results['split']}, percent")
     table.add_column("class")
     for m in methods:
-        table.add_column(m["name"], justify="right")
+        table.add_column(method_label(m), justify="right")
     for c in shown:
         table.add_row(c, *(_number(m["iou"][c]) for m in methods))
     table.add_section()
     table.add_row("mIoU", *(_number(m["miou"]) for m in methods), style="bold")
     for subset in methods[0]["miou_subsets"]:
-        table.add_row(subset, *(_number(m["miou_subsets"][subset]) for m in methods))
+        cells = (_number(m["miou_subsets"][subset]) for m in methods)
+        table.add_row(score_label(subset), *cells)
     table.add_row("mIoU where covered", *(_number(m["miou_covered"]) for m in methods))
     table.add_row("coverage", *(_number(m["coverage"], 3) for m in methods))
     table.add_row("conflict", *(_number(results["conflict"].get(m["name"]), 3) for m in methods))
@@ -344,6 +346,8 @@ def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
         regrets = [None if m["miou"] is None else oracle - m["miou"] for m in methods]
         table.add_row("regret", *(_number(r) for r in regrets))
     print_table(table)
+    if note := overlap_note(results):
+        click.echo(f"{results['split']}: {note}")
     absent = [c for c in results["classes"] if c not in shown]
     if absent:
         click.echo(f"absent from ground truth and predictions: {', '.join(absent)}")
@@ -429,9 +433,12 @@ def ablation(found: Mapping[str, Any]) -> None:
 def _margins(results: Mapping[str, Any]) -> None:
     """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
     own = results["fusion"]
-    by_name = {m["name"]: m["miou"] for m in results["methods"]}
-    teachers = {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == "teacher"}
-    if own == "majority" or own not in by_name or any(v is None for v in by_name.values()):
+    by_name, teachers = (
+        {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == kind}
+        for kind in ("fusion", "teacher")
+    )
+    scored = [*by_name.values(), *teachers.values()]
+    if own == "majority" or own not in by_name or None in scored:
         return
     best = max(teachers, key=lambda t: teachers[t])
     for text, other in (

@@ -154,11 +154,6 @@ def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, str]:
     return {i: found[i] for i in ids}
 
 
-def overlap(one: Iterable[Picture], other: Iterable[Picture]) -> list[str]:
-    """Return the files that two splits share."""
-    return sorted({str(p.image) for p in one} & {str(p.image) for p in other})
-
-
 def _glob(pattern: str, base: Path) -> list[str]:
     # `root_dir` and not a joined pattern: the folder's own name may hold `[`
     full = str(Path(pattern).expanduser())

@@ -116,16 +116,6 @@ def check(
                     problems.append(str(error))
                     continue
                 jobs += [(p, _Certainty(where), Path(found[p.id])) for p in pictures[split]]
-    shared = [
-        file
-        for split in set(pictures) - {TRAIN}
-        for file in images.overlap(pictures.get(TRAIN, []), pictures[split])
-    ]
-    if shared:
-        problems.append(
-            f"target: {len(shared)} images are in train and in a split that is evaluated; "
-            f"the first is {shared[0]}"
-        )
     for teacher in experiment.teachers:
         if teacher.network is not None:
             try:
@@ -150,6 +140,9 @@ def check(
                 f"pip install 'ensdistill[{extra}]'"
             )
     problems += _read_all(experiment, jobs, progress)
+    scored = [s for s, found in pictures.items() if s != TRAIN and found[0].labels is not None]
+    if TRAIN in pictures:
+        problems += filter(None, (_trained_on(experiment, split) for split in scored))
     raise_all(problems, DataError)
     return {
         "splits": {s: _sizes(experiment, found) for s, found in pictures.items()},
@@ -211,6 +204,25 @@ def _kind(expected: _Expected) -> str:
     if isinstance(expected, _Values):
         return f"values-{expected.ids == 'palette'}"
     return "image" if expected is None else "certainty"
+
+
+def _trained_on(experiment: Experiment, split: str) -> str | None:
+    """Return what is wrong with a split that is scored if some of its images are trained on."""
+    if TRAIN in experiment.config.target[split].overlap:
+        return None
+    try:
+        shared = experiment.overlap(split)
+    except EnsdistillError:
+        return None  # a file that cannot be read was reported already
+    if not shared:
+        return None
+    image, trained = shared[0]
+    more = "is that file" if image == trained else f"holds the same bytes as {trained}"
+    return (
+        f"target.{split}: {len(shared)} of its {len(experiment.pictures(split))} images are among "
+        f"those of target.{TRAIN}; the first, {image}, {more}. Scores on images that were trained "
+        f"on say little; take them out, or permit it with `overlap: [{TRAIN}]` on target.{split}"
+    )
 
 
 def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:

@@ -1,9 +1,13 @@
-"""`evaluation`: scores on a labelled split, by its ground truth as `truth` decoded it."""
+"""`evaluation`: scores on a labelled split.
+
+The target's ground truth is a node of label maps (`truth`), made for this one and for the oracle,
+so that its PNGs are decoded once. Beside it only the ablation and training told to watch a split
+open it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
-from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.scores import (
     confusion,
@@ -29,51 +32,49 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts one image's confusions, of its ground truth with all predictions."""
+    """Counts one image's confusions; its maps are the ground truth and all predictions."""
 
     readers: tuple[LabelReader, ...]
     n_classes: int
 
     def __call__(self, stored: list[Stored]) -> Int64:
-        maps = read_all(self.readers, stored)
-        return confusion(maps[0], maps[1:], self.n_classes)
+        target, *_ = maps = read_all(self.readers, stored)
+        return confusion(target, maps[1:], self.n_classes)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Count confusions of every method against the ground truth and score them."""
-    local: Local = job.work.local
-    predictions = {role: artifact for role, artifact in job.inputs.items() if role != "truth"}
-    confmats = count(job, predictions)
+    table = job.work.local.classes
     methods = []
-    for role, confmat in zip(predictions, confmats, strict=True):
+    for role, confmat in confusions(job).items():
         kind, name = role.split(":", 1)
-        scores = method_scores(confmat, local.classes)
+        scores = method_scores(confmat, table)
         methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
-    return {"classes": list(local.classes.classes), "methods": methods}
+    return {"classes": list(table.classes), "methods": methods}
 
 
-def count(job: Job, predictions: Mapping[str, Artifact]) -> Int64:
-    """Count the confusions of label maps with the job's input `truth` over all its images.
+def confusions(job: Job) -> dict[str, Int64]:
+    """Return the confusions of each input with the one whose role is ``truth``.
 
     Returns
     -------
-    confmats
-        (P, C, C + 1) int64, in the order of the predictions; see `scores.confusion`.
+    dict
+        Role to (C, C + 1) int64, ``confmat[target, prediction]``, summed over all images.
     """
     local: Local = job.work.local
     size = len(local.classes)
-    truth = LabelMaps(job.inputs["truth"])
-    maps = [truth, *(LabelMaps(artifact) for artifact in predictions.values())]
-    confmats = np.zeros((len(predictions), size, size + 1), np.int64)
-    job.progress.start(len(truth), 0, "images")
+    roles = [role for role in job.inputs if role != "truth"]
+    maps = [LabelMaps(job.inputs[role]) for role in ("truth", *roles)]
+    confmats = np.zeros((len(roles), size, size + 1), np.int64)
+    job.progress.start(len(local.pictures), 0, "images")
     for_each(
-        [[m.find(image_id) for m in maps] for image_id in truth],
+        [[m.find(p.id) for m in maps] for p in local.pictures],
         _Counting(tuple(m.reader for m in maps), size),
         lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
         workers=local.workers,
         progress=job.progress,
     )
-    return confmats
+    return dict(zip(roles, confmats, strict=True))
 
 
 def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:

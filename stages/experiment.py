@@ -57,6 +57,7 @@ class Split(Section):
     """Where images, and ground truth if there is any, come from.
 
     Exactly one of `images` (a glob), `cityscapes` (the root of a tree) and `list` (a file).
+    `overlap` permits a split to be scored although some of its images are trained on.
     """
 
     images: str | None = None
@@ -65,6 +66,7 @@ class Split(Section):
     split: str | None = None
     list: str | None = None
     ids: Ids | None = None
+    overlap: tuple[Literal["train"], ...] = ()  # of splits
 
     @model_validator(mode="after")
     def _one_source(self) -> Split:
@@ -599,6 +601,21 @@ class Experiment:
             self._pictures[split] = found
         return self._pictures[split]
 
+    def overlap(self, split: str) -> list[tuple[Path, Path]]:
+        """Return the images of a split that are trained on too, each with its like in ``train``.
+
+        By what the files hold: a copy under another name is the same image.
+
+        Raises
+        ------
+        DataError
+            If a file cannot be read.
+        """
+        trained, found = ([str(p.image) for p in self.pictures(s)] for s in (TRAIN, split))
+        by_digest = dict(zip(self.files.digests(trained), trained, strict=True))
+        pairs = zip(found, self.files.digests(found), strict=True)
+        return [(Path(f), Path(by_digest[sha256])) for f, sha256 in pairs if sha256 in by_digest]
+
     @cached_property
     def _pictures(self) -> dict[str, list[Picture]]:
         return {}
@@ -660,9 +677,11 @@ def _problems(experiment: Experiment) -> list[str]:
     config, problems = experiment.config, []
     if TRAIN not in config.target:
         problems.append("target.train is missing: the images to make pseudo-labels for")
-    for split in config.target:
+    for split, declared in config.target.items():
         if not _NAME.fullmatch(split):
             problems.append(f"target: {split!r} cannot name a split")
+        if declared.overlap and split == TRAIN:
+            problems.append("target.train.overlap: is for splits that are scored")
     names = [t.name for t in config.teachers]
     for name in sorted({n for n in names if names.count(n) > 1}):
         problems.append(f"teachers: two of them are named {name!r}; names must be unique")

@@ -3,7 +3,8 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split its `truth`, the same maps again, the oracle and `evaluation`.
+and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`,
+with all fusions also label maps of the probes.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -51,9 +52,9 @@ VERSIONS: Mapping[str, int] = {
     "fusion": 1,
     "weights": 1,
     "student": 2,
+    "truth": 1,
     "evaluation": 1,
     "ablation": 1,
-    "truth": 1,
 }
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
@@ -688,29 +689,57 @@ class _Graph:
             "train-student",
         )
 
+    def truth_maps(self, split: str) -> Node:
+        """The ground truth of a labelled split, decoded once for all that is scored on it."""
+        exp = self.experiment
+
+        def plan(upstream: Upstream) -> Work:
+            digests = self.truth_digests(split, "truth")
+            return Work(
+                {"classes": list(exp.classes.classes), **self.truth_meaning(split)},
+                items=Items(Item(i, {"labels": found}) for i, found in digests.items()),
+                local=self.truth_local(split, upstream),
+                item_bytes=self.label_bytes(split),
+            )
+
+        return self.node(
+            truth_id(split),
+            "truth",
+            split,
+            [],
+            plan,
+            "infer:run_labels",
+            f"evaluate --split {split}",
+        )
+
     def evaluation(self, split: str, *, all_fusions: bool) -> list[Node]:
         """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
         exp = self.experiment
         names = [t.name for t in exp.teachers if self.covers(t, split)]
-        uses = {f"teacher:{t}": infer_id(t, split) for t in names}
+        uses = {"truth": truth_id(split)}
+        uses |= {f"teacher:{t}": infer_id(t, split) for t in names}
         nodes = [self.truth_maps(split)]
         if names:
             methods = ["majority", "channel-oracle"]
-            more: list[str] = [m for m in [exp.config.fusion.method] if m != "majority"]
-            if all_fusions:
-                more = ["label-model", "channel"]
-                if exp.config.policy.strategy != "reliability":
-                    nodes.append(self.policy(names, "reliability"))
-                    more.append("channel-reliability")
             # policy and model can be applied only where all teachers' maps are
             if len(names) == len(exp.teachers):
-                methods = [*more, *methods]
+                if not all_fusions:
+                    methods = list(dict.fromkeys([exp.config.fusion.method, *methods]))
+                else:
+                    methods = ["label-model", "channel", *methods]
+                    if exp.config.policy.strategy != "reliability":
+                        nodes.append(self.policy(names, "reliability"))
+                        methods.append("channel-reliability")
             nodes.append(self.oracle(split, names))
             nodes += [self.fusion(names, split, method) for method in methods]
             uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}
-        nodes.append(self.infer_student(split))
+        if all_fusions and exp.config.policy.strategy == "certainty":
+            for t in (t.name for t in exp.teachers):
+                trained = self.infer_trained(f"probe:{t}", f"probe[{t}]", exp.config.probe, split)
+                nodes.append(trained)
+                uses[f"probe:{t}"] = trained.id
+        nodes.append(self.infer_trained("student", "student", exp.config.student, split))
         uses["student:student"] = infer_id("student", split)
-        uses["truth"] = truth_id(split)
 
         def plan(upstream: Upstream) -> Work:
             return Work(
@@ -767,33 +796,10 @@ class _Graph:
             "compositions",
         )
 
-    def truth_maps(self, split: str) -> Node:
-        """The ground truth of a split, decoded once for all that is ever judged by it."""
-
-        def plan(upstream: Upstream) -> Work:
-            pictures = self.experiment.pictures(split)
-            digests = self.truth_digests(split, "truth")
-            encoding = self.experiment.config.target[split].encoding
-            values = self.experiment.classes.legal_values(encoding)
-            return Work(
-                {
-                    "ids": encoding,
-                    "values": {str(raw): train_id for raw, train_id in sorted(values.items())},
-                    "classes": list(self.experiment.classes.classes),
-                },
-                items=Items(
-                    Item(p.id, {"labels": found})
-                    for p, found in zip(pictures, digests, strict=True)
-                ),
-                local=self.truth_local(split, upstream),
-                item_bytes=self.label_bytes(split),
-            )
-
-        return self.node(truth_id(split), "truth", split, [], plan, "infer:run_labels", "evaluate")
-
     def oracle(self, split: str, names: list[str]) -> Node:
         """Each class from the teacher that is best at it on the split's own ground truth."""
-        uses = {f"teacher:{t}": infer_id(t, split) for t in names} | {"truth": truth_id(split)}
+        uses = {"truth": truth_id(split)}
+        uses |= {f"teacher:{t}": infer_id(t, split) for t in names}
 
         def plan(upstream: Upstream) -> Work:
             return Work(
@@ -812,34 +818,34 @@ class _Graph:
             "evaluate",
         )
 
-    def infer_student(self, split: str) -> Node:
-        """Label maps of the trained student, as of any network."""
+    def infer_trained(self, name: str, trained: str, settings: Training, split: str) -> Node:
+        """Label maps of a network that was trained here, node `trained`, as of any network."""
         exp = self.experiment
 
         def plan(upstream: Upstream) -> Work:
             names: Json = {c: c for c in exp.classes.classes}
             return Work(
                 {"source": "student", "map": names, "classes": list(exp.classes.classes)},
-                uses={"network": "student"},
+                uses={"network": trained},
                 items=self.items(split, upstream),
                 local=self.local(
                     split,
                     upstream,
                     to_target={i: i for i in range(len(exp.classes))},
-                    **self.own_code(exp.config.student),
+                    **self.own_code(settings),
                 ),
                 runtime=self.runtime(),
                 item_bytes=self.label_bytes(split),
             )
 
         return self.node(
-            infer_id("student", split),
+            infer_id(name, split),
             "infer",
-            f"student-{split}",
-            ["student"],
+            f"{name.replace(':', '-')}-{split}",
+            [trained],
             plan,
             "infer:run_network",
-            "evaluate",
+            "evaluate" if settings is exp.config.student else _ALL_FUSIONS,
         )
 
     def node(
@@ -913,8 +919,17 @@ class _Graph:
         """Return the runtime as it is recorded."""
         return self.experiment.config.runtime.model_dump(mode="json")
 
-    def truth_digests(self, split: str, stage: str) -> list[str]:
-        """Return the digest of each file of a split's ground truth.
+    def truth(self, split: str) -> str:
+        """Return one digest of a watched split's ground truth: its files and what they mean.
+
+        Raises as `truth_digests`.
+        """
+        found = self.truth_digests(split, "student")
+        digests: list[Json] = [[image_id, sha256] for image_id, sha256 in found.items()]
+        return digest([*self.truth_meaning(split).values(), *digests])
+
+    def truth_digests(self, split: str, stage: str) -> dict[str, str]:
+        """Return image id to the digest of its ground truth.
 
         Raises
         ------
@@ -922,39 +937,36 @@ class _Graph:
             If a file is not remembered and may not be opened for the sake of `stage`.
         """
         files = self.experiment.files
-        digests = []
+        digests = {}
         for p in self.experiment.pictures(split):
             if p.labels is None:
                 raise ConfigError(f"target.{split} declares no labels")
             found = files.digest(p.labels) if stage in self.opens else files.known(p.labels)
             if found is None:
                 raise WaitingError(f"the labels of {split} to be opened")
-            digests.append(found)
+            digests[p.id] = found
         return digests
 
-    def truth(self, split: str) -> str:
-        """Return one digest of a watched split's ground truth: its files and what they mean.
-
-        Raises as `truth_digests`.
-        """
-        pictures = self.experiment.pictures(split)
-        pairs = zip(pictures, self.truth_digests(split, "student"), strict=True)
-        digests: list[Json] = [[p.id, found] for p, found in pairs]
+    def truth_meaning(self, split: str) -> dict[str, Json]:
+        """Return what the values of a split's ground truth mean, as it enters a recipe."""
         encoding = self.experiment.config.target[split].encoding
         values = self.experiment.classes.legal_values(encoding)
-        meaning: Json = {str(raw): train_id for raw, train_id in values.items()}
-        return digest([encoding, meaning, *digests])
+        return {
+            "encoding": encoding,
+            "values": {str(raw): train_id for raw, train_id in values.items()},
+        }
 
     def truth_local(self, split: str, upstream: Upstream) -> Local:
         """Return `local` with what reading the ground truth needs (see `truth_digests`)."""
         encoding = self.experiment.config.target[split].encoding
-        files = {p.id: str(p.labels) for p in self.experiment.pictures(split)}
-        known = {file: self.experiment.files.known(file) for file in files.values()}
+        pictures = self.experiment.pictures(split)
+        labels = {p.id: str(p.labels) for p in pictures if p.labels is not None}
+        known = {file: self.experiment.files.known(file) for file in labels.values()}
         return self.local(
             split,
             upstream,
             more_digests={file: found for file, found in known.items() if found is not None},
-            predictions=files,
+            predictions=labels,
             to_target=self.experiment.classes.legal_values(encoding),
             palette=encoding == "palette",
         )

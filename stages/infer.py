@@ -42,7 +42,7 @@ class _Reading:
 
 
 def run_labels(job: Job) -> dict[str, Any]:
-    """Read a teacher's PNGs into a label store."""
+    """Read PNGs of labels, a teacher's or the ground truth, into a label store."""
     local: Local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
@@ -154,7 +154,7 @@ def open_network(work: Work, folder: Path | None) -> FrozenNetwork | FactoryNetw
 
 
 def _summary(job: Job) -> dict[str, Any]:
-    """Return how many pixels the teacher gives to each class."""
+    """Return how many pixels each class has."""
     counts = np.sum([record["labels"] for record in job.records()], axis=0)
     classes = job.work.local.classes.classes
     return {

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.pipeline.node import Job
-from ensdistill.stages.evaluation import count
+from ensdistill.stages.evaluation import confusions
 from ensdistill.stages.functional.policy import Choice, Evidence, best_policy, certainty_policy
 from ensdistill.stages.functional.scores import iou
 
@@ -39,15 +39,10 @@ def run(job: Job) -> dict[str, Any]:
 
 def run_oracle(job: Job) -> dict[str, Any]:
     """Choose by IoU on the split's ground truth: a yardstick that no method may use."""
-    classes = job.work.local.classes.classes
-    maps = {
-        role.removeprefix("teacher:"): artifact
-        for role, artifact in job.inputs.items()
-        if role != "truth"
+    scores = {
+        role.removeprefix("teacher:"): iou(confmat) for role, confmat in confusions(job).items()
     }
-    confmats = count(job, maps)
-    scores = {teacher: iou(confmat) for teacher, confmat in zip(maps, confmats, strict=True)}
-    return _by_score("oracle", scores, classes)
+    return _by_score("oracle", scores, job.work.local.classes.classes)
 
 
 def _by_score(

@@ -22,6 +22,7 @@ from ensdistill.stages.functional.agreement import Agreement
 from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total
 from ensdistill.stages.graph import build, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.tables import overlap_note
 from ensdistill.stages.training import METRICS
 
 Bars = Callable[[str], Progress]
@@ -268,8 +269,8 @@ def _warnings(
                         "votes of one opinion"
                     )
     if scores is not None:
-        for name, count in (scores.get("overlap") or {}).items():
-            found.append(f"{count} images of {scores['split']} are also in {name}, as allowed")
+        if note := overlap_note(scores):
+            found.append(f"{scores['split']}: {note}")
         if missing := results.not_covered(experiment, scores["split"], decisions):
             found.append(f"without label maps on {scores['split']}: {', '.join(missing)}")
     return found
@@ -382,11 +383,10 @@ def _scores(
     experiment: Experiment, split: str | None, decisions: Mapping[str, Decision]
 ) -> dict[str, Any] | None:
     """Return ``results.json`` with confusion matrices, None without a published evaluation."""
-    evaluation = None if split is None else decisions[f"evaluation@{split}"].artifact
-    if split is None or evaluation is None:
+    if split is None or decisions[f"evaluation@{split}"].artifact is None:
         return None
     found = results.results(experiment, split, decisions)
-    confmats = {(m["kind"], m["name"]): m["confmat"] for m in evaluation.manifest.result["methods"]}
+    matrices = results.confmats(split, decisions)
     for method in found["methods"]:
-        method["confmat"] = confmats[method["kind"], method["name"]]
+        method["confmat"] = matrices[method["kind"], method["name"]]
     return found

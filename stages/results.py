@@ -11,7 +11,8 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment import Experiment
+from ensdistill.stages import tables
+from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import ablation_id, infer_id
 
 _DIGITS: Final = 6
@@ -62,12 +63,10 @@ def results(
     decisions : mapping
         Node id to decision, of a plan made afterwards.
     """
+    evaluation = _evaluation(split, decisions)
     made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
-    if f"evaluation@{split}" not in made:
-        raise NotReadyError(f"evaluation@{split} is not there any more; run again")
-    evaluation = made[f"evaluation@{split}"].result
-    methods = [{k: v for k, v in m.items() if k != "confmat"} for m in evaluation["methods"]]
-    methods.sort(key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
+    scored = sorted(evaluation["methods"], key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
+    methods = [{k: v for k, v in m.items() if k != "confmat"} for m in scored]
     fusions = {
         m["name"]: made[f"fusion[{m['name']}]@{split}"] for m in methods if m["kind"] == "fusion"
     }
@@ -75,8 +74,10 @@ def results(
     sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
     reliable = reliability(experiment, decisions)
     student = experiment.config.student
+    shared = len(experiment.overlap(split))
     return {
         "split": split,
+        "overlap": {TRAIN: shared} if shared else {},
         "classes": evaluation["classes"],
         "fusion": experiment.config.fusion.method,
         "methods": methods,
@@ -151,6 +152,39 @@ def write_results(
     return found
 
 
+def confmats(split: str, decisions: Mapping[str, Decision]) -> dict[tuple[str, str], Any]:
+    """Return the confusion matrix of every method of a split's evaluation.
+
+    Returns
+    -------
+    dict
+        Kind and name of the method to C lists of C + 1 pixel counts, ``[target][prediction]``; the
+        last is of predictions of 255.
+    """
+    methods = _evaluation(split, decisions)["methods"]
+    return {(m["kind"], m["name"]): m["confmat"] for m in methods}
+
+
+def write_tables(
+    found: Mapping[str, Any], matrices: Mapping[tuple[str, str], Any], files: Sequence[Path]
+) -> None:
+    """Write scores as tables, each in the format that the file's suffix names.
+
+    Parameters
+    ----------
+    found : mapping
+        The content of ``results.json``.
+    matrices : mapping
+        Of the same evaluation, see `confmats`; only JSON holds them.
+    files : sequence of Path
+        Their suffixes are among those of `tables.WRITERS`.
+    """
+    methods = [{**m, "confmat": matrices[m["kind"], m["name"]]} for m in found["methods"]]
+    for file in files:
+        text = tables.WRITERS[file.suffix]({**found, "methods": methods})
+        atomic.update_bytes(file, text.encode())
+
+
 def write_ablation(
     experiment: Experiment, split: str, decisions: Mapping[str, Decision]
 ) -> dict[str, Any]:
@@ -168,6 +202,13 @@ def file_of(experiment: Experiment, split: str, stem: str, suffix: str) -> Path:
     """Return a file in the workspace, whose name has no split if it is the first labelled one."""
     name = stem if split == experiment.labelled[0] else f"{stem}-{split}"
     return experiment.workspace.root / f"{name}.{suffix}"
+
+
+def _evaluation(split: str, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    decision = decisions.get(f"evaluation@{split}")
+    if decision is None or decision.artifact is None:
+        raise NotReadyError(f"evaluation@{split} is not there any more; run again")
+    return decision.artifact.manifest.result
 
 
 def _per_image(made: Manifest) -> float | None:

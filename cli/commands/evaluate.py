@@ -12,7 +12,24 @@ from ensdistill.cli.execute import execute, say
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import evaluation_ids
-from ensdistill.stages.results import file_of, not_covered, write_results
+from ensdistill.stages.results import (
+    confmats,
+    file_of,
+    not_covered,
+    write_results,
+    write_tables,
+)
+from ensdistill.stages.tables import WRITERS
+
+
+def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    for file in files:
+        if file.suffix not in WRITERS:
+            *most, last = WRITERS
+            raise click.BadParameter(f"{file}: expected a name in {', '.join(most)} or {last}")
+        if not file.absolute().parent.is_dir():
+            raise click.BadParameter(f"{file}: {file.parent} is no folder")
+    return files
 
 
 @click.command()
@@ -24,30 +41,46 @@ from ensdistill.stages.results import file_of, not_covered, write_results
     show_default=True,
     help="Score the experiment's own fusion, or every other method beside it.",
 )
+@click.option(
+    "--table",
+    "files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_tables,
+    help="Also write the scores to FILE, as its suffix says: .csv, .md or .json (with confusion "
+    "matrices). May be given several times.",
+)
 @options.stage
 def command(
     split: str | None,
     fusions: str,
+    files: tuple[Path, ...],
     config: Path,
     dry_run: bool,
     upstream: bool,
     rehash: bool,
     as_json: bool,
 ) -> None:
-    """Score teachers, fusions and student against ground truth, class by class.
+    """Score teachers, fusions, probes and student against ground truth, class by class.
 
-    Ground truth is opened here (and by a student told to watch a split). `channel-oracle` takes
+    Ground truth is opened here (and by a student told to watch a split), and decoded once: scoring
+    another method later reads what is kept of it. `channel-oracle` takes
     each class from the teacher that is best at it by that ground truth: a yardstick for policies,
     not a method. It is usually, not always, the highest: conflicts can undo a choice.
 
     With `--fusions all` the probes that the paper's fusion needs are trained where there are none
-    (`--dry-run` says so); the table is also kept as results-all.json in the workspace, and
-    estimates.png shows class by class what was estimated of each teacher beside its IoU.
+    (`--dry-run` says so), and scored as well; the table is also kept as results-all.json in the
+    workspace, and estimates.png shows class by class what was estimated of each teacher beside its
+    IoU.
+
+    mIoU is over all classes, mIoU16 and mIoU13 over the declared subsets (mIoU13 is what papers
+    about SYNTHIA call mIoU*), each counted from the confusion matrix and never rescaled.
 
     \b
     Example:
       ensdistill evaluate --split val --json
-      ensdistill evaluate --fusions all
+      ensdistill evaluate --fusions all --table scores.md --table scores.csv
     """
     every = fusions == "all"
     experiment, report, decisions = execute(
@@ -65,6 +98,8 @@ def command(
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
+    if files:
+        write_tables(found, confmats(split, decisions), files)
     if every and found["estimates"]:
         from ensdistill.cli import plots
 

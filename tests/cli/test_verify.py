@@ -95,7 +95,10 @@ def test_a_damaged_image_alone_is_computed_again(world):
 
 @pytest.mark.parametrize(
     "node",
-    ["infer[a]", "probe[a]", "certainty[a]", "policy", "fusion", "student", "evaluation@val"],
+    [
+        *("infer[a]", "probe[a]", "certainty[a]", "policy", "fusion", "student"),
+        *("truth@val", "evaluation@val"),
+    ],
 )
 def test_every_damaged_file_of_every_stage_is_made_good(world, node):
     folder = world.artifact(node).path

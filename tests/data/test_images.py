@@ -1,7 +1,6 @@
 """Lists of images, of their label files and of predictions for them."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -262,10 +261,3 @@ def test_missing_and_doubled_predictions_are_refused(touch, names, said):
 def test_a_doubled_prediction_that_nobody_asked_for_is_harmless(touch):
     base = touch("p/a.png", "p/x/z.png", "p/y/z.png")
     assert list(images.predictions(base / "p", ["a"], "x")) == ["a"]
-
-
-def test_overlap_is_by_file():
-    one = [Picture("a", Path("x/a.png")), Picture("b", Path("x/b.png"))]
-    other = [Picture("a", Path("y/a.png")), Picture("c", Path("x/b.png"))]
-    assert images.overlap(one, other) == ["x/b.png"]
-    assert images.overlap(one, []) == []

@@ -173,7 +173,7 @@ def test_an_image_in_both_splits(world):
     for name in "ab":
         world.settings["teachers"]["ab".index(name)]["labels"].pop("val")
     world.write()
-    refused(world, "5 images are in train and in a split that is evaluated")
+    refused(world, "target.val: 5 of its 8 images are among those of target.train", "is that file")
 
 
 def test_a_good_world_is_described(world):

@@ -8,6 +8,10 @@ from worlds import World
 
 from ensdistill.data.pictures import read_values
 from ensdistill.data.toy import CLASSES
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build
+from ensdistill.stages.labelmaps import LabelMaps
 
 
 def naive_iou(pairs, c, covered=False):
@@ -113,3 +117,36 @@ def test_no_labelled_split_is_no_error_for_run(world):
     world.write()
     assert "student: " in world.call("run")
     assert "(none)" in world.refuse("evaluate")
+
+
+def test_probes_are_scored_by_what_they_say(world):
+    """Of a teacher that has no maps of the split too: a probe is a network."""
+    world.settings["teachers"][1]["labels"].pop("val")
+    world.write()
+    found = world.json("evaluate", "--upstream", "--fusions", "all")
+    scored = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "probe"}
+    assert scored.keys() == {"a", "b"}
+    experiment = load(world.file)
+    nodes = build(experiment, opens=("evaluation",), all_fusions=True)
+    decisions = plan(nodes, experiment.workspace.scan())
+    truth = LabelMaps(decisions["truth@val"].artifact)
+    for teacher, iou in scored.items():
+        made = decisions[f"infer[probe:{teacher}]@val"]
+        network = made.artifact.manifest.made_from["network"]
+        assert network == decisions[f"probe[{teacher}]"].artifact.manifest.content
+        maps = LabelMaps(made.artifact)
+        pairs = [(truth.read(i), maps.read(i)) for i in maps]
+        for c, name in enumerate(CLASSES):
+            assert iou[name] == pytest.approx(naive_iou(pairs, c))
+    # the same maps, whoever else is scored
+    world.settings["teachers"].pop(0)
+    world.write()
+    assert "nothing to do" not in world.call("evaluate", "--upstream", "--fusions", "all")
+    assert not [a for a in world.artifacts() if a.manifest.node == "infer[probe:b]@val"][1:]
+
+
+def test_no_probe_is_scored_where_none_is_needed(world):
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a"}}
+    world.write()
+    planned = {d["node"] for d in world.json("evaluate", "--fusions", "all", "--dry-run")}
+    assert not any("probe" in node for node in planned)

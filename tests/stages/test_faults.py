@@ -28,6 +28,7 @@ NODES = [
     "policy",
     "fusion",
     "student",
+    "truth@val",
     "policy[oracle]@val",
     "evaluation@val",
 ]
@@ -391,7 +392,7 @@ TRUTH = "labels/val/val_000001_000019.png"
         ("infer[a]", PREDICTION, "teachers/a/train/train_000002_000019.png"),
         ("infer[net]", IMAGE, "images/train/train_000002_000019.png"),
         ("student", IMAGE, "images/train/train_000002_000019.png"),
-        ("evaluation@val", TRUTH, "teachers/a/val/val_000001_000019.png"),
+        ("truth@val", TRUTH, "teachers/a/val/val_000001_000019.png"),
     ],
 )
 def test_a_file_replaced_while_a_stage_runs_is_never_mixed_in(
@@ -432,8 +433,7 @@ def test_a_file_replaced_while_a_stage_runs_is_never_mixed_in(
         ("infer[net]", "net/model.safetensors"),
         ("certainty[a]", IMAGE),
         ("probe[a]", IMAGE),
-        ("evaluation@val", TRUTH),
-        ("policy[oracle]@val", TRUTH),
+        ("truth@val", TRUTH),
     ],
 )
 def test_a_wrong_remembered_digest_gives_no_wrong_result(play, node, name):

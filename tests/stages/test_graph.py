@@ -7,9 +7,9 @@ import pytest
 from worlds import files_of
 
 EVALUATED = {
-    "truth@val",
     "infer[a]@val",
     "infer[b]@val",
+    "truth@val",
     "policy[oracle]@val",
     "fusion[channel]@val",
     "fusion[majority]@val",
@@ -247,8 +247,9 @@ def test_what_ground_truth_means_is_part_of_the_evaluation(world):
     assert set(world.states().values()) == {"fresh"}
     own_table(world, TABLE.replace("[IGNORED]", "[IGNORED, 77]"))
     states = world.states()
-    assert states["evaluation@val"] == "waiting"  # its oracle is stale
+    assert states["truth@val"] == "stale"
     assert states["policy[oracle]@val"] == "stale"
+    assert states["evaluation@val"] == "waiting"  # for its oracle
     assert states["student"] == "stale"
 
 

@@ -71,7 +71,7 @@ def invented(decision, classes, chosen):
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
     )
     # label maps are read item by item, all else whole
-    mapped = node.stage in ("infer", "fusion", "weights")
+    mapped = node.stage in ("infer", "truth", "fusion", "weights")
     artifact.__dict__["items"] = [
         {"id": item.id, "sha256": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
@@ -413,7 +413,7 @@ ALL = None
 
 # field: (settings before, settings after, the nodes whose own recipe or items it belongs to)
 SPLIT_TRAIN = {"infer[a]", "infer[b]", "infer[n]", *(f"certainty[{t}]" for t in "abn"), "fusion"}
-ON_VAL = {f"infer[{t}]@val" for t in ("a", "b", "n", "student")} | TRUTH | {"fusion[majority]@val"}
+ON_VAL = {f"infer[{t}]@val" for t in ("a", "b", "n", "student")} | {"fusion[majority]@val"}
 WATCHED = {"student.watch": "val", "student.watch_every": 2}
 MANUAL = {"policy": {"strategy": "manual", "assign": CHOSEN}}
 TRAINED = {"teachers.2": {"name": "n", "network": {"student": "trained"}}}
@@ -593,6 +593,7 @@ CASES = {
 NO_KEY = {
     "version": "only one value is legal",
     "workspace": "where the artifacts lie; what they hold does not depend on it",
+    "target.overlap": "permits to score images that are trained on; results tell how many",
     "teachers.name": "networks have no name; policies and scores, which name teachers, do the rest",
     "probe.trust": "permits to run a network's code; what the code says is in the key",
     "student.trust": "the same",
@@ -739,7 +740,7 @@ def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
 # A file that is in the keys of the nodes whose images or ground truth it is.
 FILES = {
     "images/train/{train}.png": SPLIT_TRAIN,
-    "images/val/{val}.png": ON_VAL - TRUTH | MAPS - {"fusion"},
+    "images/val/{val}.png": ON_VAL | MAPS - {"fusion"},
     "teachers/a/train/{train}.png": {"infer[a]"},
     "teachers/b/val/{val}.png": {"infer[b]@val"},
     "labels/val/{val}.png": TRUTH,
@@ -824,14 +825,7 @@ def test_the_class_table_is_in_the_keys_by_content(world, change, direct):
 # --- keys of items ---------------------------------------------------------------------------
 
 # Every kind of node with items, and its twin on the other split.
-WITH_ITEMS = (
-    "infer[a]",
-    "infer[n]",
-    "certainty[a]",
-    "fusion",
-    "infer[student]@val",
-    "truth@val",
-)
+WITH_ITEMS = ("infer[a]", "infer[n]", "certainty[a]", "fusion", "infer[student]@val", "truth@val")
 TWINS = {
     "infer[a]": "infer[a]@val",
     "infer[n]": "infer[n]@val",

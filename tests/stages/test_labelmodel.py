@@ -101,12 +101,19 @@ def test_all_fusions_are_scored_side_by_side(world):
     }
     planned = {d["node"] for d in world.json("evaluate", "--fusions", "all", "--dry-run")}
     assert {"probe[a]", "policy", "policy[reliability]", "fusion[channel]@val"} <= planned
+    assert {f"infer[probe:{t}]@val" for t in "abc"} <= planned
     text = world.call("evaluate", "--fusions", "all")
     for row in ("conflict", "ms an image", "regret", "coverage", "mIoU where covered"):
         assert row in text
     found = world.json("evaluate", "--fusions", "all")
     assert found == json.loads((world.root / "work" / "results-all.json").read_text())
-    assert {m["name"] for m in found["methods"]} == {*"abc", *OTHERS, "student"}
+    assert [(m["kind"], m["name"]) for m in found["methods"]] == [
+        *(("teacher", t) for t in "abc"),
+        *(("fusion", m) for m in sorted(OTHERS)),
+        *(("probe", t) for t in "abc"),
+        ("student", "student"),
+    ]
+    assert all(f"probe of {t}" in text for t in "abc")
     assert found["conflict"].keys() == found["seconds_per_image"].keys() == OTHERS
     assert found["conflict"]["majority"] is None and found["conflict"]["label-model"] > 0
     assert all(seconds > 0 for seconds in found["seconds_per_image"].values())

@@ -1,0 +1,142 @@
+"""Scores as tables: what a reader of the files finds in them."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from worlds import World
+
+from ensdistill.cli.__main__ import cli
+from ensdistill.stages import tables
+
+
+def method(kind, name, *iou, miou=50.0, subsets=(40.0, None), coverage=1.0):
+    return {
+        "kind": kind,
+        "name": name,
+        "iou": dict(zip(("road", "a|b, c", "sky"), iou, strict=True)),
+        "miou": miou,
+        "miou_subsets": dict(zip(("miou16", "first"), subsets, strict=True)),
+        "pixel_accuracy": 12.5,
+        "coverage": coverage,
+    }
+
+
+RESULTS = {
+    "split": "val",
+    "overlap": {},
+    "classes": ["road", "a|b, c", "sky"],
+    "methods": [
+        method("teacher", "x", 100 / 3, 20.0, None, coverage=None),
+        method("fusion", "channel-oracle", 99.0, 99.0, None, miou=99.0),
+        method("fusion", "majority", 66.666, 20.0, None, miou=51.0),
+        method("probe", "x", 0.0, 1.0, None, miou=None, coverage=0.5),
+        method("student", "student", 1.0, 2.0, None, miou=3.0),
+    ],
+}
+
+
+def test_csv_has_every_digit_and_nothing_for_what_is_absent():
+    head, *rows = csv.reader(io.StringIO(tables.to_csv(RESULTS)))
+    assert head == [
+        *("kind", "method", "road", "a|b, c", "sky"),
+        *("mIoU", "mIoU16", "first", "pixel accuracy", "coverage"),
+    ]
+    assert [row[:2] for row in rows] == [[m["kind"], m["name"]] for m in RESULTS["methods"]]
+    assert float(rows[0][2]) == 100 / 3
+    assert rows[0][4:] == ["", "50.0", "40.0", "", "12.5", ""]
+    assert rows[3][5:] == ["", "40.0", "", "12.5", "50.0"]
+
+
+def test_markdown_is_rounded_and_marks_the_best_that_no_ground_truth_chose():
+    told, empty, head, line, *rows = tables.to_markdown(RESULTS).splitlines()
+    assert told == "IoU on val, percent" and empty == ""
+    assert head.startswith("| method | road | a\\|b, c | sky | mIoU | mIoU16 | first | ")
+    assert line == "| --- |" + " ---: |" * 8
+    assert rows == [
+        "| x | 33.33 | **20.00** | - | 50.00 | **40.00** | - | **12.50** | - |",
+        "| channel-oracle | 99.00 | 99.00 | - | 99.00 | 40.00 | - | 12.50 | 100.00 |",
+        "| majority | **66.67** | **20.00** | - | **51.00** | **40.00** | - | **12.50** "
+        "| **100.00** |",
+        "| probe of x | 0.00 | 1.00 | - | - | **40.00** | - | **12.50** | 50.00 |",
+        "| student | 1.00 | 2.00 | - | 3.00 | **40.00** | - | **12.50** | **100.00** |",
+    ]
+
+
+def test_an_overlap_is_told():
+    found = {**RESULTS, "overlap": {"train": 7}}
+    first = tables.to_markdown(found).splitlines()[0]
+    assert first == "IoU on val, percent; 7 of its images are also in train"
+    assert json.loads(tables.to_json(found))["overlap"] == {"train": 7}
+
+
+def test_json_has_confusion_matrices_where_they_are_given():
+    found = json.loads(tables.to_json(RESULTS))
+    assert (found["unit"], found["split"]) == ("percent", "val")
+    assert found["columns"] == tables.columns(RESULTS)
+    assert found["rows"][0]["values"] == [100 / 3, 20.0, None, 50.0, 40.0, None, 12.5, None]
+    assert "confmat" not in found["rows"][0]
+    with_one = {**RESULTS, "methods": [RESULTS["methods"][0] | {"confmat": [[1, 2]]}]}
+    assert json.loads(tables.to_json(with_one))["rows"][0]["confmat"] == [[1, 2]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("tables"))
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("run")
+    return world
+
+
+def test_the_command_writes_what_it_prints(made, tmp_path):
+    files = [tmp_path / f"t{suffix}" for suffix in tables.WRITERS]
+    assert [f.suffix for f in files] == [".csv", ".md", ".json"]
+    found = made.json("evaluate", *(a for f in files for a in ("--table", str(f))))
+    csv_file, markdown, json_file = files
+    assert csv_file.read_text() == tables.to_csv(found)
+    assert markdown.read_text() == tables.to_markdown(found)
+    table = json.loads(json_file.read_text())
+    assert table["columns"][19:22] == ["mIoU", "mIoU16", "mIoU13"]
+    for row, m in zip(table["rows"], found["methods"], strict=True):
+        assert (row["kind"], row["method"]) == (m["kind"], m["name"])
+        confmat = np.array(row["confmat"])
+        assert confmat.shape == (19, 20) and confmat.dtype == np.int64
+        hits = confmat.diagonal()
+        union = confmat.sum(axis=1) + confmat[:, :19].sum(axis=0) - hits
+        with np.errstate(invalid="ignore"):
+            iou = 100 * hits / union
+        expected = np.array(row["values"][:19], float)
+        np.testing.assert_allclose(iou, expected, rtol=1e-12, equal_nan=True)
+        # over the subset's own classes, and not over all of them times something
+        thirteen = [c for c in range(19) if c not in (3, 4, 5, 9, 14, 16)]
+        assert row["values"][21] == pytest.approx(np.nanmean(iou[thirteen]), rel=1e-12)
+        assert row["values"][22] == pytest.approx(100 * hits.sum() / confmat.sum())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.json", "t.md"]
+    before = csv_file.stat().st_mtime_ns
+    made.call("evaluate", "--table", str(csv_file))
+    assert csv_file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("t.xlsx", "expected a name in .csv, .md or .json"),
+        ("t", "expected a name in .csv, .md or .json"),
+        ("none/t.csv", "is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(world, name, said):
+    file = world.root / name
+    arguments = ["evaluate", "--upstream", "--table", str(file), "-c", str(world.file)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2 and said in " ".join(result.output.split())
+    assert not (world.root / "work").exists()
+
+
+def test_a_dry_run_writes_no_table(made, tmp_path):
+    made.call("evaluate", "--dry-run", "--table", str(tmp_path / "t.csv"))
+    assert list(tmp_path.iterdir()) == []
