@@ -24,7 +24,7 @@ from ensdistill.stages.functional.scores import (
     pixel_accuracy,
 )
 from ensdistill.stages.graph import Local
-from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.parallel import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -32,14 +32,20 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts one image's confusions; its maps are the ground truth and all predictions."""
+    """Counts one image's confusions; its maps are the ground truth and all P predictions."""
 
     readers: tuple[LabelReader, ...]
     n_classes: int
 
     def __call__(self, stored: list[Stored]) -> Int64:
-        target, *_ = maps = read_all(self.readers, stored)
-        return confusion(target, maps[1:], self.n_classes)
+        (read, truth), *predictions = zip(self.readers, stored, strict=True)
+        target = read(truth)
+        confmats = np.empty((len(predictions), self.n_classes, self.n_classes + 1), np.int64)
+        one = np.empty((1, *truth.size), np.uint8)  # all at once would be new memory every time
+        for confmat, (read, prediction) in zip(confmats, predictions, strict=True):
+            read(prediction, one[0])
+            confmat[:] = confusion(target, one, self.n_classes)[0]
+        return confmats
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -209,18 +209,6 @@ def test_status_check_says_by_its_exit_code(world):
     world.call("status", "--check")
 
 
-def test_ground_truth_is_opened_by_evaluate_alone(world):
-    for path in (world.root / "labels").rglob("*.png"):
-        path.write_bytes(b"no image")
-    world.call("check")
-    world.call("run", "--no-evaluate")
-    world.states()
-    opened = (world.root / "work" / "files.json").read_text()
-    assert "/labels/val/" not in opened
-    text = world.refuse("evaluate", "--upstream")
-    assert "labels/val/val_000000_000019.png" in text
-
-
 TABLE = """
 classes:
   - {name: ground, colour: [1, 0, 0], label_id: 0}
@@ -271,11 +259,6 @@ def test_forgotten_digests_of_ground_truth_are_no_change(world):
     assert found["truth@val"]["reason"] == "waits for the labels of val to be opened"
     assert found["policy[oracle]@val"]["reason"] == "waits for truth@val"
     assert ran(world) == {}
-
-
-def test_dry_run_opens_no_ground_truth(world):
-    world.call("run", "--dry-run")
-    assert "/labels/val/" not in (world.root / "work" / "files.json").read_text()
 
 
 def test_majority_needs_no_probe_and_no_policy(world):

@@ -1,5 +1,8 @@
 """The ground truth of a split is decoded once, by `evaluate`, into label maps of its own."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -110,3 +113,90 @@ def test_teachers_may_be_called_truth(world):
     scores = {m["name"]: m["miou"] for m in found["methods"]}
     assert scores["truth"] == 100 > scores["a"]
     assert world.artifact("policy[oracle]@val").manifest.result["teacher"]["road"] is not None
+
+
+# Runs commands and prints for each its exit code, its error and the ground truth that it opened.
+WATCHED = """
+import json, os, sys
+from pathlib import Path
+
+root, opened = Path(sys.argv[1]), set()
+
+def watch(event, args):
+    if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+        path = os.path.abspath(os.fsdecode(args[0]))
+        if path.startswith(str(root / "labels")):
+            opened.add(os.path.basename(path))
+
+sys.addaudithook(watch)
+
+from click.testing import CliRunner
+from ensdistill.cli.__main__ import cli
+
+found = []
+for command in json.load(sys.stdin):
+    if command[0] == "write":
+        for file in (root / "labels/val").iterdir():
+            file.write_bytes((root / command[1] / file.name).read_bytes())
+    elif command[0] == "spoil":
+        (chunk,) = root.glob(f"work/{command[1]}-*/labels.zarr/c.1.0.0")
+        chunk.write_bytes(b"spoilt")
+    else:
+        opened.clear()
+        result = CliRunner().invoke(cli, [*command, "-c", str(root / "experiment.yaml")])
+        found.append([result.exit_code, str(result.exception or ""), sorted(opened)])
+print(json.dumps(found))
+"""
+PLANS = [
+    "check",
+    "status",
+    "status --rehash",
+    "run --dry-run",
+    "evaluate --dry-run --fusions all",
+    "explain evaluation@val",
+    "gc --delete",
+]
+WORK = [
+    "infer-teacher",
+    "select-policy",
+    "fuse",
+    "train-student",
+    "run --no-evaluate",
+    "status -v",
+    "verify",
+]
+STEPS = [
+    ("write rubbish", None),
+    *((command, "nothing") for command in (*PLANS, *WORK)),
+    ("evaluate", "one"),
+    ("write truth", None),
+    ("evaluate", "all"),
+    *((command, "nothing") for command in (*PLANS, "verify", "run", "evaluate")),
+    ("spoil infer/a-val", None),
+    ("verify --repair", "nothing"),
+    ("spoil truth/val", None),
+    ("verify --repair", "the second"),
+    ("evaluate", "nothing"),
+]
+
+
+def test_nothing_but_an_evaluation_opens_ground_truth_and_that_once(world, python):
+    """Neither to decode nor to hash it; until then rubbish lies there."""
+    world.settings["fusion"] = {"method": "channel", "window": 5}
+    world.write()
+    shutil.copytree(world.root / "labels/val", world.root / "truth")
+    files = sorted(p.name for p in (world.root / "truth").iterdir())
+    (world.root / "rubbish").mkdir()
+    for file in files:
+        (world.root / "rubbish" / file).write_bytes(b"no image")
+    commands = [command.split() for command, _ in STEPS]
+    told = json.loads(python(WATCHED, world.root, input=json.dumps(commands)))
+    expected = {"nothing": [], "all": files, "the second": files[1:2]}
+    asked = [step for step in STEPS if step[1]]
+    for (command, what), (code, error, opened) in zip(asked, told, strict=True):
+        if what == "one":
+            assert code == 1 and "labels/val/val_000000_000019.png" in error
+            assert opened
+        else:
+            assert code == 0, (command, error)
+            assert opened == expected[what], command
