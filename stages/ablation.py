@@ -87,13 +87,25 @@ class _Counting:
 
 @dataclass(frozen=True)
 class _Fitting:
-    """Fits the label model to the votes of some members."""
+    """Fits the label model to the votes of some members.
 
-    votes: Votes
+    Attributes
+    ----------
+    plain, spoilt : Votes
+        Of the teachers, and with the bad ones; the bad ones break the images into so many patterns
+        that leaving them out takes longer than many a fit.
+    n_classes : int
+        C.
+    """
+
+    plain: Votes
+    spoilt: Votes
     n_classes: int
 
     def __call__(self, members: Members) -> LabelModel:
-        return fit(self.votes.of(members), self.n_classes)
+        teachers = self.plain.patterns.shape[1]
+        votes = self.plain if max(members) < teachers else self.spoilt
+        return fit(votes.of(members), self.n_classes)
 
 
 @dataclass(frozen=True)
@@ -177,18 +189,15 @@ class _Making:
         todo = set(self.job.todo())
         missing = [members for members, item_id in self.ids.items() if item_id in todo]
         alone = [members for members in missing if len(members) == 1]
-        some = [members for members in missing if members not in alone]
-        spoilt = [members for members in some if self._bad(members)]
+        some = [members for members in missing if len(members) > 1]
         self.job.start("compositions")
         if alone:
             self._fuse(alone)
         if some:
-            votes = self._count(bad=bool(spoilt))
-            # far fewer patterns than with the bad ones, and so far faster fits
-            plain = votes.of(self.everyone) if spoilt else votes
+            spoilt = self._count(bad=any(self._bad(members) for members in some))
+            fitting = _Fitting(spoilt.of(self.everyone), spoilt, self.size)
             self.job.start("compositions")
-            self._make([members for members in some if members not in spoilt], plain)
-            self._make(spoilt, votes)
+            self._make(some, fitting)
 
     def result(self) -> dict[str, Any]:
         """Return the scores of all items."""
@@ -239,29 +248,29 @@ class _Making:
         # in the order of the ids: the sums of EM depend on it in their last digits
         return join([votes[image_id] for image_id in self.images])
 
-    def _make(self, missing: Sequence[Members], votes: Votes) -> None:
+    def _make(self, missing: Sequence[Members], fitting: _Fitting) -> None:
         """Fit, fuse and journal compositions, so many together that little can be lost."""
         together = _TOGETHER
         while missing:
             batch, missing = missing[:together], missing[together:]
             begin = time.perf_counter()
-            self._fuse(batch, votes)
+            self._fuse(batch, fitting)
             spent = time.perf_counter() - begin
             together = max(_TOGETHER, int(len(batch) * _SECONDS / spent))
 
-    def _fuse(self, batch: Sequence[Members], votes: Votes | None = None) -> None:
+    def _fuse(self, batch: Sequence[Members], fitting: _Fitting | None = None) -> None:
         """Fuse every image by some compositions, score that, and journal it.
 
-        `votes` are what the label model is fitted to; None for members alone.
+        `fitting` is None for members alone, who need no label model.
         """
         heard = [self._heard(members) for members in batch]
         models: dict[Members, LabelModel] = {}
-        fits = heard if votes is not None else []
-        steps = _Steps(self.job.progress, len(batch), len(fits) + len(self.labelled))
-        if votes is not None:
+        fits = 0 if fitting is None else len(batch)
+        steps = _Steps(self.job.progress, len(batch), fits + len(self.labelled))
+        if fitting is not None:
             for_each(
-                fits,
-                _Fitting(votes, self.size),
+                heard,
+                fitting,
                 lambda members, model: models.update({members: model}),
                 workers=self.local.workers,
                 progress=steps,
