@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "status": "What is fresh, stale, partial or missing, and why.",
     "explain": "Why a node stands as it does, to the field and the image.",
     "evaluate": "Scores of all methods on a labelled split.",
+    "compare": "Experiments side by side: scores, teachers, policies, cost.",
     "report": "All that is known, in one HTML file.",
     "ablate": "Which teachers help, and what bad ones cost.",
     "verify": "Find damaged artifacts, and make them good.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -428,6 +428,88 @@ def ablation(found: Mapping[str, Any]) -> None:
             f"{m} is at or above the best member in {100 * share:.0f} % of {len(compositions)} "
             f"compositions, by {margin:+.2f} mIoU on average"
         )
+
+
+def comparison(found: Mapping[str, Any]) -> None:
+    """Print experiments side by side.
+
+    Parameters
+    ----------
+    found : mapping
+        See `stages.comparison.compare`.
+    """
+    labels = [e["label"] for e in found["experiments"]]
+    for method in found["methods"]:
+        # the same teacher has the same label maps as a rule: then there is nothing to see
+        if method["method"] not in ("fusion", "student") and not _differs(method["delta"]):
+            continue
+        table = Table(box=None, pad_edge=False, title=_compared(method))
+        table.add_column("class")
+        table.add_column(Text(labels[0]), justify="right")
+        for label in labels[1:]:
+            table.add_column(Text(label), justify="right")
+            table.add_column("", justify="right")
+        for name, values in method["iou"].items():
+            if any(v is not None for v in values):
+                table.add_row(name, *_with_deltas(values, method["delta"]["iou"][name]))
+        table.add_section()
+        for key in (k for k in method["delta"] if k != "iou"):
+            cells = _with_deltas(method[key], method["delta"][key])
+            table.add_row(score_label(key), *cells, style="bold" if key == "miou" else "")
+        print_table(table)
+        click.echo()
+    table = Table(box=None, pad_edge=False, title="teachers")
+    for column in ("teacher", *labels):
+        table.add_column(Text(column))
+    for teacher, has in found["teachers"].items():
+        table.add_row(Text(teacher), *("yes" if h else "-" for h in has))
+    print_table(table)
+    if found["policy"]:
+        click.echo()
+        table = Table(box=None, pad_edge=False, title="policy (* where it differs)")
+        for column in ("class", *labels):
+            table.add_column(Text(column))
+        for name, chosen in found["policy"].items():
+            mark = " *" if len(set(chosen)) > 1 else ""
+            table.add_row(name + mark, *(Text(t or "-") for t in chosen))
+        print_table(table)
+    click.echo()
+    table = Table(box=None, pad_edge=False, title="seconds (images computed, reused)")
+    for column in ("stage", *labels):
+        table.add_column(Text(column), justify="left" if column == "stage" else "right")
+    costs = [e["cost"] for e in found["experiments"]]
+    for stage in dict.fromkeys(stage for cost in costs for stage in cost):
+        table.add_row(stage, *(_spent(cost.get(stage)) for cost in costs))
+    table.add_section()
+    table.add_row("all", *(f"{sum(c['seconds'] for c in cost.values()):.1f}" for cost in costs))
+    print_table(table)
+    for note in found["notes"]:
+        click.echo(f"note: {note}")
+
+
+def _differs(delta: Mapping[str, Any]) -> bool:
+    values = [*delta["miou"], *(v for of in delta["iou"].values() for v in of)]
+    return any(values)
+
+
+def _compared(method: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys(method["names"]))
+    own = f" ({', '.join(names)})" if method["method"] == "fusion" else ""
+    return f"{method['method']}{own}, IoU in percent"
+
+
+def _with_deltas(values: Sequence[float | None], deltas: Sequence[float | None]) -> Iterator[str]:
+    yield _number(values[0], 2)
+    for value, delta in zip(values[1:], deltas[1:], strict=True):
+        yield _number(value, 2)
+        yield "-" if delta is None else f"{delta:+.2f}"
+
+
+def _spent(cost: Mapping[str, Any] | None) -> str:
+    if cost is None:
+        return "-"
+    images = f" ({cost['computed']}, {cost['reused']})" if cost["computed"] else ""
+    return f"{cost['seconds']:.1f}{images}"
 
 
 def _margins(results: Mapping[str, Any]) -> None:

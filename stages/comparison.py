@@ -1,0 +1,300 @@
+"""Experiments side by side: what stands in their results, and how far apart it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from ensdistill.pipeline.plan import Decision, plan
+from ensdistill.stages import results
+from ensdistill.stages.experiment import load
+from ensdistill.stages.graph import build, truth_id
+
+_RESULTS: Final = "results.json"
+_NEEDED: Final = ("split", "classes", "fusion", "methods", "policy", "seconds")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of one experiment.
+
+    Attributes
+    ----------
+    source : Path
+        The experiment file, or the ``results.json``.
+    classes : tuple of str
+        In the order of its table.
+    teachers : tuple of str
+        Sorted.
+    fusion : str
+        Its own method.
+    policy : mapping
+        Class to teacher; empty where the fusion needs none.
+    scores : mapping or None
+        The content of ``results.json``; None where nothing is evaluated.
+    judged_by : str or None
+        A digest of the ground truth as it was decoded; None where it is not known.
+    cost : mapping
+        Stage to seconds, images computed and images reused; the last two None where not known.
+    """
+
+    source: Path
+    classes: tuple[str, ...]
+    teachers: tuple[str, ...]
+    fusion: str
+    policy: Mapping[str, str | None]
+    scores: Mapping[str, Any] | None
+    judged_by: str | None
+    cost: Mapping[str, Mapping[str, float | None]]
+
+
+def summary(source: Path, split: str | None) -> Summary:
+    """Read what is known of an experiment file, a workspace or a ``results.json``.
+
+    Parameters
+    ----------
+    source : Path
+        See above.
+    split : str or None
+        The labelled split; needed where an experiment declares several.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or the split cannot be told.
+    NotReadyError
+        If a workspace holds no results.
+    """
+    if source.is_dir():
+        if not (source / _RESULTS).is_file():
+            raise NotReadyError(
+                f"{source}: holds no {_RESULTS}; run `ensdistill evaluate` on its experiment, or "
+                "name the experiment file instead"
+            )
+        return _of_results(source / _RESULTS, split)
+    if not source.is_file():
+        raise ConfigError(
+            f"{source}: no such file; expected an experiment file, a workspace or a {_RESULTS}"
+        )
+    return _of_results(source, split) if source.suffix == ".json" else _of_file(source, split)
+
+
+def compare(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Return experiments side by side, the first one as the measure.
+
+    Parameters
+    ----------
+    summaries : sequence of Summary
+        At least two.
+
+    Returns
+    -------
+    dict
+        ``experiments``: label, source, teachers, fusion and cost of each. ``teachers``: for every
+        name that any of them has, which have it. ``policy``: class to the teacher in each.
+        ``methods``: those that all were scored by, with IoU, mIoU and ``delta``, the differences
+        to the first, in points of a percent; ``fusion`` is each experiment's own. ``notes``: what
+        could not be checked.
+
+    Raises
+    ------
+    ConfigError
+        If their classes differ, or they were scored on other ground truth.
+    """
+    first = summaries[0]
+    for other in summaries[1:]:
+        if set(other.classes) != set(first.classes):
+            lacking = sorted(set(first.classes) ^ set(other.classes))
+            raise ConfigError(
+                f"{first.source} and {other.source} cannot be compared: {', '.join(lacking[:6])} "
+                f"{'is' if len(lacking) == 1 else 'are'} among the classes of one alone"
+            )
+    labels = _labels([s.source for s in summaries])
+    methods, notes = _methods(summaries)
+    names = sorted({t for s in summaries for t in s.teachers})
+    return {
+        "experiments": [
+            {
+                "label": label,
+                "source": str(s.source),
+                "split": None if s.scores is None else s.scores["split"],
+                "teachers": list(s.teachers),
+                "fusion": s.fusion,
+                "cost": {stage: dict(cost) for stage, cost in s.cost.items()},
+            }
+            for label, s in zip(labels, summaries, strict=True)
+        ],
+        "classes": list(first.classes),
+        "teachers": {name: [name in s.teachers for s in summaries] for name in names},
+        "policy": {
+            c: [s.policy.get(c) for s in summaries]
+            for c in first.classes
+            if any(s.policy for s in summaries)
+        },
+        "methods": methods,
+        "notes": notes,
+    }
+
+
+def _methods(summaries: Sequence[Summary]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the methods that all were scored by, and what could not be checked."""
+    without = [str(s.source) for s in summaries if s.scores is None]
+    if without:
+        return [], [f"not evaluated: {', '.join(without)} (`ensdistill evaluate` does it)"]
+    all_scores = [s.scores for s in summaries if s.scores is not None]
+    first = summaries[0]
+    notes = []
+    for other, scores in zip(summaries[1:], all_scores[1:], strict=True):
+        if scores["split"] != all_scores[0]["split"]:
+            raise ConfigError(
+                f"{first.source} was scored on {all_scores[0]['split']} and {other.source} on "
+                f"{scores['split']}; evaluate both on one split (--split)"
+            )
+        if first.judged_by is None or other.judged_by is None:
+            notes.append(
+                f"whether {first.source} and {other.source} were scored by the same ground truth "
+                "is not known; name experiment files and not results"
+            )
+        elif first.judged_by != other.judged_by:
+            raise ConfigError(
+                f"{first.source} and {other.source} were scored on other images or by other ground "
+                f"truth, though both call it {scores['split']}: their scores cannot be compared"
+            )
+    named = [_by_name(scores) for scores in all_scores]
+    common = [key for key in named[0] if all(key in other for other in named[1:])]
+    return [_side_by_side(key, [of[key] for of in named], first.classes) for key in common], notes
+
+
+def _by_name(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the methods by what they are called here; ``fusion`` is the experiment's own."""
+    found = {}
+    for method in scores["methods"]:
+        kind, name = method["kind"], method["name"]
+        if kind == "fusion":
+            found[f"fusion {name}"] = method
+            if name == scores["fusion"]:
+                found["fusion"] = method
+        else:
+            found["student" if kind == "student" else f"{kind} {name}"] = method
+    order = ("fusion", "student")
+    return {key: found[key] for key in sorted(found, key=lambda k: (k not in order, k))}
+
+
+def _side_by_side(
+    key: str, methods: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> dict[str, Any]:
+    subsets = [
+        s for s in methods[0]["miou_subsets"] if all(s in m["miou_subsets"] for m in methods)
+    ]
+    rows = {"miou": [m["miou"] for m in methods]}
+    rows |= {s: [m["miou_subsets"][s] for m in methods] for s in subsets}
+    iou = {c: [m["iou"][c] for m in methods] for c in classes}
+    return {
+        "method": key,
+        "names": [m["name"] for m in methods],
+        **rows,
+        "iou": iou,
+        "delta": {
+            **{k: _deltas(v) for k, v in rows.items()},
+            "iou": {c: _deltas(v) for c, v in iou.items()},
+        },
+    }
+
+
+def _deltas(values: Sequence[float | None]) -> list[float | None]:
+    """Return the differences to the first value."""
+    first = values[0]
+    return [None if v is None or first is None else v - first for v in values]
+
+
+def _of_file(file: Path, split: str | None) -> Summary:
+    """Read what is published and fresh for an experiment file; no ground truth is opened."""
+    experiment = load(file)
+    labelled = experiment.labelled
+    if split is not None and split not in labelled:
+        raise ConfigError(
+            f"{file}: labelled splits are {', '.join(labelled) or '(none)'}; {split!r} is none"
+        )
+    if split is None and len(labelled) > 1:
+        raise ConfigError(f"{file}: labelled splits are {', '.join(labelled)}; say which (--split)")
+    split = split or next(iter(labelled), None)
+    snapshot = experiment.workspace.scan()
+    decisions = plan(build(experiment, all_fusions=True), snapshot)
+    if split is not None and decisions[f"evaluation@{split}"].artifact is None:
+        decisions = plan(build(experiment), snapshot)
+    experiment.files.save()
+    scores, judged_by = None, None
+    if split is not None and decisions[f"evaluation@{split}"].artifact is not None:
+        scores = results.results(experiment, split, decisions)
+        truth = decisions[truth_id(split)].artifact
+        judged_by = None if truth is None else truth.manifest.content
+    chosen = results.policy(decisions)
+    return Summary(
+        source=file,
+        classes=experiment.classes.classes,
+        teachers=tuple(t.name for t in experiment.teachers),
+        fusion=experiment.config.fusion.method,
+        policy={} if chosen is None else chosen["teacher"],
+        scores=scores,
+        judged_by=judged_by,
+        cost=_cost(decisions),
+    )
+
+
+def _cost(decisions: Mapping[str, Decision]) -> dict[str, dict[str, float | None]]:
+    cost: dict[str, dict[str, float | None]] = {}
+    for d in decisions.values():
+        if d.artifact is not None:
+            made = d.artifact.manifest
+            of = cost.setdefault(made.stage, {"seconds": 0.0, "computed": 0, "reused": 0})
+            for key, more in (
+                ("seconds", made.seconds),
+                ("computed", made.written),
+                ("reused", made.reused),
+            ):
+                of[key] = (of[key] or 0) + more
+    return cost
+
+
+def _of_results(file: Path, split: str | None) -> Summary:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as {_RESULTS} ({error})") from error
+    lacking = [k for k in _NEEDED if not isinstance(found, dict) or k not in found]
+    if lacking:
+        raise ConfigError(
+            f"{file}: is no {_RESULTS} of ensdistill: it has no {lacking[0]!r}; expected an "
+            f"experiment file, a workspace or a {_RESULTS}"
+        )
+    if split is not None and found["split"] != split:
+        raise ConfigError(f"{file}: holds the scores of {found['split']}, not of {split}")
+    cost: dict[str, dict[str, float | None]] = {}
+    for node, seconds in found["seconds"].items():
+        stage = node.partition("[")[0].partition("@")[0]
+        of = cost.setdefault(stage, {"seconds": 0.0, "computed": None, "reused": None})
+        of["seconds"] = (of["seconds"] or 0) + seconds
+    return Summary(
+        source=file,
+        classes=tuple(found["classes"]),
+        teachers=tuple(m["name"] for m in found["methods"] if m["kind"] == "teacher"),
+        fusion=found["fusion"],
+        policy=found["policy"],
+        scores=found,
+        judged_by=None,
+        cost=cost,
+    )
+
+
+def _labels(sources: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart."""
+    parts = [s.resolve().parts for s in sources]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(p[-count:]) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{k + 1}: {s}" for k, s in enumerate(sources)]  # one of them twice

@@ -1,0 +1,176 @@
+"""Experiments side by side."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from worlds import World
+
+from ensdistill.cli.__main__ import cli
+from ensdistill.pipeline.errors import ConfigError, NotReadyError
+
+
+def call(*arguments):
+    done = CliRunner().invoke(cli, ["compare", *map(str, arguments)])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def found(*arguments):
+    return json.loads(call(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A world and, in the same workspace, one more teacher; both evaluated."""
+    world = World(tmp_path_factory.mktemp("compared"))
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("run")
+    one = world.root / "two.yaml"
+    shutil.copy(world.file, one)
+    world.add_teacher("c", lambda label: label)
+    other = world.root / "three.yaml"
+    shutil.copy(world.file, other)
+    done = CliRunner().invoke(cli, ["run", "-c", str(other)], catch_exceptions=False)
+    assert done.exit_code == 0
+    return world, one, other
+
+
+def test_differences_are_to_the_first(evaluated):
+    _, one, other = evaluated
+    compared = found(one, other, one)
+    assert [e["label"] for e in compared["experiments"]] == [
+        "1: " + str(one),
+        "2: " + str(other),
+        "3: " + str(one),
+    ]
+    assert compared["teachers"] == {
+        "a": [True] * 3,
+        "b": [True] * 3,
+        "c": [False, True, False],
+    }
+    scores = {}
+    for name, file in (("one", one), ("other", other)):
+        arguments = ["evaluate", "-c", str(file), "--json"]
+        text = CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout
+        scores[name] = {m["name"]: m for m in json.loads(text)["methods"]}
+    by_name = {m["method"]: m for m in compared["methods"]}
+    assert set(by_name) == {
+        "fusion",
+        "student",
+        "fusion majority",
+        "fusion channel-oracle",
+        "teacher a",
+        "teacher b",
+    }
+    for key, name in (("fusion", "majority"), ("student", "student"), ("teacher a", "a")):
+        first, second = (scores[k][name] for k in ("one", "other"))
+        assert by_name[key]["miou"] == [first["miou"], second["miou"], first["miou"]]
+        for c in first["iou"]:
+            known = first["iou"][c] is not None and second["iou"][c] is not None
+            expected = second["iou"][c] - first["iou"][c] if known else None
+            assert by_name[key]["delta"]["iou"][c][1] == expected
+        assert by_name[key]["delta"]["miou"][::2] == [0, 0]
+        assert set(by_name[key]["delta"]) == {"miou", "miou16", "miou13", "iou"}
+    assert compared["notes"] == []
+
+
+def test_the_table(evaluated):
+    _, one, other = evaluated
+    text = call(one, other)
+    assert "two.yaml" in text and "three.yaml" in text
+    assert "fusion (majority), IoU in percent" in text
+    assert "teacher a, IoU" not in text  # the same label maps: nothing to see
+    assert "mIoU13" in text
+
+
+def test_what_it_cost(evaluated):
+    _, one, other = evaluated
+    first, second = (e["cost"] for e in found(one, other)["experiments"])
+    assert (first["infer"]["computed"], second["infer"]["computed"]) == (2 * 8 + 3, 3 * 8 + 3)
+    assert first["truth"] == second["truth"]
+    assert set(first) == {"infer", "fusion", "student", "policy", "truth", "evaluation"}
+
+
+def test_workspaces_and_results_are_compared_by_what_they_tell(evaluated, tmp_path):
+    world, _, other = evaluated
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(world.root / "work" / "results.json", kept)
+    compared = found(other, kept, kept / "results.json")
+    labels = [e["label"] for e in compared["experiments"]]
+    assert len(set(labels)) == 3
+    assert labels[0].endswith("three.yaml")
+    assert all(d in (0, None) for m in compared["methods"] for d in m["delta"]["miou"])
+    assert len(compared["notes"]) == 2
+    assert "name experiment files" in compared["notes"][0]
+
+
+def test_policies_side_by_side(tmp_path):
+    files = []
+    world = World(tmp_path)
+    world.settings["fusion"] = {"method": "channel", "window": 5}
+    for name, owner in (("one", "a"), ("other", "b")):
+        world.settings["policy"] = {"strategy": "manual", "assign": {"road": owner, "car": "b"}}
+        world.write()
+        world.call("fuse", "--upstream")
+        files.append(tmp_path / f"{name}.yaml")
+        shutil.copy(world.file, files[-1])
+    compared = found(*files)
+    assert compared["policy"]["road"] == ["a", "b"]
+    assert compared["policy"]["car"] == ["b", "b"]
+    assert compared["methods"] == []
+    assert "not evaluated" in compared["notes"][0]
+    text = call(*files)
+    assert "road *" in text
+    assert "car *" not in text
+
+
+def test_what_cannot_be_compared_is_refused(evaluated, tmp_path):
+    world, one, other = evaluated
+    with pytest.raises(NotReadyError, match=r"holds no results\.json; run `ensdistill evaluate`"):
+        call(one, tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        call(one, tmp_path / "none")
+    (tmp_path / "else.json").write_text('{"a": 1}')
+    with pytest.raises(ConfigError, match=r"is no results\.json of ensdistill: it has no 'split'"):
+        call(one, tmp_path / "else.json")
+    (tmp_path / "else.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        call(one, tmp_path / "else.json")
+    with pytest.raises(ConfigError, match="labelled splits are val; 'test' is none"):
+        call(one, other, "--split", "test")
+    with pytest.raises(SystemExit):
+        call(one)
+    fewer = json.loads((world.root / "work" / "results.json").read_text())
+    fewer["classes"].remove("car")
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    with pytest.raises(ConfigError, match="car is among the classes of one alone"):
+        call(one, tmp_path / "fewer.json")
+
+
+def test_other_ground_truth_is_refused(evaluated, tmp_path):
+    _, one, _ = evaluated
+    another = World(tmp_path / "other")
+    another.settings["fusion"] = {"method": "majority"}
+    another.settings["student"]["steps"] = 1
+    another.write()
+    for (split, name), label in another.truth.items():
+        another.save("labels", split, name, np.roll(label, 1, axis=1))
+    another.call("run")
+    with pytest.raises(ConfigError, match="by other ground truth, though both call it val"):
+        call(one, another.file)
+
+
+def test_no_ground_truth_is_opened(evaluated):
+    """What is not remembered stays unknown: nothing is evaluated then."""
+    _, one, other = evaluated
+    settings = yaml.safe_load(one.read_text())
+    for memory in (one.parent / settings["workspace"]).glob("files*.json"):
+        memory.unlink()
+    assert "not evaluated" in found(one, other)["notes"][0]
