@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "explain": "Why a node stands as it does, to the field and the image.",
     "evaluate": "Scores of all methods on a labelled split.",
     "ablate": "Which teachers help, and what bad ones cost.",
+    "export": "Labels and student for other programs.",
     "verify": "Find damaged artifacts, and make them good.",
     "gc": "Clear away what no experiment reaches any more.",
     "demo": "The whole pipeline on a small generated city.",
