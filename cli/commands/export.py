@@ -92,6 +92,44 @@ def labels(
         )
 
 
+@command.command()
+@_TARGET
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["hf", "onnx", "state-dict"]),
+    required=True,
+    help="A folder of transformers, a file of ONNX, or plain tensors.",
+)
+@options.config
+@options.dry_run
+@options.as_json
+def student(target: Path, form: Any, config: Path, dry_run: bool, as_json: bool) -> None:
+    """The student, with a card that says how it was made.
+
+    `hf` is a folder that `from_pretrained` of transformers loads; `onnx` takes batches and images
+    of any size, and is kept only if onnxruntime returns the student's own logits; `state-dict` is a
+    file of safetensors with a .json about it.
+
+    \b
+    Example:
+      ensdistill export student student.onnx --as onnx
+    """
+    from ensdistill.stages.export.student import export, order
+
+    def prepare(experiment: Experiment, decisions: Mapping[str, Decision]) -> Any:
+        return order(experiment, decisions, target, form)
+
+    found = _export(config, prepare, export, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    elif dry_run:
+        click.echo(f"{found['target']}: the student would be there as {form}")
+    else:
+        click.echo(f"{found['target']}: the student is there as {form}")
+        click.echo(f"{', '.join(found['files'])}: {found['bytes']:,} bytes")
+
+
 def _export(config: Path, prepare: _Order, export: _Export, *, dry_run: bool) -> dict[str, Any]:
     """Plan, prepare and, unless it is a dry run, export."""
     experiment = load(config)

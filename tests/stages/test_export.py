@@ -1,10 +1,11 @@
 """Label maps as other programs find and read them."""
 
+import fnmatch
 import io
 import json
 import re
 import zipfile
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,19 @@ from PIL import Image
 from worlds import World, files_of
 
 from ensdistill.data.classes import TABLES
+from ensdistill.stages import parallel
 from ensdistill.stages.export.labels import png, values_of
 from ensdistill.stages.labelmaps import LabelMaps
 
 
 class Cities(World):
-    """A world whose images are called and laid out as Cityscapes'."""
+    """A world whose images are called and laid out as Cityscapes'; `a` has pixels without label."""
 
     def __init__(self, root, **more):
         super().__init__(root, **more)
+        self.teacher("a", lambda label: np.where(label == 2, 255, label))
+        self.teacher("b", lambda label: np.where(label == 2, 255, label))
+        self.settings["fusion"] = {"method": "majority"}
         for split in ("train", "val"):
             for path in sorted((root / "images" / split).iterdir()):
                 _, number, frame = path.stem.split("_")
@@ -48,7 +53,7 @@ def cities(tmp_path_factory):
 def folders(tmp_path_factory):
     """The same of other images."""
     made = World(tmp_path_factory.mktemp("folders"))
-    made.call("run", "--no-evaluate")
+    made.call("fuse", "--upstream")
     return made
 
 
@@ -112,189 +117,156 @@ def assert_same(found, expected, suffix):
             assert (opened.height, opened.width) == want.shape
 
 
-def test_images_of_cityscapes_come_into_its_tree(cities):
-    expected = stored(fused(cities))
-    out = cities.root / "out"
+END = "_leftImg8bit.png"
+CITYSCAPES = TABLES["cityscapes19"]
+
+
+def test_images_of_cityscapes_come_into_its_tree(cities, out):
+    expected = stored(cities)
     said = cities.json("export", "labels", str(out))
     images, labels = out / "leftImg8bit/train", out / "gtFine/train"
     assert {p.name for p in images.iterdir()} == {"aachen", "ulm"}
-    end = "_leftImg8bit.png"
-    assert_same(mmsegmentation(end, "_gtFine_labelTrainIds.png", images, labels), expected, end)
-    assert_same(detectron2(images, labels), expected, end)
+    assert all(p.is_symlink() for p in images.rglob("*.png"))
+    assert_same(mmsegmentation(END, "_gtFine_labelTrainIds.png", images, labels), expected, END)
+    assert_same(detectron2(images, labels), expected, END)
     assert said["images"] == 5 and said["node"] == "fusion"
+    assert said["ignored"] == sum((label == 255).sum() for label in expected.values()) > 0
     files = {k: v for k, v in files_of(out).items() if not k.startswith("leftImg8bit")}
-    assert {k: v["bytes"] for k, v in said["files"].items()} == {k: len(v) for k, v in files.items()}
-    assert not [p for p in cities.root.iterdir() if p.name.startswith(".out")]
+    assert {k: v["bytes"] for k, v in said["files"].items()} == {
+        k: len(v) for k, v in files.items()
+    }
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
 
 
-def test_other_images_come_into_two_folders(world):
-    expected = stored(fused(world))
-    out = world.root / "out"
-    world.call("export", "labels", str(out))
+def test_other_images_come_into_two_folders(folders, out):
+    expected = stored(folders)
+    folders.call("export", "labels", str(out), "--copy-images")
     images, labels = out / "images/train", out / "labels/train"
     assert_same(mmsegmentation(".png", ".png", images, labels), expected, ".png")
     assert_same(detectron2_flat(images, labels, "png"), expected, ".png")
-    assert all(p.is_symlink() for p in images.iterdir())
+    assert not any(p.is_symlink() for p in images.iterdir())
+    assert files_of(images) == files_of(folders.root / "images/train")
+    text = (out / "README.md").read_text()
+    assert "BaseSegDataset" in text and "load_sem_seg" in text
 
 
-def test_copied_images_are_the_images(world):
-    fused(world)
-    world.call("export", "labels", str(world.root / "out"), "--copy-images")
-    copies = world.root / "out/images/train"
-    assert not any(p.is_symlink() for p in copies.iterdir())
-    assert files_of(copies) == files_of(world.root / "images/train")
-
-
-def test_a_palette_is_read_as_ids_and_seen_as_colours(cities):
-    expected = stored(fused(cities))
-    out = cities.root / "out"
+def test_a_palette_is_read_as_ids_and_seen_as_colours(cities, out):
+    expected = stored(cities)
     cities.call("export", "labels", str(out), "--ids", "palette")
-    images, labels, end = out / "leftImg8bit/train", out / "gtFine/train", "_leftImg8bit.png"
-    assert_same(mmsegmentation(end, "_gtFine_color.png", images, labels), expected, end)
-    colours = np.array([*TABLES["cityscapes19"].colours, *[(0, 0, 0)] * 237], np.uint8)
+    images, labels = out / "leftImg8bit/train", out / "gtFine/train"
+    assert_same(mmsegmentation(END, "_gtFine_color.png", images, labels), expected, END)
+    colours = np.array([*CITYSCAPES.colours, *[(0, 0, 0)] * 237], np.uint8)
     for image_id, label in expected.items():
         file = labels / image_id.split("_")[0] / f"{image_id}_gtFine_color.png"
         with Image.open(file) as opened:
             assert opened.mode == "P"
             assert np.array_equal(opened.convert("RGB"), colours[label])
+    text = (out / "README.md").read_text()  # detectron2 would make grey of the colours
+    assert "load_cityscapes_semantic" not in text and "--ids train-ids" in text
 
 
-def test_label_ids_are_those_of_cityscapes(cities):
-    expected = stored(fused(cities))
-    out = cities.root / "out"
+def test_label_ids_are_those_of_cityscapes(cities, out):
     cities.call("export", "labels", str(out), "--ids", "label-ids")
-    table = TABLES["cityscapes19"]
-    for image_id, label in expected.items():
+    for image_id, label in stored(cities).items():
         file = out / f"gtFine/train/{image_id.split('_')[0]}/{image_id}_gtFine_labelIds.png"
         ids = np.array(Image.open(file))
         assert not np.isin(ids, 255).any()
-        back = np.vectorize(table.label_ids.get)(ids)
-        assert np.array_equal(back, label)
+        assert np.array_equal(np.vectorize(CITYSCAPES.label_ids.get)(ids), label)
 
 
 def test_a_table_without_an_ignored_0_keeps_255():
-    from dataclasses import replace
-
     table = replace(TABLES["camvid11"], label_ids={k: k for k in range(11)})
     assert values_of(table, "label-ids")[255] == 255
-    assert values_of(TABLES["cityscapes19"], "label-ids")[255] == 0
+    assert values_of(CITYSCAPES, "label-ids")[255] == 0
     assert list(values_of(TABLES["synthia16"], "label-ids")[:16]) == sorted(
         k for k, v in TABLES["synthia16"].label_ids.items() if v != 255
     )
 
 
-@pytest.mark.parametrize("with_colours", [False, True])
-def test_pngs_hold_every_value(with_colours):
+@pytest.mark.parametrize("table", [None, CITYSCAPES])
+def test_pngs_hold_every_value_in_8_bits(table):
     values = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    content = png(values, TABLES["cityscapes19"] if with_colours else None)
-    assert np.array_equal(np.array(Image.open(io.BytesIO(content))), values)
-    few = np.zeros((3, 5), np.uint8)  # a palette of few colours could be packed into less bits
-    content = png(few, TABLES["cityscapes19"])
-    assert content[24] == 8  # bits
+    assert np.array_equal(np.array(Image.open(io.BytesIO(png(values, table)))), values)
+    bits = 24  # where a PNG has them; few colours could be packed into less
+    assert png(np.zeros((3, 5), np.uint8), table)[bits] == 8
 
 
-def zip_for_server(world, name="results.zip", *more):
-    out = world.root / name
-    world.call("export", "labels", str(out), "--ids", "label-ids", *more)
-    return out
-
-
-def test_the_server_finds_one_prediction_for_each_image(cities):
-    import fnmatch
-
-    cities.call("run")
-    out = zip_for_server(cities, "results.zip", "--of", "student", "--split", "val")
+def test_the_server_finds_one_prediction_for_each_image(cities, out):
+    packed_bytes = []
+    for name in ("one.zip", "two.zip"):
+        file = out.with_name(name)
+        options = ("--of", "student", "--split", "val", "--ids", "label-ids")
+        said = cities.json("export", "labels", str(file), *options)
+        packed_bytes.append(file.read_bytes())
+        assert said["files"][name]["bytes"] == len(packed_bytes[-1])
+    assert packed_bytes[0] == packed_bytes[1]
     expected = stored(cities, "infer[student]@val")
-    with zipfile.ZipFile(out) as packed:
+    with zipfile.ZipFile(file) as packed:
         names = packed.namelist()
         assert names == sorted(names) and len(names) == len(expected) == 3
         for image_id, label in expected.items():
             city, sequence, frame = image_id.split("_")
             (name,) = fnmatch.filter(names, f"{city}_{sequence}_{frame}*.png")
             ids = np.array(Image.open(io.BytesIO(packed.read(name))))
-            table = TABLES["cityscapes19"]
-            assert np.array_equal(np.vectorize(table.label_ids.get)(ids), label)
-    again = zip_for_server(cities, "again.zip", "--of", "student", "--split", "val")
-    assert again.read_bytes() == out.read_bytes()
+            assert np.array_equal(np.vectorize(CITYSCAPES.label_ids.get)(ids), label)
 
 
-def test_pixels_without_a_label_are_said(cities):
-    cities.teacher("a", lambda label: np.full_like(label, 255))
-    cities.teacher("b", lambda label: np.full_like(label, 255))
-    for path in (cities.root / "teachers").rglob("train_*.png"):
-        _, number, frame = path.stem.split("_")
-        path.rename(path.with_name(f"{('aachen', 'ulm')[int(number) % 2]}_{number}_{frame}.png"))
-    cities.settings["fusion"] = {"method": "majority"}
-    cities.write()
-    fused(cities)
-    out = str(cities.root / "results.zip")
-    said = cities.json("export", "labels", out, "--ids", "label-ids")
-    assert said["ignored"] == said["pixels"] > 0
+@pytest.mark.parametrize("of, node", [("a", "infer[a]@val"), ("fusion", "fusion[majority]@val")])
+def test_teachers_and_splits_are_chosen_by_name(cities, out, of, node):
+    cities.call("export", "labels", str(out), "--of", of, "--split", "val")
+    images, labels = out / "leftImg8bit/val", out / "gtFine/val"
+    found = mmsegmentation(END, "_gtFine_labelTrainIds.png", images, labels)
+    assert_same(found, stored(cities, node), END)
 
 
-def test_teachers_and_splits_are_chosen_by_name(world):
-    world.call("run")
-    world.call("export", "labels", str(world.root / "a"), "--of", "a", "--split", "val")
-    found = mmsegmentation(
-        ".png", ".png", world.root / "a/images/val", world.root / "a/labels/val"
-    )
-    assert_same(found, stored(world, "infer[a]@val"), ".png")
-    world.call("export", "labels", str(world.root / "f"), "--split", "val")
-    found = mmsegmentation(
-        ".png", ".png", world.root / "f/images/val", world.root / "f/labels/val"
-    )
-    assert_same(found, stored(world, "fusion[channel]@val"), ".png")
-
-
-def test_the_readme_tells_what_it_is_and_its_code_is_code(cities):
-    fused(cities)
-    cities.call("export", "labels", str(cities.root / "out"))
-    text = (cities.root / "out/README.md").read_text()
-    made = cities.artifact("fusion").manifest
-    assert made.fingerprint in text and made.content in text and "| 5 of the split train |" in text
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+def dataset_of(folder):
+    """Run the code of the README for mmsegmentation; return its dataset and detectron2's code."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     config = {}
     exec(blocks[0], config)
-    dataset = config["train_dataloader"]["dataset"]
-    assert dataset["type"] == "CityscapesDataset" and "metainfo" not in dataset
-    for folder in dataset["data_prefix"].values():
-        assert (Path(dataset["data_root"]) / folder).is_dir()
     compile(blocks[1], "README", "exec")
-    assert "load_cityscapes_semantic" in blocks[1]
+    return config["train_dataloader"]["dataset"], blocks[1]
 
 
-def test_fewer_classes_are_not_called_those_of_cityscapes(cities):
+def test_the_readme_tells_what_it_is_and_its_code_is_code(cities, out):
+    cities.call("export", "labels", str(out))
+    text = (out / "README.md").read_text()
+    made = cities.artifact("fusion").manifest
+    assert made.fingerprint in text and made.content in text and "| 5 of the split train |" in text
+    dataset, other = dataset_of(out)
+    assert dataset["type"] == "CityscapesDataset" and "metainfo" not in dataset
+    assert all((out / folder).is_dir() for folder in dataset["data_prefix"].values())
+    assert dataset["data_root"] == str(out) and "load_cityscapes_semantic" in other
+
+
+def test_fewer_classes_are_not_called_those_of_cityscapes(tmp_path, out):
     """CityscapesDataset would take ids of 16 classes for ids of 19, and map them once more."""
+    cities = Cities(tmp_path / "world", train=2, val=1)
     cities.settings["classes"] = {"table": "synthia16"}
     for teacher in cities.settings["teachers"]:
         teacher["classes"] = "cityscapes19"
     cities.write()
-    fused(cities)
-    cities.call("export", "labels", str(cities.root / "out"))
-    config = {}
-    text = (cities.root / "out/README.md").read_text()
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], config)
-    dataset = config["train_dataloader"]["dataset"]
+    cities.call("fuse", "--upstream")
+    cities.call("export", "labels", str(out))
+    dataset, _ = dataset_of(out)
     assert dataset["type"] == "BaseSegDataset"
     assert dataset["metainfo"]["classes"] == list(TABLES["synthia16"].classes)
-    end = dataset["img_suffix"]
-    root = Path(dataset["data_root"])
-    images, labels = (root / dataset["data_prefix"][k] for k in ("img_path", "seg_map_path"))
-    found = mmsegmentation(end, dataset["seg_map_suffix"], images, labels)
-    assert_same(found, stored(cities), end)
+    images, labels = (out / dataset["data_prefix"][k] for k in ("img_path", "seg_map_path"))
+    found = mmsegmentation(dataset["img_suffix"], dataset["seg_map_suffix"], images, labels)
+    assert_same(found, stored(cities), END)
 
 
-def test_worker_processes_write_the_same(cities, monkeypatch):
-    from ensdistill.stages import parallel
+def test_worker_processes_write_the_same(cities, out, tmp_path):
+    from ensdistill.stages.export import labels as module
 
-    fused(cities)
-    cities.call("export", "labels", str(cities.root / "one"))
-    monkeypatch.setattr(parallel, "_TRIAL", 0.0)
-    monkeypatch.setattr(parallel, "_STARTING", 0.0)
-    cities.settings["runtime"]["workers"] = 2
-    cities.write()
-    cities.call("export", "labels", str(cities.root / "two"))
-    one, two = (files_of(cities.root / name) for name in ("one", "two"))
+    cities.call("export", "labels", str(out))
+
+    def spread(items, work, done, *, workers, progress):
+        parallel._spread(items, work, done, 2, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "for_each", spread)
+        cities.call("export", "labels", str(tmp_path / "two"))
+    one, two = files_of(out), files_of(tmp_path / "two")
     assert one.pop("README.md") != two.pop("README.md")  # they name their folder
     assert one == two
