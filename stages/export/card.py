@@ -184,12 +184,10 @@ def _as_teacher(network: dict[str, Any], description: Mapping[str, Any], form: s
     """Return the entry of an experiment file whose teacher it is."""
     if description.get("divisor", 1) > 1:
         network["divisor"] = description["divisor"]
-    seen = description["preprocessing"]
     entry: dict[str, Any] = {"name": "student-before", "network": network}
-    if form == "onnx":
+    if form == "onnx":  # a folder of transformers says it itself
+        seen = description["preprocessing"]
         entry["preprocess"] = {**seen, "size": seen["size"] or "image"}
-    elif seen["align_corners"]:  # all else is in the folder
-        entry["preprocess"] = {"align_corners": True}
     return "\nAs a teacher of another experiment:\n\n" + _block("yaml", _yaml([entry]))
 
 

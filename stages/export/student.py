@@ -151,7 +151,7 @@ def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-        import onnxscript  # type: ignore[import-untyped]  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise DataError(
             f"ONNX needs packages that are not there ({error}); pip install 'ensdistill[onnx]'"
@@ -205,10 +205,11 @@ def open_student(given: Order) -> Student:
     if given.local.factory is not None:
         given.local.require_weights()
     module, declared = load_student(given.artifact.path, {}, given.local)
-    divisor = 1
+    seen = Preprocessing.from_settings(declared)
+    module.eval()
     if isinstance(module, Padded):
-        module, divisor = module.model, module.divisor
-    return Student(module.eval(), divisor, Preprocessing.from_settings(declared))
+        return Student(module.model, module.divisor, seen)
+    return Student(module, 1, seen)
 
 
 def _write_folder(student: Student, classes: list[str], folder: Path) -> None:
