@@ -14,9 +14,10 @@ from worlds import World, files_of, segformer
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.export import student as exporting
-from ensdistill.stages.export.onnx import pooled
+from ensdistill.stages.export.onnx import pooled, write_onnx
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.frozen import load_student
+from ensdistill.stages.networks.onnx import onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "scale": 200.0}
@@ -325,18 +326,25 @@ def test_a_network_of_own_code_that_pads_goes_through_onnx(tmp_path):
     assert_labels(world, found)
 
 
-@pytest.mark.slow
-def test_upernet_takes_images_of_any_size(tmp_path):
-    from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
+class Pyramid(nn.Module):
+    """Pools as UperNet does, which keeps its layers also in a list of its own."""
 
-    stages = [f"stage{k}" for k in range(1, 5)]
-    body = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic"
-    )
-    body.out_features = stages
-    config = UperNetConfig(backbone_config=body, num_labels=19, hidden_size=16)
-    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "upernet")
-    world = world_with(tmp_path / "world", {"hf": str(tmp_path / "upernet")})
-    world.call("run", "--no-evaluate")
-    world.call("export", "student", str(tmp_path / "s"), "--as", "onnx")
-    assert (tmp_path / "s.onnx").is_file()
+    def __init__(self):
+        super().__init__()
+        self.pools = [nn.AdaptiveAvgPool2d(k) for k in (1, 2, 3, 6)]
+        for k, pool in enumerate(self.pools):
+            self.add_module(str(k), pool)
+
+    def forward(self, images):
+        resized = [nn.functional.interpolate(p(images), images.shape[-2:]) for p in self.pools]
+        return sum(resized, images)
+
+
+@pytest.mark.slow
+def test_a_pyramid_of_pools_takes_images_of_any_size(tmp_path):
+    file = tmp_path / "pyramid.onnx"
+    network = Pyramid().eval()
+    write_onnx(network, file, torch.zeros(2, 3, 96, 128), {"classes": "[]"})
+    again = onnx_network(file, {}, torch.device("cpu"), 1)
+    exporting.require_same(exporting.Student(network, 1, None), again, file)
+    assert "forward" not in vars(network.pools[1])  # the student's own is as it was
