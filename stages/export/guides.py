@@ -51,7 +51,7 @@ def guide(
         f"| pixels without a label | {100 * about['ignored'] / about['pixels']:.2f} % |",
     ]
     parts = [
-        "# Label maps\n\nMade by `ensdistill export labels`; no human labelled these images.\n",
+        "# Label maps\n\nMade by `ensdistill export labels`: what networks say, no ground truth.\n",
         "| | |\n| --- | --- |\n" + "\n".join(rows) + "\n",
         f"Images: `{layout.images}`, label maps: `{layout.labels}`, one 8-bit PNG an image, of its "
         f"size. {_PIXELS[ids]}\n",
@@ -97,7 +97,7 @@ def _mmsegmentation(table: ClassTable, layout: Layout, root: Path) -> str:
     if not known or layout.label_suffix != "_gtFine_labelTrainIds.png":
         own += [f"img_suffix={layout.image_suffix!r}, seg_map_suffix={layout.label_suffix!r},"]
     own += [
-        f"data_root={str(root)!r},",
+        f"data_root={str(root)!r}, ann_file='',",
         f"data_prefix=dict(img_path={layout.images!r}, seg_map_path={layout.labels!r}),",
         "pipeline=[",
         "    dict(type='LoadImageFromFile'),",
@@ -113,7 +113,7 @@ def _mmsegmentation(table: ClassTable, layout: Layout, root: Path) -> str:
         f"`num_classes={len(table)}`):\n\n"
         "```python\ntrain_dataloader = dict(\n    batch_size=4,\n    num_workers=4,\n"
         "    sampler=dict(type='InfiniteSampler', shuffle=True),\n"
-        f"    dataset=dict(\n        _delete_=True,\n{body}\n    ),\n)\n```\n"
+        f"    dataset=dict(\n{body}\n    ),\n)\n```\n"
     )
 
 
