@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "compare": "Experiments side by side: scores, teachers, policies, cost.",
     "report": "All that is known, in one HTML file.",
     "ablate": "Which teachers help, and what bad ones cost.",
+    "export": "Labels and student for other programs.",
     "verify": "Find damaged artifacts, and make them good.",
     "gc": "Clear away what no experiment reaches any more.",
     "demo": "The whole pipeline on a small generated city.",

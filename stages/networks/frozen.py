@@ -351,7 +351,7 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     set_threads(local.threads)
     declared: Mapping[str, Any] = {}
     if recipe["source"] == "student":
-        module, declared = _load_student(folder, recipe, local)
+        module, declared = load_student(folder, recipe, local)
     elif recipe["source"] == "hf":
         module = _load_hf(folder, recipe, local)
         declared = hf_preprocessing(folder, recipe["preprocess"])
@@ -421,7 +421,7 @@ def _load_hf(folder: Path, recipe: Mapping[str, Any], local: Local) -> nn.Module
     return network
 
 
-def _load_student(
+def load_student(
     folder: Path, recipe: Mapping[str, Any], local: Local
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """Return a network that was trained here, and the preprocessing it was trained with."""

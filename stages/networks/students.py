@@ -296,7 +296,7 @@ def hf_universal(
 def _from_folder(
     auto: Any, folder: Path, config: Any, trusted: bool, *, anew: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
-    with _quiet():
+    with quiet():
         model, report = auto.from_pretrained(
             folder,
             config=config,
@@ -334,7 +334,7 @@ def named_as_in(network: HfSegmentation, tensors: Mapping[str, Tensor]) -> dict[
     The library saves some models by older names than it builds them with. What does not fit keeps
     its shape, and what the network lacks its name, but neither its values.
     """
-    with _quiet():
+    with quiet():
         model, report = type(network.model).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=network.config,
@@ -349,7 +349,7 @@ def named_as_in(network: HfSegmentation, tensors: Mapping[str, Tensor]) -> dict[
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Let transformers say nothing: what was not loaded is for us to say."""
     from transformers.utils import logging
 

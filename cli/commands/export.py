@@ -1,0 +1,143 @@
+"""`ensdistill export`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensdistill.cli import options
+from ensdistill.cli.progress import display
+from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.plan import Decision, plan
+from ensdistill.stages.experiment import TRAIN, Experiment, load
+from ensdistill.stages.graph import build
+
+_TARGET = click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+_Order = Callable[[Experiment, Mapping[str, Decision]], Any]
+_Export = Callable[[Any, Progress], dict[str, Any]]
+
+
+@click.group()
+def command() -> None:
+    """Hand labels and student over to other programs.
+
+    Nothing is computed: what is exported must be published and fresh. What exists is never
+    overwritten.
+
+    \b
+    Example:
+      ensdistill export labels pseudo-labels
+      ensdistill export student student --as hf
+    """
+
+
+@command.command()
+@_TARGET
+@click.option("--of", default="fusion", show_default=True, help="fusion, student or a teacher.")
+@click.option("--split", default=TRAIN, show_default=True, help="Whose images.")
+@click.option(
+    "--ids",
+    type=click.Choice(["train-ids", "label-ids", "palette"]),
+    default="train-ids",
+    show_default=True,
+    help="What a pixel is; palette: train ids that show the classes' colours.",
+)
+@click.option("--copy-images", is_flag=True, help="Copy images instead of linking them.")
+@options.config
+@options.dry_run
+@options.as_json
+def labels(
+    target: Path,
+    of: str,
+    split: str,
+    ids: Any,
+    copy_images: bool,
+    config: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Label maps as PNGs, in a folder that mmsegmentation and detectron2 train on.
+
+    Images of Cityscapes come into its tree (leftImg8bit, gtFine), others into images/SPLIT and
+    labels/SPLIT; README.md there has the lines to train on them. If OUT ends in .zip it is what the
+    server of Cityscapes takes (with --ids label-ids).
+
+    \b
+    Example:
+      ensdistill export labels pseudo-labels --ids palette
+      ensdistill export labels results.zip --of student --split val --ids label-ids
+    """
+    from ensdistill.stages.export.labels import export, order
+
+    def prepare(experiment: Experiment, decisions: Mapping[str, Decision]) -> Any:
+        return order(
+            experiment, decisions, target, of=of, split=split, ids=ids, copy_images=copy_images
+        )
+
+    found = _export(config, prepare, export, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    verb = "would be" if dry_run else "are"
+    click.echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
+    if not dry_run:
+        share = 100 * found["ignored"] / found["pixels"]
+        click.echo(
+            f"{len(found['files'])} files, {found['bytes']:,} bytes; "
+            f"{found['ignored']:,} pixels ({share:.2f} %) have no label"
+        )
+
+
+@command.command()
+@_TARGET
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["hf", "onnx", "state-dict"]),
+    required=True,
+    help="A folder of transformers, a file of ONNX, or plain tensors.",
+)
+@options.config
+@options.dry_run
+@options.as_json
+def student(target: Path, form: Any, config: Path, dry_run: bool, as_json: bool) -> None:
+    """The student, with a card that says how it was made.
+
+    `hf` is a folder that `from_pretrained` of transformers loads; `onnx` takes batches and images
+    of any size, and is kept only if onnxruntime returns the student's own logits; `state-dict` is a
+    file of safetensors with a .json about it.
+
+    \b
+    Example:
+      ensdistill export student student.onnx --as onnx
+    """
+    from ensdistill.stages.export.student import export, order
+
+    def prepare(experiment: Experiment, decisions: Mapping[str, Decision]) -> Any:
+        return order(experiment, decisions, target, form)
+
+    found = _export(config, prepare, export, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    elif dry_run:
+        click.echo(f"{found['target']}: the student would be there as {form}")
+    else:
+        click.echo(f"{found['target']}: the student is there as {form}")
+        click.echo(f"{', '.join(found['files'])}: {found['bytes']:,} bytes")
+
+
+def _export(config: Path, prepare: _Order, export: _Export, *, dry_run: bool) -> dict[str, Any]:
+    """Plan, prepare and, unless it is a dry run, export."""
+    experiment = load(config)
+    with display() as shown:
+        decisions = plan(build(experiment), experiment.workspace.scan())
+        experiment.files.save()
+        order = prepare(experiment, decisions)
+        if dry_run:
+            made = order.artifact.manifest
+            return {"node": made.node, "fingerprint": made.fingerprint, **order.summary}
+        return export(order, shown.bar("export"))

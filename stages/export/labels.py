@@ -1,0 +1,424 @@
+"""Label maps as PNGs, in trees that programs for segmentation read as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ensdistill.data.classes import IGNORE_INDEX, ClassTable
+from ensdistill.data.images import Picture
+from ensdistill.data.pictures import UInt8
+from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.plan import Decision
+from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.export.guides import guide
+from ensdistill.stages.export.target import (
+    Written,
+    as_json,
+    drafted,
+    require_absent,
+    require_fresh,
+    write,
+)
+from ensdistill.stages.graph import infer_id
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.parallel import for_each
+
+Ids = Literal["train-ids", "label-ids", "palette"]
+
+_CITYSCAPES: Final = re.compile(r"([^_]+)_\d+_\d+")  # <city>_<seq>_<frame>
+_IMAGE: Final = "_leftImg8bit.png"
+_SUFFIXES: Final[dict[str, str]] = {
+    "train-ids": "_gtFine_labelTrainIds.png",
+    "label-ids": "_gtFine_labelIds.png",
+    "palette": "_gtFine_color.png",
+}
+_UNLABELLED: Final = 0  # Cityscapes' id of what nobody labelled
+_NO_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+
+
+class Layout(NamedTuple):
+    """Where images and label maps go.
+
+    Attributes
+    ----------
+    images, labels : str
+        Folders below the exported one.
+    image_suffix, label_suffix : str
+        What follows an image's id in the names of files.
+    by_city : bool
+        Whether each city has a folder of its own.
+    """
+
+    images: str
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    by_city: bool
+
+    def place(self, image_id: str) -> str:
+        """Return the folder and the beginning of the file names of an image."""
+        return f"{image_id.split('_')[0]}/{image_id}" if self.by_city else image_id
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        Whose labels these are.
+    artifact : Artifact
+        The label maps.
+    table : ClassTable
+        Their classes.
+    pictures : sequence of Picture
+        Their images, sorted by id.
+    digests : mapping
+        Path of an image to what it must hold.
+    split, ids : str
+        Which images, and what the pixels are to be.
+    target : Path
+        The folder, or the zip for the server of Cityscapes.
+    copy_images : bool
+        Whether images are copied and not linked.
+    """
+
+    experiment: Experiment
+    artifact: Artifact
+    table: ClassTable
+    pictures: Sequence[Picture]
+    digests: Mapping[str, str]
+    split: str
+    ids: Ids
+    target: Path
+    copy_images: bool
+
+    @property
+    def zipped(self) -> bool:
+        """Whether it is for the server of Cityscapes."""
+        return self.target.suffix == ".zip"
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """The tree of Cityscapes for its images, else two folders; None for a zip."""
+        if self.zipped:
+            return None
+        split = self.split
+        if all(
+            p.image.name == p.id + _IMAGE and _CITYSCAPES.fullmatch(p.id) for p in self.pictures
+        ):
+            suffix = _SUFFIXES[self.ids]
+            return Layout(f"leftImg8bit/{split}", f"gtFine/{split}", _IMAGE, suffix, True)
+        kinds = {p.image.suffix: p for p in self.pictures}
+        if len(kinds) > 1:
+            one, other = (p.image.name for p in list(kinds.values())[:2])
+            raise DataError(
+                f"target.{split}: images end differently ({one}, {other}), and neither "
+                "mmsegmentation nor detectron2 reads such a folder; bring them into one format"
+            )
+        return Layout(f"images/{split}", f"labels/{split}", next(iter(kinds)), ".png", False)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is said of it before anything is written."""
+        return {
+            "target": str(self.target),
+            "split": self.split,
+            "ids": self.ids,
+            "images": len(self.pictures),
+            "layout": None if self.layout is None else [self.layout.images, self.layout.labels],
+        }
+
+
+def order(
+    experiment: Experiment,
+    decisions: Mapping[str, Decision],
+    target: Path,
+    *,
+    of: str,
+    split: str,
+    ids: Ids,
+    copy_images: bool,
+) -> Order:
+    """Return what is to be exported, after refusing what cannot be.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment.
+    decisions : mapping
+        Node id to decision, of a plan.
+    target : Path
+        The folder to make; a zip if it ends in ``.zip``.
+    of : str
+        ``fusion``, ``student`` or the name of a teacher.
+    split, ids, copy_images
+        See `Order`.
+
+    Raises
+    ------
+    ConfigError
+        If there are no such label maps or ids, or the target exists.
+    NotReadyError
+        If the label maps are not published and fresh.
+    """
+    node_id = _node(experiment, decisions, of, split)
+    table = experiment.classes
+    if target.suffix == ".zip" and ids != "label-ids":
+        raise ConfigError(
+            f"{target.name} would be for the server of Cityscapes, which takes label ids; say "
+            "`--ids label-ids`, or name a folder"
+        )
+    if target.suffix == ".zip" and copy_images:
+        raise ConfigError(f"{target.name}: the server of Cityscapes takes no images")
+    if ids == "label-ids":
+        _require_label_ids(table)
+    require_absent(target)
+    artifact = require_fresh(decisions, node_id)
+    work = decisions[node_id].work
+    assert work is not None
+    found = Order(
+        experiment,
+        artifact,
+        table,
+        work.local.pictures,
+        work.local.digests,
+        split,
+        ids,
+        target,
+        copy_images,
+    )
+    if found.zipped:
+        _require_for_server(found)
+    else:
+        _ = found.layout
+    return found
+
+
+def _node(experiment: Experiment, decisions: Mapping[str, Decision], of: str, split: str) -> str:
+    """Return the node whose label maps are meant."""
+    names = [t.name for t in experiment.teachers]
+    if of == "fusion" and of in names:
+        raise ConfigError("a teacher is named 'fusion' too; rename it, or it cannot be told apart")
+    if of not in ("fusion", "student", *names):
+        raise ConfigError(
+            f"--of is {of!r}; expected fusion, student or a teacher ({', '.join(names)})"
+        )
+    if split not in experiment.config.target:
+        declared = ", ".join(experiment.config.target)
+        raise ConfigError(f"target declares no split {split!r}; there are {declared}")
+    node_id = infer_id(of, split)
+    if of == "fusion":
+        method = experiment.config.fusion.method
+        node_id = of if split == TRAIN else f"fusion[{method}]@{split}"
+    if node_id not in decisions:
+        labelled = ", ".join(experiment.labelled) or "none"
+        raise ConfigError(
+            f"{of} has no label maps of {split}: other images than those of {TRAIN}, and the "
+            f"student's labels, are made by `ensdistill evaluate` for labelled splits ({labelled}) "
+            "that every teacher in question covers. To label others, make them the train split of "
+            "an experiment whose teacher is the student: `network: {student: FOLDER}`"
+        )
+    return node_id
+
+
+def _require_label_ids(table: ClassTable) -> None:
+    if not table.label_ids:
+        raise ConfigError(f"class table {table.name} has no label ids; export `--ids train-ids`")
+    if (most := max(table.label_ids)) > IGNORE_INDEX:
+        raise ConfigError(
+            f"class table {table.name} has the label id {most}; expected at most {IGNORE_INDEX}, "
+            "as PNGs of label ids are of 8 bits"
+        )
+
+
+def _require_for_server(found: Order) -> None:
+    if found.table.label_ids.get(_UNLABELLED) != IGNORE_INDEX:
+        raise ConfigError(
+            f"class table {found.table.name} is not Cityscapes': its label id {_UNLABELLED} is not "
+            "one that evaluation ignores; name a folder"
+        )
+    for picture in found.pictures:
+        if not _CITYSCAPES.fullmatch(picture.id):
+            raise DataError(
+                f"target.{found.split}: {picture.image.name} is no image of Cityscapes; its server "
+                "looks for <city>_<seq>_<frame>"
+            )
+
+
+def values_of(table: ClassTable, ids: Ids) -> UInt8:
+    """Return the pixel value of every train id, (256,) uint8.
+
+    As label ids, 255 becomes 0 where the table says that 0 is ignored, as Cityscapes' does.
+    """
+    values = np.arange(256, dtype=np.uint8)
+    if ids == "label-ids":
+        for label_id, train_id in table.label_ids.items():
+            if train_id != IGNORE_INDEX:
+                values[train_id] = label_id
+        if table.label_ids.get(_UNLABELLED) == IGNORE_INDEX:
+            values[IGNORE_INDEX] = _UNLABELLED
+    return values
+
+
+def png(values: UInt8, table: ClassTable | None = None) -> bytes:
+    """Return (H, W) uint8 as an 8-bit PNG, with a table as one whose palette are its colours."""
+    image = Image.fromarray(values)
+    if table is not None:
+        colours = [part for colour in table.colours for part in colour]
+        image.putpalette(colours + [0] * (768 - len(colours)))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+class _Task(NamedTuple):
+    """An image: where its label map lies, what its file must hold, and where both go."""
+
+    stored: Stored
+    image: Path
+    sha256: str
+    place: str
+
+
+class _Done(NamedTuple):
+    """What was written of an image, and how many of its pixels are 255."""
+
+    written: list[Written]
+    ignored: int
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """Writes what there is of an image, in whatever process it is."""
+
+    reader: LabelReader
+    folder: Path
+    table: ClassTable
+    ids: Ids
+    layout: Layout | None
+    copy_images: bool
+
+    def __call__(self, task: _Task) -> _Done:
+        labels = self.reader(task.stored)
+        content = png(
+            values_of(self.table, self.ids)[labels], self.table if self.ids == "palette" else None
+        )
+        ignored = int(np.count_nonzero(labels == IGNORE_INDEX))
+        if self.layout is None:
+            return _Done([write(self.folder, f"{task.place}_pred.png", content)], ignored)
+        layout = self.layout
+        name = f"{layout.labels}/{task.place}"
+        written = [write(self.folder, name + layout.label_suffix, content)]
+        if layout.by_city and self.ids == "train-ids" and self.table.label_ids:
+            written += self._for_detectron2(name, labels)
+        written += self._image(task)
+        return _Done(written, ignored)
+
+    def _for_detectron2(self, name: str, labels: UInt8) -> list[Written]:
+        """Write what its loader of Cityscapes looks for beside the train ids.
+
+        The size is in the polygons' file. No instances are known: Cityscapes then has a thing's
+        label id as its instance id.
+        """
+        height, width = labels.shape
+        size = json.dumps({"imgHeight": height, "imgWidth": width, "objects": []}).encode()
+        same = png(values_of(self.table, "label-ids")[labels])
+        contents = {"labelIds.png": same, "instanceIds.png": same, "polygons.json": size}
+        return [write(self.folder, f"{name}_gtFine_{k}", v) for k, v in contents.items()]
+
+    def _image(self, task: _Task) -> list[Written]:
+        assert self.layout is not None
+        name = f"{self.layout.images}/{task.place}{self.layout.image_suffix}"
+        if self.copy_images:
+            content = task.image.read_bytes()
+            if hashlib.sha256(content).hexdigest() != task.sha256:
+                raise DataError(f"{task.image}: changed since this command looked at it")
+            return [write(self.folder, name, content)]
+        link = self.folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(task.image.resolve())
+        return []
+
+
+def export(given: Order, progress: Progress) -> dict[str, Any]:
+    """Write an export and return what was written, as JSON-able data.
+
+    Raises
+    ------
+    CorruptError
+        If a label map is not what was published.
+    DataError
+        If an image changed meanwhile.
+    """
+    maps, layout = LabelMaps(given.artifact), given.layout
+    tasks = [
+        _Task(
+            maps.find(p.id),
+            p.image,
+            given.digests[str(p.image)],
+            p.id if layout is None else layout.place(p.id),
+        )
+        for p in given.pictures
+    ]
+    written: list[Written] = []
+    ignored = 0
+
+    def done(_: _Task, found: _Done) -> None:
+        nonlocal ignored
+        written.extend(found.written)
+        ignored += found.ignored
+
+    progress.start(len(tasks), 0, "images")
+    with drafted(given.target) as draft:
+        folder = draft / "tree" if given.zipped else draft / given.target.name
+        folder.mkdir()
+        for_each(
+            tasks,
+            _Writing(maps.reader, folder, given.table, given.ids, layout, given.copy_images),
+            done,
+            workers=given.experiment.config.runtime.workers,
+            progress=progress,
+        )
+        pixels = sum(height * width for height, width in (t.stored.size for t in tasks))
+        about = {**given.summary, "pixels": pixels, "ignored": ignored}
+        if layout is None:
+            _zip(folder, draft / given.target.name)
+            written = [Written.of(draft / given.target.name, given.target.name)]
+        else:
+            text = guide(
+                given.experiment.path.name,
+                given.artifact.manifest,
+                given.table,
+                layout,
+                given.ids,
+                about,
+                given.target.absolute(),
+            )
+            written.append(write(folder, "README.md", text.encode()))
+    return as_json(given.artifact, written, **about)
+
+
+def _zip(folder: Path, file: Path) -> None:
+    """Pack the files of a folder; the same files always give the same bytes."""
+    with zipfile.ZipFile(file, "w") as packed:
+        for path in sorted(folder.iterdir()):
+            # stored: PNGs are compressed
+            entry = zipfile.ZipInfo(path.name, _NO_DATE)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            packed.writestr(entry, path.read_bytes())

@@ -1,0 +1,240 @@
+"""`ensdistill export`: what it refuses, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from worlds import World, files_of
+
+from ensdistill.stages.export import labels as exporting
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A world with fused labels; nobody changes it."""
+    world = World(tmp_path_factory.mktemp("made"), train=3, val=1)
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("fuse", "--upstream")
+    return world
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The same, to be changed."""
+    world = World(tmp_path, train=3, val=1)
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("fuse", "--upstream")
+    return world
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def left(out):
+    """Return what lies where the export would be, hidden or not."""
+    return sorted(p.name for p in out.parent.iterdir() if "out" in p.name)
+
+
+@pytest.mark.parametrize(
+    "options, texts",
+    [
+        (["--of", "c"], ["'c'", "fusion, student or a teacher (a, b)"]),
+        (["--split", "test"], ["no split 'test'", "train, val"]),
+        (["--of", "student"], ["student has no label maps of train", "val"]),
+        (["--split", "val"], ["fusion[majority]@val is missing", "`ensdistill evaluate`"]),
+        (["--of", "a", "--split", "val"], ["infer[a]@val", "ensdistill evaluate --split val"]),
+    ],
+)
+def test_labels_that_are_not_there_are_refused(made, out, options, texts):
+    said = made.refuse("export", "labels", str(out), *options)
+    assert all(text in said for text in texts), said
+    assert not left(out)
+
+
+def test_a_student_that_is_not_there_is_refused(made, out):
+    said = made.refuse("export", "student", str(out), "--as", "state-dict")
+    assert "NotReadyError: student is missing" in said
+    assert "run `ensdistill train-student` first" in said and not left(out)
+
+
+def test_stale_labels_are_refused(own, out):
+    own.teacher("a", lambda label: label)
+    said = own.refuse("export", "labels", str(out))
+    assert "NotReadyError: fusion is stale" in said and "`ensdistill fuse`" in said
+    assert not left(out)
+
+
+def test_spoilt_labels_are_refused_and_leave_nothing(own, out):
+    fused = own.artifact("fusion")
+    chunk = fused.path / fused.items[1]["file"][0]
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    said = own.refuse("export", "labels", str(out))
+    assert "CorruptError" in said and str(chunk) in said and "verify --repair" in said
+    assert not left(out)
+
+
+def test_a_spoilt_student_is_refused(own, out):
+    own.call("train-student")
+    weights = own.artifact("student").path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = own.refuse("export", "student", str(out), "--as", "state-dict")
+    assert "CorruptError" in said and "model.safetensors" in said and not left(out)
+
+
+def test_an_image_that_changed_is_not_copied(own, out, monkeypatch):
+    order = exporting.order
+
+    def late(*arguments, **more):
+        found = order(*arguments, **more)
+        own.save(
+            "images", "train", found.pictures[0].id, 0 * own.truth["train", "train_000000_000019"]
+        )
+        return found
+
+    monkeypatch.setattr(exporting, "order", late)
+    said = own.refuse("export", "labels", str(out), "--copy-images")
+    assert "DataError" in said and "changed" in said and not left(out)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_nothing_is_overwritten(made, out, kind):
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to("nowhere")
+    for command in (["labels", str(out)], ["student", str(out), "--as", "hf"]):
+        said = made.refuse("export", *command)
+        assert "ConfigError" in said and str(out) in said and "overwritten" in said
+    assert left(out) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["out.md", "out.json", "out.safetensors"])
+def test_no_file_beside_the_student_is_overwritten(made, out, name):
+    out.with_name(name).write_text("mine")
+    said = made.refuse("export", "student", str(out), "--as", "state-dict")
+    assert name in said and left(out) == [name]
+
+
+def test_the_server_takes_label_ids_and_images_of_cityscapes_alone(made, out):
+    file = str(out) + ".zip"
+    assert "--ids label-ids" in made.refuse("export", "labels", file)
+    label_ids = ("--ids", "label-ids")
+    assert "no images" in made.refuse("export", "labels", file, *label_ids, "--copy-images")
+    made.call("export", "labels", file, *label_ids)  # <city>_<seq>_<frame>, as their names are
+    assert left(out) == ["out.zip"]
+
+
+def test_images_that_the_server_does_not_know_are_refused(own, out):
+    for folder in ("images", "teachers/a", "teachers/b"):
+        file = own.root / folder / "train/train_000000_000019.png"
+        file.rename(file.with_name("first.png"))
+    own.call("fuse", "--upstream")
+    said = own.refuse("export", "labels", str(out) + ".zip", "--ids", "label-ids")
+    assert "first.png" in said and "<city>_<seq>_<frame>" in said and not left(out)
+
+
+def test_a_table_without_label_ids_has_none(own, out):
+    own.settings["classes"] = {"table": "camvid11"}
+    for teacher in own.settings["teachers"]:
+        teacher |= {"classes": "cityscapes19", "map": {"sidewalk": "pavement"}}
+    own.write()
+    own.call("fuse", "--upstream")
+    for target in (str(out), str(out) + ".zip"):
+        said = own.refuse("export", "labels", target, "--ids", "label-ids")
+        assert "camvid11 has no label ids" in said and "--ids train-ids" in said
+    assert not left(out)
+
+
+def test_images_of_two_formats_are_refused(own, out):
+    file = own.root / "images/train/train_000000_000019.png"
+    Image.open(file).save(file.with_suffix(".jpg"))
+    file.unlink()
+    own.settings["target"]["train"]["images"] = "images/train/*"
+    own.write()
+    own.call("fuse", "--upstream")
+    said = own.refuse("export", "labels", str(out))
+    assert "train_000000_000019.jpg" in said and "one format" in said and not left(out)
+
+
+@pytest.mark.parametrize(
+    "command", [["labels", "OUT"], ["labels", "OUT", "--of", "a", "--ids", "palette"]]
+)
+def test_a_dry_run_says_what_would_be_and_does_nothing(made, out, command):
+    command = [str(out) if part == "OUT" else part for part in command]
+    said = made.json("export", *command, "--dry-run")
+    assert said["target"] == str(out) and said["images"] == 3
+    assert said["layout"] == ["images/train", "labels/train"]
+    assert said["node"] in ("fusion", "infer[a]") and len(said["fingerprint"]) == 64
+    assert "3 label maps" in made.call("export", *command, "--dry-run")
+    assert not left(out)
+
+
+def test_an_interrupted_export_leaves_nothing(made, out, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "png", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        made.call("export", "labels", str(out))
+    assert not left(out)
+
+
+KILLED = """
+import os, signal, sys
+from ensdistill.cli.__main__ import main
+from ensdistill.stages.export import labels
+
+write, count = labels.write, []
+
+def kill_at_the_second(folder, name, content):
+    count.append(name)
+    if len(count) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(folder, name, content)
+
+labels.write = kill_at_the_second
+main(["export", "labels", *sys.argv[1:]])
+"""
+
+
+def test_a_killed_export_leaves_nothing_under_its_name(made, out):
+    arguments = [str(out), "-c", str(made.file)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert done.returncode == -9
+    assert not out.exists() and len(left(out)) == 1  # the hidden draft
+    made.call("export", "labels", str(out))
+    assert len(files_of(out / "labels")) == 3
+
+
+def test_json_alone_goes_to_stdout(made, out):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ensdistill.cli",
+            "export",
+            "labels",
+            str(out),
+            "--json",
+            "-c",
+            made.file,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    assert said["bytes"] == sum(f["bytes"] for f in said["files"].values())
+    assert "3 label maps of fusion" in made.call("export", "labels", str(out) + "2")
