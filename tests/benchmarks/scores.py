@@ -178,7 +178,7 @@ def evaluation(root):
     yield figure(f"{title} stored predictions, with instances", ratio, better="more")
     share = 100 * times.ratio("opened", "first")
     yield figure(
-        f"{title} stored predictions for the first time, from a PNG of ground truth",
+        f"{title} stored predictions, ground truth in a PNG",
         times.ratio("peer", "first"),
         better="more",
         note=f"{ms['first']}, of which Pillow has {share:.0f} %",
