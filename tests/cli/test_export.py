@@ -106,6 +106,16 @@ def test_an_image_that_changed_is_not_copied(own, out, monkeypatch):
     assert "DataError" in said and "changed" in said and not left(out)
 
 
+def test_ground_truth_is_not_opened(own, out):
+    """It could not be: what lies there are folders that have its names."""
+    for file in (own.root / "labels").rglob("*.png"):
+        file.unlink()
+        file.mkdir()
+    own.call("train-student")
+    own.call("export", "labels", str(out))
+    own.call("export", "student", str(out.with_name("s")), "--as", "state-dict")
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
 def test_nothing_is_overwritten(made, out, kind):
     if kind == "folder":
