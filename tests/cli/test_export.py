@@ -1,6 +1,5 @@
 """`ensdistill export`: what it refuses, and what it leaves behind."""
 
-import json
 import subprocess
 import sys
 
@@ -224,27 +223,5 @@ def test_a_killed_export_leaves_nothing_under_its_name(made, out):
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -9
     assert not out.exists() and len(left(out)) == 1  # the hidden draft
-    made.call("export", "labels", str(out))
+    assert "3 label maps of fusion are there" in made.call("export", "labels", str(out))
     assert len(files_of(out / "labels")) == 3
-
-
-def test_json_alone_goes_to_stdout(made, out):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ensdistill.cli",
-            "export",
-            "labels",
-            str(out),
-            "--json",
-            "-c",
-            made.file,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said = json.loads(done.stdout)
-    assert said["bytes"] == sum(f["bytes"] for f in said["files"].values())
-    assert "3 label maps of fusion" in made.call("export", "labels", str(out) + "2")
