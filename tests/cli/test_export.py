@@ -1,6 +1,5 @@
 """`ensdistill export`: what it refuses, and what it leaves behind."""
 
-import json
 import subprocess
 import sys
 
@@ -104,6 +103,16 @@ def test_an_image_that_changed_is_not_copied(own, out, monkeypatch):
     monkeypatch.setattr(exporting, "order", late)
     said = own.refuse("export", "labels", str(out), "--copy-images")
     assert "DataError" in said and "changed" in said and not left(out)
+
+
+def test_ground_truth_is_not_opened(own, out):
+    """It could not be: what lies there are folders that have its names."""
+    for file in (own.root / "labels").rglob("*.png"):
+        file.unlink()
+        file.mkdir()
+    own.call("train-student")
+    own.call("export", "labels", str(out))
+    own.call("export", "student", str(out.with_name("s")), "--as", "state-dict")
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
@@ -214,27 +223,5 @@ def test_a_killed_export_leaves_nothing_under_its_name(made, out):
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -9
     assert not out.exists() and len(left(out)) == 1  # the hidden draft
-    made.call("export", "labels", str(out))
+    assert "3 label maps of fusion are there" in made.call("export", "labels", str(out))
     assert len(files_of(out / "labels")) == 3
-
-
-def test_json_alone_goes_to_stdout(made, out):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ensdistill.cli",
-            "export",
-            "labels",
-            str(out),
-            "--json",
-            "-c",
-            made.file,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said = json.loads(done.stdout)
-    assert said["bytes"] == sum(f["bytes"] for f in said["files"].values())
-    assert "3 label maps of fusion" in made.call("export", "labels", str(out) + "2")

@@ -53,6 +53,8 @@ def cities(tmp_path_factory):
 def folders(tmp_path_factory):
     """The same of other images."""
     made = World(tmp_path_factory.mktemp("folders"))
+    made.settings["fusion"] = {"method": "majority"}
+    made.write()
     made.call("fuse", "--upstream")
     return made
 
@@ -256,6 +258,7 @@ def test_fewer_classes_are_not_called_those_of_cityscapes(tmp_path, out):
     assert_same(found, stored(cities), END)
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same(cities, out, tmp_path):
     from ensdistill.stages.export import labels as module
 

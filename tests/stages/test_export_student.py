@@ -19,6 +19,7 @@ from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.frozen import load_student
 from ensdistill.stages.networks.onnx import onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.students import hf_segmentation
 
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "scale": 200.0}
 
@@ -302,6 +303,11 @@ def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     assert json.loads(facts["stride"]) == (4 if network["arch"] == "tiny" else 16)
     assert str(tmp_path.parent).encode() not in file.read_bytes()
     assert b"site-packages" not in file.read_bytes()
+    if network["arch"] != "tiny":  # it is of transformers as well
+        world.call("export", "student", str(tmp_path / "s"), "--as", "hf")
+        model = hf_segmentation(tmp_path / "s").eval()
+        with torch.inference_mode():
+            assert np.allclose(model(images).numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.slow
