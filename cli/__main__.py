@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ from ensdistill.pipeline.errors import EnsdistillError
 # `status` does not wait for what only training needs.
 COMMANDS: Final[Mapping[str, str]] = {
     "init": "Write a commented experiment file.",
+    "import": "Write one about label maps that were made elsewhere.",
     "doctor": "Explain this installation, and what each teacher needs.",
     "check": "Find everything that is wrong with the inputs, before any work.",
     "infer-teacher": "Argmax label maps of each teacher.",
@@ -49,7 +51,8 @@ class Group(click.Group):
         """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ensdistill.cli.commands.{cmd_name.replace('-', '_')}")
+        name = cmd_name.replace("-", "_") + "_" * keyword.iskeyword(cmd_name)
+        module = importlib.import_module(f"ensdistill.cli.commands.{name}")
         command: click.Command = module.command
         return command
 

@@ -1,0 +1,262 @@
+"""`ensdistill import`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensdistill.cli import options
+from ensdistill.cli.progress import display
+from ensdistill.pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ensdistill.stages.experiment import Experiment
+    from ensdistill.stages.importing import Found
+
+_SHOWN = 3  # files that belong to no image
+
+
+@click.command()
+@click.argument("folders", metavar="[NAME=]FOLDER...", nargs=-1, required=True)
+@click.option("--images", required=True, metavar="GLOB", help="The training images.")
+@click.option(
+    "--classes",
+    default="cityscapes19",
+    show_default=True,
+    metavar="TABLE",
+    help="What the train ids mean: a built-in class table or a YAML file.",
+)
+@click.option("--val-images", metavar="GLOB", help="Images of a labelled split.")
+@click.option("--val-labels", metavar="GLOB", help="Their ground truth.")
+@click.option(
+    "--certainties",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where PNGs of the .npy and .npz files go; needed where there are any.",
+)
+@options.config
+@options.dry_run
+@options.as_json
+def command(
+    folders: tuple[str, ...],
+    images: str,
+    classes: str,
+    val_images: str | None,
+    val_labels: str | None,
+    certainties: Path | None,
+    config: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write an experiment file about label maps that were made elsewhere.
+
+    Each FOLDER is a teacher, called NAME or else as the folder: PNGs of train ids, 255 where there
+    is no label, named as the images (`_leftImg8bit` may follow), as the method's published code
+    writes them; below it there may be a .npy or .npz of certainties 0..100 of each image, (H, W) or
+    (H, W, C). All label maps are read and checked. Nothing is written into the folders.
+
+    \b
+    Example:
+      ensdistill import --images "leftImg8bit/train/**/*.png" \\
+        DACS=gtFine/DACS_PL_GTA CBST=gtFine/CBST_PL_GTA --certainties certainties
+    """
+    from ensdistill.stages import importing
+    from ensdistill.stages.check import check
+    from ensdistill.stages.experiment import TRAIN, load
+
+    config = config.resolve()
+    if config.exists():
+        raise _is_there(config)
+    if (val_images is None) != (val_labels is None):
+        raise ConfigError("--val-images and --val-labels go together")
+    named = _named(folders)
+    target = [f"  {TRAIN}: {_flow(images=_seen_from(config, images))}"]
+    if val_images is not None and val_labels is not None:
+        target += [
+            "  # Ground truth: opened by `ensdistill evaluate` alone.",
+            "  val: "
+            + _flow(
+                images=_seen_from(config, val_images),
+                labels=_seen_from(config, val_labels),
+                ids="label_ids" if val_labels.endswith("labelIds.png") else "train_ids",
+            ),
+        ]
+    if classes.endswith((".yaml", ".yml")):
+        classes = _seen_from(config, classes)
+    entries = {name: {TRAIN: _seen_from(config, folder)} for name, folder in named.items()}
+    draft = _experiment(config, _text(classes, target, entries, {}))
+    found = importing.find(draft)
+    sure = _certainty_folders(found, certainties, config)
+    entries = {f.name: dict.fromkeys(f.splits, entries[f.name][TRAIN]) for f in found}
+    text = _text(classes, target, entries, sure)
+    made: Mapping[str, Mapping[str, int]] = {}
+    if not dry_run:
+        # without certainties: their PNGs are made only of label maps that are as they should be
+        draft = _experiment(config, _text(classes, target, entries, {}))
+        with display() as shown:
+            try:
+                check(draft, list(draft.config.target), shown.bar("check"))
+            except DataError as error:
+                raise DataError(
+                    f"{error}\nnothing was written; an experiment with other `ids:` or `classes:` "
+                    "is begun by hand, with `ensdistill init`"
+                ) from error
+            if certainties is not None:
+                made = importing.convert(draft, found, certainties, shown.bar("certainties"))
+        try:
+            with config.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise _is_there(config) from None
+        load(config)
+    rows = {
+        f.name: {
+            "folder": str(f.folder),
+            "splits": list(f.splits),
+            "images": len(f.labels),
+            "certainties": len(f.certainties),
+            "extra": list(f.extra),
+            "converted": made.get(f.name),
+        }
+        for f in found
+    }
+    if as_json:
+        click.echo(json.dumps({"file": str(config), "text": text, "teachers": rows}, indent=1))
+        return
+    for name, row in rows.items():
+        _say(name, row)
+    if dry_run:
+        click.echo(f"would read all of them and write {config}:\n\n{text}", nl=False)
+    else:
+        click.echo(f"wrote {config}; next: `ensdistill check -c {_short(config)}`")
+
+
+def _say(name: str, row: Mapping[str, Any]) -> None:
+    """Print what was found of a teacher."""
+    splits = f", labels {' and '.join(row['splits'])}" if len(row["splits"]) > 1 else ""
+    sure = ", with certainties" if row["certainties"] else ""
+    click.echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
+    if row["extra"]:
+        names = [Path(path).name for path in row["extra"]]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        click.echo(f"  of no image, left out: {', '.join(names[:_SHOWN])}{more}")
+    if (made := row["converted"]) and row["certainties"]:
+        click.echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
+        if made["other"]:
+            share = 100 * made["other"] / made["labelled"]
+            click.echo(
+                f"  warning: {share:.2g} % of the labels are not the class that its certainties "
+                "are largest for; do they belong together?"
+            )
+
+
+def _named(folders: Sequence[str]) -> dict[str, str]:
+    """Return name to folder, in the order given."""
+    from pydantic import ValidationError
+
+    from ensdistill.stages.experiment import TRAIN, Teacher
+
+    named: dict[str, str] = {}
+    for text in folders:
+        name, equals, folder = text.partition("=")
+        if not equals or Path(text).is_dir():  # a folder's own name may hold `=`
+            name, folder = Path(text).resolve().name, text
+        try:
+            Teacher(name=name, labels={TRAIN: folder})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{text}: {reason}; say NAME={folder}") from None
+        if name in named:
+            raise ConfigError(
+                f"{named[name]} and {folder} are both called {name!r}; names are unique, say "
+                f"NAME={folder}"
+            )
+        if (same := Path(folder).resolve()) in [Path(f).resolve() for f in named.values()]:
+            raise ConfigError(f"{same} is given twice")
+        named[name] = folder
+    return named
+
+
+def _certainty_folders(
+    found: Sequence[Found], certainties: Path | None, config: Path
+) -> dict[str, str]:
+    """Return where the PNGs of each teacher's certainties go, for those that have any."""
+    from ensdistill.stages import importing
+
+    having = [f for f in found if f.certainties]
+    if having and certainties is None:
+        raise ConfigError(
+            f"{', '.join(f.name for f in having)}: there are certainties beside the label maps "
+            f"({next(iter(having[0].certainties.values()))}); say in which folder PNGs of them may "
+            "be written: --certainties DIR"
+        )
+    if certainties is None:
+        return {}
+    if not having:
+        raise ConfigError("--certainties: there are no .npy or .npz of the images in any folder")
+    importing.require_outside(found, certainties)
+    return {f.name: _seen_from(config, str(certainties / f.name)) for f in having}
+
+
+def _text(
+    classes: str,
+    target: Sequence[str],
+    entries: Mapping[str, Mapping[str, str]],
+    sure: Mapping[str, str],
+) -> str:
+    """Return the experiment file."""
+    teachers = []
+    for name, labels in entries.items():
+        teachers += [f"  - name: {_quoted(name)}", f"    labels: {_flow(**labels)}"]
+        if name in sure:
+            teachers.append(f"    certainty: {_flow(train=sure[name])}   # of each label")
+    text = (resources.files("ensdistill.cli") / "templates" / "imported.yaml").read_text("utf-8")
+    for key, value in (
+        ("@CLASSES@", _quoted(classes)),
+        ("@TARGET@", "\n".join(target)),
+        ("@TEACHERS@", "\n".join(teachers)),
+    ):
+        text = text.replace(key, value, 1)
+    return text
+
+
+def _experiment(config: Path, text: str) -> Experiment:
+    """Return the experiment that a file of this text would be, with the workspace's memory."""
+    import yaml
+
+    from ensdistill.pipeline.files import FileCache
+    from ensdistill.stages.experiment import Config, Experiment
+
+    content = Config.model_validate(yaml.safe_load(text))
+    return Experiment(config, content, FileCache(config.parent / content.workspace / "files.json"))
+
+
+def _seen_from(config: Path, path: str) -> str:
+    """Return a path, or a pattern, as it is written in the file: relative if it was given so."""
+    path = os.path.expanduser(path)  # noqa: PTH111  (a pattern is no path)
+    return path if os.path.isabs(path) else os.path.relpath(path, config.parent)  # noqa: PTH117
+
+
+def _flow(**values: str) -> str:
+    return "{" + ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items()) + "}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML; JSON is YAML."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _is_there(config: Path) -> ConfigError:
+    return ConfigError(
+        f"{config} is there already and is not overwritten; choose another with --config"
+    )
+
+
+def _short(config: Path) -> str:
+    """Return a file as seen from here, where that is shorter."""
+    return min(str(config), os.path.relpath(config), key=len)
