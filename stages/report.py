@@ -236,7 +236,7 @@ def _warnings(
         found.append(
             f"the student was trained watching the ground truth of {student.watch}{selected}"
         )
-    if chosen is not None:
+    if chosen is not None and experiment.config.fusion.method == "channel":
         for c in chosen["fallback"]:
             found.append(
                 f"policy: no probe is sure of {c} on enough pixels; it goes to "
