@@ -29,6 +29,7 @@ def evaluated(tmp_path_factory):
     """A world and, in the same workspace, one more teacher; both evaluated."""
     world = World(tmp_path_factory.mktemp("compared"))
     world.settings["fusion"] = {"method": "majority"}
+    world.settings["student"]["steps"] = 1
     world.write()
     world.call("run")
     one = world.root / "two.yaml"

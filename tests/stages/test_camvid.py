@@ -42,6 +42,7 @@ def readme_figures(folder):
     return found
 
 
+@pytest.mark.slow
 def test_teachers_have_the_figures_of_the_readme(camvid, tmp_path):
     world = CamVid(tmp_path, camvid)
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "dicenet"}}

@@ -104,6 +104,7 @@ def assert_alike(one, two):
         torch.testing.assert_close(two[1][name], weight, rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(fused):
     again(fused)
     one = train(fused, 1)
