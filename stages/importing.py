@@ -54,7 +54,7 @@ class Found:
     splits : tuple of str
         The splits all of whose images it labels; `train` is one of them.
     extra : tuple of str
-        Other PNGs, and arrays, that belong to no image.
+        Other PNGs and arrays: of no image, or of a split that is not labelled as a whole.
     """
 
     name: str

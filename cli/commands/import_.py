@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ensdistill.stages.experiment import Experiment
     from ensdistill.stages.importing import Found
 
-_SHOWN = 3  # files that belong to no image
+_SHOWN = 3  # files that are not needed
 
 
 @click.command()
@@ -144,7 +144,7 @@ def _say(name: str, row: Mapping[str, Any]) -> None:
     if row["extra"]:
         names = [Path(path).name for path in row["extra"]]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        click.echo(f"  of no image, left out: {', '.join(names[:_SHOWN])}{more}")
+        click.echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
     if (made := row["converted"]) and row["certainties"]:
         click.echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
         if made["other"]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from opened import opened
 from PIL import Image
 from worlds import World, files_of
 
@@ -160,7 +161,7 @@ def test_missing_label_maps_are_counted_and_nothing_is_written(published):
 
 def test_pngs_of_no_image_are_named(published):
     colour = published.save("a", published.ids[0], np.zeros((4, 4)), "_leftImg8bit_color")
-    assert f"of no image, left out: {colour.name}" in published.call("--dry-run")
+    assert f"not needed: {colour.name}" in published.call("--dry-run")
     assert json.loads(published.call("--json"))["teachers"]["A"]["extra"] == [str(colour)]
 
 
@@ -192,12 +193,10 @@ def test_an_existing_file_is_never_overwritten(published):
 
 def test_a_dry_run_opens_and_writes_nothing(published):
     before = files_of(published.world.root)
-    for path in (published.root / "a").iterdir():
-        path.chmod(0)
-    out = published.call("--dry-run")
+    with opened() as paths:
+        out = published.call("--dry-run")
     assert "would read all of them and write" in out and "fusion: {method: label-model}" in out
-    for path in (published.root / "a").iterdir():
-        path.chmod(0o644)
+    assert not [p for p in paths if p.endswith(".png")]
     assert files_of(published.world.root) == before
 
 
@@ -206,11 +205,12 @@ def test_a_labelled_split_and_who_covers_it(published):
     for split, image_id in world.truth:
         if split == "val":
             published.save("a", image_id, np.zeros_like(world.truth[split, image_id]))
-    for path in (world.root / "labels/val").iterdir():
-        path.chmod(0)  # ground truth is not opened
     val = ["--val-images", f"{world.root}/images/val/*.png"]
     assert "go together" in published.call(*val, expect=ConfigError)
-    out = published.call(*val, "--val-labels", f"{world.root}/labels/val/*.png")
+    with opened() as paths:
+        out = published.call(*val, "--val-labels", f"{world.root}/labels/val/*.png")
+    assert [p for p in paths if "/images/val/" in p]
+    assert not [p for p in paths if "/labels/val/" in p]
     assert "A: label maps of 5 training images, labels train and val\n" in out
     content = load(published.file).config
     assert list(content.teachers[0].labels) == ["train", "val"]
@@ -254,6 +254,20 @@ def test_a_second_import_takes_the_pngs_that_are_there(published, tmp_path):
     assert "1 PNGs written, 4 there already" in out
     changed = [n for n, b in files_of(tmp_path / "sure").items() if made[n] != b]
     assert changed == [f"A/{published.ids[2]}.png"]
+
+
+def test_what_was_converted_before_an_error_is_kept(published, tmp_path):
+    arrays = {i: published.root / "a" / f"{i}.npy" for i in published.ids}
+    for image_id, file in arrays.items():
+        np.save(file, published.tensor("a", image_id)[0])
+    spoilt = arrays[published.ids[3]]
+    whole = spoilt.read_bytes()
+    spoilt.write_bytes(whole[:-10])
+    error = published.call("--certainties", tmp_path / "sure", expect=DataError)
+    assert str(spoilt) in error and not published.file.exists()
+    spoilt.write_bytes(whole)
+    out = published.call("--certainties", tmp_path / "sure")
+    assert "2 PNGs written, 3 there already" in out
 
 
 def test_another_png_is_not_overwritten(published, tmp_path):
