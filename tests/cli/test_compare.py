@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from opened import opened
 from worlds import World
 
 from ensdistill.cli.__main__ import cli
@@ -172,6 +173,11 @@ def test_no_ground_truth_is_opened(evaluated):
     """What is not remembered stays unknown: nothing is evaluated then."""
     _, one, other = evaluated
     settings = yaml.safe_load(one.read_text())
+    with opened() as paths:
+        assert found(one, other)["notes"] == []
     for memory in (one.parent / settings["workspace"]).glob("files*.json"):
         memory.unlink()
-    assert "not evaluated" in found(one, other)["notes"][0]
+    with opened() as more:
+        assert "not evaluated" in found(one, other)["notes"][0]
+    assert any(p.endswith("three.yaml") for p in paths)
+    assert not [p for p in paths + more if "/labels/" in p]
