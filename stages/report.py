@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
-from ensdistill.pipeline.errors import NotReadyError
-from ensdistill.pipeline.manifest import SHORT, Artifact, Manifest
+from ensdistill.pipeline.errors import CorruptError, NotReadyError
+from ensdistill.pipeline.manifest import REPAIR, SHORT, Artifact, Manifest
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
 from ensdistill.stages.functional.agreement import Agreement
@@ -57,6 +58,8 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
     ------
     NotReadyError
         If nothing is published.
+    CorruptError
+        If what is to be shown is damaged.
     """
     decisions = _decisions(experiment, split)
     made = {n: d.artifact for n, d in decisions.items() if d.artifact is not None}
@@ -200,7 +203,7 @@ def _cost(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     cached = {n: m for n, m in manifests.items() if n not in now}
     reused = [m for m in manifests.values() if m.reused]
     return {
-        "command": last.provenance.get("command"),
+        "command": None if begun is None else last.provenance["command"],
         "seconds": sum(m.seconds for m in manifests.values()),
         "made": sorted(now),
         "made_seconds": sum(m.seconds for m in now.values()),
@@ -356,10 +359,18 @@ def _maps(decisions: Mapping[str, Decision], node_id: str) -> LabelMaps | None:
 
 
 def _curves(made: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """Return loss and watched mIoU over the steps of each training."""
+    """Return loss and watched mIoU over the steps of each training.
+
+    Raises
+    ------
+    CorruptError
+        If a file of one is not what was written.
+    """
     found = []
     for node_id, artifact in made.items():
         if artifact.manifest.stage in ("probe", "student"):
+            if (damage := next(damaged_files(artifact), None)) is not None:
+                raise CorruptError(f"{damage}; {REPAIR}")
             lines = (artifact.path / METRICS).read_text("utf-8").splitlines()
             records = [json.loads(line) for line in lines]
             found.append(

@@ -68,7 +68,9 @@ def results(
     scored = sorted(evaluation["methods"], key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
     methods = [{k: v for k, v in m.items() if k != "confmat"} for m in scored]
     fusions = {
-        m["name"]: made[f"fusion[{m['name']}]@{split}"] for m in methods if m["kind"] == "fusion"
+        m["name"]: made[node_id]
+        for m in methods
+        if m["kind"] == "fusion" and (node_id := f"fusion[{m['name']}]@{split}") in made
     }
     chosen = policy(decisions) or {"teacher": {}, "fallback": []}
     sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}

@@ -1,5 +1,6 @@
 """What a report shows is what was published."""
 
+import dataclasses
 import datetime
 import io
 import shutil
@@ -12,7 +13,7 @@ from worlds import World
 
 from ensdistill.data.pictures import read_image
 from ensdistill.pipeline import provenance
-from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages import gallery, report
 from ensdistill.stages.experiment import load
@@ -194,6 +195,42 @@ def test_messages_are_kept(world):
     world.call("infer-teacher")
     messages = gathered(world.file)["messages"]
     assert {"node": "infer[a]", "text": "4 of 4 are taken from other artifacts"} in messages
+
+
+def test_what_was_made_before_commands_were_dated_is_shown(world):
+    quick(world)
+    for artifact in world.artifacts():
+        about = {k: v for k, v in artifact.manifest.provenance.items() if k != "begun"}
+        about.pop("messages")
+        file = artifact.path / "manifest.json"
+        file.chmod(0o644)
+        file.write_bytes(dataclasses.replace(artifact.manifest, provenance=about).to_bytes())
+    found = gathered(world.file)
+    assert found["cost"]["command"] is None
+    assert found["messages"] == []
+
+
+def test_damage_is_refused(world):
+    world.settings["fusion"] = {"method": "majority"}
+    world.settings["student"]["steps"] = 1
+    world.write()
+    world.call("train-student", "--upstream")
+    [curve] = (world.root / "work" / "student").glob("*/metrics.jsonl")
+    curve.chmod(0o644)
+    curve.write_text(curve.read_text().replace("loss", "gain"))
+    with pytest.raises(CorruptError, match=r"metrics\.jsonl.*verify --repair"):
+        gathered(world.file)
+
+
+def test_scores_stand_where_a_fusion_is_gone(finished, tmp_path):
+    _, _, experiment = finished
+    folder = tmp_path / "less"
+    shutil.copytree(experiment.base, folder)
+    [gone] = (folder / "workspace" / "fusion").glob("majority-val-*")
+    shutil.rmtree(gone)
+    found = gathered(folder / "experiment.yaml")["scores"]
+    assert "majority" in {m["name"] for m in found["methods"]}
+    assert "majority" not in found["conflict"]
 
 
 def counted(unanimous):
