@@ -41,14 +41,17 @@ def page(content: Mapping[str, Any]) -> str:
         "shade": _shade,
     }
     scores = content["scores"]
+    groups = _groups(scores)
     return environment.get_template("report.html").render(
         content,
         matrices=_matrices(content),
         pair_range=_pair_range(content["agreement"]),
         shown=_shown(scores),
-        groups=_groups(scores),
+        groups=groups,
         best=_best(scores),
         compared=_compared(scores),
+        own=next(iter(_own(scores)), None),
+        student=next(iter(groups.get("student", [])), None),
         charts=charts,
         method_label=method_label,
         score_label=score_label,
@@ -126,12 +129,19 @@ def _best(scores: Mapping[str, Any] | None) -> dict[str, float]:
     return {c: max((v for v in of if v is not None), default=-1.0) for c, of in columns.items()}
 
 
+def _own(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the experiment's own fusion, which is not there where a teacher lacks the split."""
+    if scores is None:
+        return []
+    return [m for m in scores["methods"] if m["kind"] == "fusion" and m["name"] == scores["fusion"]]
+
+
 def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     """Return the methods whose bars stand beside each other: what is made, and its rivals."""
     if scores is None:
         return []
     methods: Sequence[Mapping[str, Any]] = scores["methods"]
-    own = [m for m in methods if m["kind"] == "fusion" and m["name"] == scores["fusion"]]
+    own = _own(scores)
     majority = [m for m in methods if m["name"] == "majority" and m not in own]
     teachers = [m for m in methods if m["kind"] == "teacher" and m["miou"] is not None]
     best = sorted(teachers, key=lambda m: -m["miou"])[:1]

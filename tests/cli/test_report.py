@@ -105,6 +105,33 @@ def test_a_report_of_what_is_there_so_far(world):
     assert "no evaluation is published" in page.lower()
 
 
+@pytest.mark.parametrize("lacking", [["a"], ["a", "b"]])
+def test_a_split_that_teachers_lack_is_shown_as_far_as_it_goes(world, lacking):
+    world.settings["fusion"] = {"method": "majority"}
+    world.settings["student"]["steps"] = 1
+    for teacher in world.settings["teachers"]:
+        if teacher["name"] in lacking:
+            teacher["labels"].pop("val")
+    world.write()
+    world.call("run")
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text()
+    assert f"without label maps on val: {', '.join(lacking)}" in page
+    assert 'id="scores"' in page
+    assert 'id="scored-gallery"' not in page
+
+
+def test_a_watched_split_is_warned_of_and_drawn(world):
+    world.settings["fusion"] = {"method": "majority"}
+    world.settings["student"] |= {"steps": 2, "watch": "val", "watch_every": 1, "keep": "best"}
+    world.write()
+    world.call("train-student", "--upstream")
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text()
+    assert "watching the ground truth of val; its best checkpoint there is the student" in page
+    assert "student: mIoU on the watched split (ground truth)" in page
+
+
 def test_refusals(world):
     assert "ensdistill run" in world.refuse("report")
     world.call("infer-teacher")
