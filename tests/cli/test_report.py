@@ -129,7 +129,10 @@ def test_a_watched_split_is_warned_of_and_drawn(world):
     world.call("report")
     page = (world.root / "work" / "report.html").read_text()
     assert "watching the ground truth of val; its best checkpoint there is the student" in page
-    assert "student: mIoU on the watched split (ground truth)" in page
+    free, _, judged = page.partition('<div class="part truth">')
+    assert "student: mIoU on the watched split (ground truth)" in judged
+    assert "mIoU" not in free[free.index('<div class="part">') :]
+    assert "student: loss" in free
 
 
 def test_refusals(world):
