@@ -22,19 +22,8 @@ from ensdistill.stages.graph import build
 from ensdistill.stages.labelmaps import LabelMaps
 
 
-class Silent:
-    def start(self, total, done, unit):
-        pass
-
-    def advance(self, count=1, note=""):
-        pass
-
-    def message(self, text):
-        pass
-
-
 def gathered(file, split="val"):
-    return report.gather(load(file), split, lambda _: Silent())
+    return report.gather(load(file), split, lambda _: golden.Silent())
 
 
 @pytest.fixture(scope="module")
