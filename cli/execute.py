@@ -71,7 +71,7 @@ def execute(
     experiment = load(config, rehash=rehash)
     with display() as shown:
         if not dry_run:
-            from ensdistill.stages.check import check
+            from ensdistill.stages.checks.files import check
 
             check(experiment, splits(experiment), shown.bar("check"), opens=opens)
         nodes = build(

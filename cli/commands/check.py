@@ -27,9 +27,9 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     Example:
       ensdistill check -c experiment.yaml
     """
-    from ensdistill.stages.check import check
+    from ensdistill.stages.checks.files import check
+    from ensdistill.stages.checks.networks import try_networks
     from ensdistill.stages.experiment import load
-    from ensdistill.stages.trial import try_networks
 
     experiment = load(config, rehash=rehash)
     with display() as shown:

@@ -66,7 +66,7 @@ def command(
         DACS=gtFine/DACS_PL_GTA CBST=gtFine/CBST_PL_GTA --certainties certainties
     """
     from ensdistill.stages import importing
-    from ensdistill.stages.check import check
+    from ensdistill.stages.checks.files import check
     from ensdistill.stages.experiment import TRAIN, load
 
     config = config.resolve()

@@ -74,7 +74,7 @@ def test_the_same_bytes_in_another_encoding_are_another_truth(world):
 
 def test_one_of_another_size_than_its_image_is_never_stored(world, monkeypatch):
     """`check` refuses it too: the store must not rely on that."""
-    from ensdistill.stages import check
+    from ensdistill.stages.checks import files as check
 
     monkeypatch.setattr(check, "check", lambda *_, **__: {})
     world.save("labels", "val", "val_000001_000019", np.zeros((24, 64)))

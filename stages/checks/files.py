@@ -19,13 +19,8 @@ from ensdistill.data.pictures import (
 )
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
+from ensdistill.stages.checks.networks import require_declared, require_module
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.networks.folders import (
-    hf_preprocessing,
-    network_classes,
-    require_trusted_code,
-)
-from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.parallel import for_each
 
 
@@ -119,7 +114,7 @@ def check(
     for teacher in experiment.teachers:
         if teacher.network is not None:
             try:
-                _check_network(experiment, teacher)
+                require_declared(experiment, teacher)
             except EnsdistillError as error:
                 problems.append(str(error))
     for section in ("probe", "student"):
@@ -127,7 +122,7 @@ def check(
         if network.factory is not None:
             try:
                 root = experiment.folder(network.root)
-                _require_module(root, network.factory, f"{section}.network.factory")
+                require_module(root, network.factory, f"{section}.network.factory")
             except EnsdistillError as error:
                 problems.append(str(error))
     for key, package, extra in (
@@ -278,60 +273,6 @@ def _remedy(values: _Values, found: Mapping[str, int]) -> str:
     if values.ids == "train_ids" and table.label_ids and all(int(v) in label_ids for v in found):
         return f"these look like label ids: set `ids: label_ids` on {values.where}"
     return f"set `ids:` and `classes:` of {values.where} to what its files hold"
-
-
-def _check_network(experiment: Experiment, teacher: Teacher) -> None:
-    """Refuse what the files of a network say without loading it."""
-    network = teacher.network
-    assert network is not None
-    where = f"teachers[{teacher.name}].network.{network.kind}"
-    if network.revision is not None:
-        hub_folder(network.path, network.revision, download=True)
-    path = experiment.network_path(network)
-    if network.state_dict is not None and not experiment.folder(network.state_dict).is_file():
-        raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
-    if network.kind == "factory":
-        _require_module(path, network.factory or "", where)
-        return
-    if network.kind not in ("hf", "student"):
-        if not path.is_file():
-            raise DataError(f"{where}: {path} is no file")
-        return
-    found = network_classes(path, network.kind, where, weights=network.state_dict is None)
-    table = experiment.teacher_table(teacher)
-    if isinstance(found, list):
-        found = [name for k, name in enumerate(found) if k not in network.void_channels]
-    count = found - len(network.void_channels) if isinstance(found, int) else len(found)
-    if count != len(table):
-        void = " beside its void channels" if network.void_channels else ""
-        raise DataError(
-            f"{where}: {path} has {count} classes{void}, class table {table.name} has "
-            f"{len(table)}; declare the teacher's own `classes:`"
-        )
-    if network.kind == "hf":
-        require_trusted_code(path, trusted=teacher.trust == "code")
-        hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
-    if isinstance(found, list):
-        pairs = zip(found, table.classes, strict=True)
-        other = [(i, a, b) for i, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)]
-        if other:
-            i, own, declared = other[0]
-            raise DataError(
-                f"{where}: class {i} is {own!r} in {path} and {declared!r} in class table "
-                f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
-            )
-
-
-def _require_module(root: Path, function: str, where: str) -> None:
-    """Refuse a function whose module is not there; whether it works shows when it runs."""
-    module = root / function.split(":")[0].replace(".", "/")
-    if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
-        raise DataError(f"{where}: {function} is in no module below {root}")
-
-
-def _plain(name: str) -> str:
-    """Return a class name without differences of spelling."""
-    return name.lower().replace("_", " ").replace("-", " ").strip()
 
 
 def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:

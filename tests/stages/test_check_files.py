@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ensdistill.pipeline.files import FileCache as Digests
-from ensdistill.stages import check
+from ensdistill.stages.checks import files as check
 
 
 @pytest.mark.parametrize("key", ["tensorboard", "scheduler"])

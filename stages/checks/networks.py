@@ -1,4 +1,4 @@
-"""One image through each teacher's network, before hours are spent on all of them."""
+"""What a teacher's network says of itself, and of one image, before hours are spent on all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,73 @@ from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment import Experiment, Teacher
 from ensdistill.stages.graph import VERSIONS, Local, build, infer_id
+from ensdistill.stages.networks.folders import (
+    hf_preprocessing,
+    network_classes,
+    require_trusted_code,
+)
+from ensdistill.stages.networks.hub import hub_folder
+
+
+def require_declared(experiment: Experiment, teacher: Teacher) -> None:
+    """Refuse a network whose files are not as declared, without loading it.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, or says something else than the experiment file.
+    """
+    network = teacher.network
+    assert network is not None
+    where = f"teachers[{teacher.name}].network.{network.kind}"
+    if network.revision is not None:
+        hub_folder(network.path, network.revision, download=True)
+    path = experiment.network_path(network)
+    if network.state_dict is not None and not experiment.folder(network.state_dict).is_file():
+        raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
+    if network.kind == "factory":
+        require_module(path, network.factory or "", where)
+        return
+    if network.kind not in ("hf", "student"):
+        if not path.is_file():
+            raise DataError(f"{where}: {path} is no file")
+        return
+    found = network_classes(path, network.kind, where, weights=network.state_dict is None)
+    table = experiment.teacher_table(teacher)
+    if isinstance(found, list):
+        found = [name for k, name in enumerate(found) if k not in network.void_channels]
+    count = found - len(network.void_channels) if isinstance(found, int) else len(found)
+    if count != len(table):
+        void = " beside its void channels" if network.void_channels else ""
+        raise DataError(
+            f"{where}: {path} has {count} classes{void}, class table {table.name} has "
+            f"{len(table)}; declare the teacher's own `classes:`"
+        )
+    if network.kind == "hf":
+        require_trusted_code(path, trusted=teacher.trust == "code")
+        hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
+    if isinstance(found, list):
+        pairs = zip(found, table.classes, strict=True)
+        other = [(i, a, b) for i, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)]
+        if other:
+            i, own, declared = other[0]
+            raise DataError(
+                f"{where}: class {i} is {own!r} in {path} and {declared!r} in class table "
+                f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
+            )
+
+
+def require_module(root: Path, function: str, where: str) -> None:
+    """Refuse a function whose module is not there; whether it works shows when it runs.
+
+    Raises
+    ------
+    DataError
+        If there is no such module below `root`.
+    """
+    module = root / function.split(":")[0].replace(".", "/")
+    if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
+        raise DataError(f"{where}: {function} is in no module below {root}")
 
 
 def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
@@ -97,3 +164,8 @@ def _labels(work: Work, image: Path, progress: Progress) -> dict[str, int]:
         [[(labels,)]] = network.stream([[request]], "labels", Clock(), progress.message)
     values, pixels = np.unique(labels, return_counts=True)
     return {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
+
+
+def _plain(name: str) -> str:
+    """Return a class name without differences of spelling."""
+    return name.lower().replace("_", " ").replace("-", " ").strip()
