@@ -71,9 +71,11 @@ def execute(
     experiment = load(config, rehash=rehash)
     with display() as shown:
         if not dry_run:
-            from ensdistill.stages.checks.files import check
+            from ensdistill.stages.checks.files import check, warnings_of
 
-            check(experiment, splits(experiment), shown.bar("check"), opens=opens)
+            found = check(experiment, splits(experiment), shown.bar("check"), opens=opens)
+            for text in warnings_of(found):
+                shown.say(f"warning: {text}")
         nodes = build(
             experiment,
             opens=() if dry_run else opens,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
 
-_SHOWN = 6  # classes of an image
+_SHOWN = 6  # classes
 
 
 @click.command()
@@ -27,8 +29,9 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     Example:
       ensdistill check -c experiment.yaml
     """
-    from ensdistill.stages.checks.files import check
+    from ensdistill.stages.checks.files import check, warnings_of
     from ensdistill.stages.checks.networks import try_networks
+    from ensdistill.stages.checks.settings import sentences, unread
     from ensdistill.stages.experiment import load
 
     experiment = load(config, rehash=rehash)
@@ -36,6 +39,7 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         found = check(experiment, list(experiment.config.target), shown.bar("check"))
         for name, trial in try_networks(experiment, shown.bar("check")).items():
             found["teachers"][name]["trial"] = trial
+    found["unread"] = unread(experiment)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -45,17 +49,41 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         labelled = ", labelled" if split["labelled"] else ""
         click.echo(f"{name}: {split['images']} images of {sizes}{more}{labelled}")
     for name, teacher in found["teachers"].items():
-        click.echo(f"{name}: {teacher['kind']}")
-        moved = [f"{own} -> {goal or 255}" for own, goal in teacher["map"].items()]
-        if moved:
-            click.echo(f"  {', '.join(moved)}")
-        if teacher["never_labels"]:
-            click.echo(f"  never labels {', '.join(teacher['never_labels'])}")
-        if "trial" in teacher:
-            shares = [f"{c} {100 * s:.0f} %" for c, s in teacher["trial"]["labels"].items()]
-            more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
-            image = Path(teacher["trial"]["image"]).name
-            click.echo(f"  {image}: {', '.join(shares[:_SHOWN])}{more}")
-            for warning in teacher["trial"]["warnings"]:
-                click.echo(f"  warning: {warning}")
-    click.echo("all inputs are as declared")
+        _teacher(name, teacher)
+    for text in sentences(found["unread"]):
+        click.echo(text)
+    warnings = warnings_of(found)
+    for text in warnings:
+        click.echo(f"warning: {text}")
+    look = (
+        f", but look at {len(warnings)} warnings"
+        if len(warnings) > 1
+        else ", but look at the warning"
+    )
+    click.echo(f"all inputs are as declared{look if warnings else ''}")
+
+
+def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
+    click.echo(f"{name}: {teacher['kind']}")
+    moved = [f"{own} -> {goal or 255}" for own, goal in teacher["map"].items()]
+    if moved:
+        click.echo(f"  {', '.join(moved)}")
+    if teacher["never_labels"]:
+        click.echo(f"  never labels {', '.join(teacher['never_labels'])}")
+    for split, files in teacher["labels"].items():
+        shares = _some([_share(c, s) for c, s in files["shares"].items()])
+        click.echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
+        if files["absent"]:
+            click.echo(f"    in none of its {files['files']} files: {_some(files['absent'])}")
+    if "trial" in teacher:
+        shares = _some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
+        click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
+
+
+def _share(name: str, share: float) -> str:
+    return f"{name} {100 * share:.0f} %"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -28,6 +28,7 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
       ensdistill status --check && echo everything is there
     """
     from ensdistill.pipeline.plan import State, plan
+    from ensdistill.stages.checks.settings import sentences, unread
     from ensdistill.stages.experiment import load
     from ensdistill.stages.graph import build
 
@@ -44,6 +45,9 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
         gc.enable()
     experiment.files.save()
     render.decisions(found, as_json=as_json, verbose=verbose)
+    if not as_json:
+        for text in sentences(unread(experiment)):
+            click.echo(text)
     needed = [d for d in found.values() if d.node.stage != "ablation"]
     if check_fresh and any(d.state is not State.FRESH for d in needed):
         raise click.exceptions.Exit(3)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
@@ -19,6 +20,8 @@ from ensdistill.data.pictures import (
 )
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
+from ensdistill.stages.checks import labels
+from ensdistill.stages.checks.labels import LabelFiles
 from ensdistill.stages.checks.networks import require_declared, require_module
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
 from ensdistill.stages.parallel import for_each
@@ -30,27 +33,63 @@ class _Values:
 
     Attributes
     ----------
+    of : str
+        The key of the experiment file that names the files, such as ``teachers[a].labels.train``.
     where : str
-        The key of the experiment file that declares them.
+        The key that declares how they are encoded, such as ``teachers[a]``.
     ids : str
         The encoding.
     table : ClassTable
         The classes.
+    goals : mapping
+        Where each class goes, None for no label.
     """
 
+    of: str
     where: str
     ids: Ids
     table: ClassTable
+    goals: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
 class _Certainty:
-    """That a file says how sure a teacher is; `where` as in `_Values`."""
+    """That a file says how sure a teacher is; `of` as in `_Values`."""
 
-    where: str
+    of: str
 
 
-_Expected = _Values | _Certainty | None  # None: a photograph
+@dataclass(frozen=True)
+class _Photograph:
+    """That a file is an image of a split; `of` as in `_Values`."""
+
+    of: str
+
+
+_Expected = _Photograph | _Values | _Certainty
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A file to be looked at: whose image it belongs to, and what it must be."""
+
+    picture: Picture
+    expected: _Expected
+    file: Path
+
+    @property
+    def kind(self) -> str:
+        """What is asked of the file, as it is called in the memory of facts."""
+        if isinstance(self.expected, _Values):
+            return f"values-{self.expected.ids == 'palette'}"
+        return "image" if isinstance(self.expected, _Photograph) else "certainty"
+
+
+class _Problem(NamedTuple):
+    """What is wrong with a file; of files with one `cause` only the first is shown."""
+
+    cause: Hashable
+    text: str
 
 
 def check(
@@ -68,8 +107,11 @@ def check(
     Returns
     -------
     dict
-        ``splits``: name to image count and sizes. ``teachers``: name to its kind, its map and the
-        classes it leaves out.
+        ``splits``: name to image count, sizes and, where the ground truth was opened, ``truth``.
+        ``teachers``: name to its kind, its map, the classes it leaves out and, by split,
+        ``labels``. Truth and labels are described by how many ``files`` there are, the ``shares``
+        of the classes, the ``coverage``, the classes ``absent`` from all files, and ``warnings``.
+        ``warnings``: what is about no single folder.
 
     Raises
     ------
@@ -77,7 +119,7 @@ def check(
         With all problems found, each naming its file.
     """
     problems: list[str] = []
-    jobs: list[tuple[Picture, _Expected, Path]] = []
+    jobs: list[_Job] = []
     pictures = {}
     for split in splits:
         try:
@@ -85,38 +127,84 @@ def check(
         except EnsdistillError as error:
             problems.append(str(error))
             continue
-        jobs += [(p, None, p.image) for p in pictures[split]]
+        jobs += [_Job(p, _Photograph(f"target.{split}"), p.image) for p in pictures[split]]
         if _opened(experiment, split, opens):
-            encoding = experiment.config.target[split].encoding
-            truth = _Values(f"target.{split}", encoding, experiment.classes)
-            jobs += [(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
-        for teacher in experiment.teachers:
-            if teacher.labels is not None and split in teacher.labels:
-                where = f"teachers[{teacher.name}].labels.{split}"
-                folder = experiment.folder(teacher.labels[split])
-                try:
-                    found = images.predictions(folder, [p.id for p in pictures[split]], where)
-                except EnsdistillError as error:
-                    problems.append(str(error))
-                    continue
-                table = experiment.teacher_table(teacher)
-                values = _Values(f"teachers[{teacher.name}]", teacher.ids, table)
-                jobs += [(p, values, Path(found[p.id])) for p in pictures[split]]
-            if teacher.certainty is not None and split in teacher.certainty:
-                where = f"teachers[{teacher.name}].certainty.{split}"
-                folder = experiment.folder(teacher.certainty[split])
-                try:
-                    found = images.predictions(folder, [p.id for p in pictures[split]], where)
-                except EnsdistillError as error:
-                    problems.append(str(error))
-                    continue
-                jobs += [(p, _Certainty(where), Path(found[p.id])) for p in pictures[split]]
+            truth = _truth(experiment, split)
+            jobs += [_Job(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
+        for expected, folder in _folders(experiment, split):
+            try:
+                found = images.predictions(folder, [p.id for p in pictures[split]], expected.of)
+            except EnsdistillError as error:
+                problems.append(str(error))
+                continue
+            jobs += [_Job(p, expected, Path(found[p.id])) for p in pictures[split]]
+    problems += _about_networks(experiment)
+    problems += _about_packages(experiment)
+    problems += _read_all(experiment, jobs, progress)
+    scored = [s for s, found in pictures.items() if s != TRAIN and found[0].labels is not None]
+    if TRAIN in pictures:
+        problems += filter(None, (_trained_on(experiment, split) for split in scored))
+    counted = {} if problems else _counted(experiment, jobs)
+    without = {of: labels.without_label(found) for of, found in counted.items()}
+    problems += [f"{of}: {why}" for of, why in without.items() if why is not None]
+    raise_all(problems, DataError)
+    return {
+        "splits": {s: _split_summary(experiment, s, counted) for s in pictures},
+        "teachers": {t.name: _teacher_summary(experiment, t, counted) for t in experiment.teachers},
+        "warnings": [
+            f"target.{split}: no teacher has label maps of it; only the student can be scored there"
+            for split in scored
+            if not any(t.network or split in (t.labels or {}) for t in experiment.teachers)
+        ],
+    }
+
+
+def warnings_of(found: Mapping[str, Any]) -> list[str]:
+    """Return all warnings of a check, each with what it is about."""
+    about = [(_of_truth(split), of["truth"]) for split, of in found["splits"].items()]
+    for name, teacher in found["teachers"].items():
+        about += [(_of_labels(name, split), of) for split, of in teacher["labels"].items()]
+        about.append((f"teachers[{name}]", teacher.get("trial")))
+    told = [f"{of}: {text}" for of, facts in about if facts for text in facts["warnings"]]
+    return told + list(found["warnings"])
+
+
+def _of_truth(split: str) -> str:
+    return f"target.{split}.labels"
+
+
+def _of_labels(teacher: str, split: str) -> str:
+    return f"teachers[{teacher}].labels.{split}"
+
+
+def _truth(experiment: Experiment, split: str) -> _Values:
+    """Return what the ground truth of a split must be."""
+    table, encoding = experiment.classes, experiment.config.target[split].encoding
+    goals = {c: c for c in table.classes}
+    return _Values(_of_truth(split), f"target.{split}", encoding, table, goals)
+
+
+def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Values | _Certainty, Path]]:
+    """Yield what the PNGs that teachers have for a split must be, and the folders of these."""
+    for teacher in experiment.teachers:
+        where = f"teachers[{teacher.name}]"
+        if teacher.labels is not None and split in teacher.labels:
+            table, goals = experiment.teacher_table(teacher), experiment.teacher_map(teacher)
+            values = _Values(_of_labels(teacher.name, split), where, teacher.ids, table, goals)
+            yield values, experiment.folder(teacher.labels[split])
+        if teacher.certainty is not None and split in teacher.certainty:
+            sure = _Certainty(f"{where}.certainty.{split}")
+            yield sure, experiment.folder(teacher.certainty[split])
+
+
+def _about_networks(experiment: Experiment) -> Iterator[str]:
+    """Yield what is wrong with networks, as far as their files tell."""
     for teacher in experiment.teachers:
         if teacher.network is not None:
             try:
                 require_declared(experiment, teacher)
             except EnsdistillError as error:
-                problems.append(str(error))
+                yield str(error)
     for section in ("probe", "student"):
         network = getattr(experiment.config, section).network
         if network.factory is not None:
@@ -124,25 +212,20 @@ def check(
                 root = experiment.folder(network.root)
                 require_module(root, network.factory, f"{section}.network.factory")
             except EnsdistillError as error:
-                problems.append(str(error))
+                yield str(error)
+
+
+def _about_packages(experiment: Experiment) -> Iterator[str]:
+    """Yield what is missing for what `runtime` asks for."""
     for key, package, extra in (
         ("tensorboard", "tensorboard", "tensorboard"),
         ("scheduler", "distributed", "cluster"),
     ):
         if getattr(experiment.config.runtime, key) is not None and find_spec(package) is None:
-            problems.append(
+            yield (
                 f"runtime.{key}: the package {package} is missing; "
                 f"pip install 'ensdistill[{extra}]'"
             )
-    problems += _read_all(experiment, jobs, progress)
-    scored = [s for s, found in pictures.items() if s != TRAIN and found[0].labels is not None]
-    if TRAIN in pictures:
-        problems += filter(None, (_trained_on(experiment, split) for split in scored))
-    raise_all(problems, DataError)
-    return {
-        "splits": {s: _sizes(experiment, found) for s, found in pictures.items()},
-        "teachers": {t.name: _teacher_summary(experiment, t) for t in experiment.teachers},
-    }
 
 
 def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
@@ -158,25 +241,31 @@ def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
         return str(error)
 
 
-def _read_all(
-    experiment: Experiment, jobs: Sequence[tuple[Picture, _Expected, Path]], progress: Progress
-) -> list[str]:
-    """Inspect files in parallel and return the problems, in the order of `jobs`."""
+def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) -> list[str]:
+    """Inspect files in parallel and return the problems, in the order of `jobs`.
+
+    The same finding on many files of a folder is one problem, so that it hides no other.
+    """
     files = experiment.files
-    found: dict[int, str] = {}
+    found: dict[int, _Problem] = {}
     unknown: dict[tuple[Path, str, str], list[int]] = {}  # to the positions in `jobs`
-    for k, (_, values, file) in enumerate(jobs):
-        kind = _kind(values)
+
+    def unreadable(k: int, text: str) -> None:
+        finding = text.removeprefix(f"{jobs[k].file}: ")
+        found[k] = _Problem((jobs[k].expected.of, finding), text)
+
+    for k, job in enumerate(jobs):
         try:
-            if files.recall(file, kind) is None:
-                unknown.setdefault((file, files.digest(file), kind), []).append(k)
+            if files.recall(job.file, job.kind) is None:
+                unknown.setdefault((job.file, files.digest(job.file), job.kind), []).append(k)
         except EnsdistillError as error:
-            found[k] = str(error)
+            unreadable(k, str(error))
     progress.start(len(jobs), len(jobs) - len(unknown), "files")
 
     def learn(item: tuple[Path, str, str], fact: dict[str, Any] | str) -> None:
         if isinstance(fact, str):
-            found.update(dict.fromkeys(unknown[item], fact))
+            for k in unknown[item]:
+                unreadable(k, fact)
         else:
             files.learn(item[1], item[2], fact)
 
@@ -185,20 +274,106 @@ def _read_all(
         for_each(list(unknown), _look, learn, workers=workers, progress=progress)
     finally:
         files.save()  # also what was learnt before Ctrl-C
-    for k, (picture, values, file) in enumerate(jobs):
-        if k not in found and values is not None:
-            try:
-                _check_values(experiment, picture, values, file)
-            except EnsdistillError as error:
-                found[k] = str(error)
-    return [found[k] for k in sorted(found)]
+    for k, job in enumerate(jobs):
+        if k not in found and (problem := _judged(experiment, job)) is not None:
+            found[k] = problem
+    return _grouped([found[k] for k in sorted(found)])
 
 
-def _kind(expected: _Expected) -> str:
-    """What is asked of a file, as it is called in the memory of facts."""
-    if isinstance(expected, _Values):
-        return f"values-{expected.ids == 'palette'}"
-    return "image" if expected is None else "certainty"
+def _grouped(problems: Sequence[_Problem]) -> list[str]:
+    """Return a line for each cause: its first file, and how many more there are."""
+    counts = Counter(problem.cause for problem in problems)
+    first: dict[Hashable, str] = {}
+    for cause, text in problems:
+        first.setdefault(cause, text)
+    return [
+        f"{text} (and {counts[cause] - 1} more files like it)" if counts[cause] > 1 else text
+        for cause, text in first.items()
+    ]
+
+
+def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
+    """Return what is wrong with a file that can be read."""
+    expected = job.expected
+    fact = experiment.files.recall(job.file, job.kind)
+    try:
+        image = experiment.files.recall(job.picture.image, "image")
+    except EnsdistillError:
+        image = None
+    if fact is None or image is None or isinstance(expected, _Photograph):
+        return None  # what cannot be read was reported as the file's own problem
+    size, wanted = (fact["height"], fact["width"]), (image["height"], image["width"])
+    if isinstance(expected, _Certainty):
+        try:
+            times_larger(job.file, size, wanted)
+        except DataError as error:
+            return _Problem((expected.of, "size"), str(error))
+        return None
+    if size != wanted:
+        return _Problem(
+            (expected.of, "size"),
+            f"{job.file}: {size[0]}x{size[1]} pixels (height x width), its image has "
+            f"{wanted[0]}x{wanted[1]}; resize the files of {expected.where} to the images",
+        )
+    legal = expected.table.legal_values(expected.ids)
+    strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
+    if not strange:
+        return None
+    value, count = min(strange.items())
+    shown = f"colour #{value:06x}" if expected.ids == "palette" else f"value {value}"
+    return _Problem(
+        (expected.of, value),
+        f"{job.file}: {shown} on {count} pixels is outside the {expected.ids} of class table "
+        f"{expected.table.name} ({_legal(expected)}); {_remedy(expected, value, fact['values'])}",
+    )
+
+
+def _legal(values: _Values) -> str:
+    if values.ids == "train_ids":
+        return f"0..{len(values.table) - 1} and 255"
+    if values.ids == "palette":
+        return "its colours, and black"
+    known = sorted(values.table.label_ids)
+    return f"{known[0]}..{known[-1]} and 255"
+
+
+def _remedy(values: _Values, strange: int, found: Mapping[str, int]) -> str:
+    """Return what to do about values outside the table, of which `strange` is the lowest."""
+    table, where = values.table, values.where
+    own = "`ids: label_ids` and a class table of your own with a `label_id` for each class"
+    label_ids = {*table.label_ids, IGNORE_INDEX}
+    look_like_label_ids = bool(table.label_ids) and all(int(v) in label_ids for v in found)
+    if values.ids == "train_ids":
+        highest = max(int(v) for v in found if int(v) != IGNORE_INDEX)
+        counted = f"if they count from 1, and 0 is no class, {own} and `ignored_label_ids: [0]`"
+        if highest == len(table):
+            more = f"; if they are label ids, set `ids: label_ids` on {where}"
+            return counted + more * look_like_label_ids
+        if look_like_label_ids:
+            return f"these look like label ids: set `ids: label_ids` on {where}"
+    remedy = f"set `ids:` and `classes:` of {where} to what its files hold"
+    if values.ids == "palette":
+        return remedy
+    return f"{remedy}; if {strange} is no class, {own} and `ignored_label_ids: [{strange}]`"
+
+
+def _counted(experiment: Experiment, jobs: Sequence[_Job]) -> dict[str, LabelFiles]:
+    """Return what the label files of each folder hold together, by the key that names them."""
+    expected: dict[str, _Values] = {}
+    values: dict[str, Counter[int]] = {}
+    files: Counter[str] = Counter()
+    for job in jobs:
+        if isinstance(job.expected, _Values):
+            fact = experiment.files.recall(job.file, job.kind)
+            assert fact is not None
+            of = job.expected.of
+            expected[of] = job.expected
+            files[of] += 1
+            values.setdefault(of, Counter()).update({int(v): n for v, n in fact["values"].items()})
+    return {
+        of: LabelFiles(e.where, e.ids, e.table, e.goals, files[of], values[of])
+        for of, e in expected.items()
+    }
 
 
 def _trained_on(experiment: Experiment, split: str) -> str | None:
@@ -227,65 +402,24 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
     return watched or scored
 
 
-def _check_values(
-    experiment: Experiment, picture: Picture, values: _Values | _Certainty, file: Path
-) -> None:
-    fact = experiment.files.recall(file, _kind(values))
-    try:
-        image = experiment.files.recall(picture.image, "image")
-    except EnsdistillError:
-        image = None
-    if fact is None or image is None:
-        return  # reported already, as the file's own problem
-    size, expected = (fact["height"], fact["width"]), (image["height"], image["width"])
-    if isinstance(values, _Certainty):
-        times_larger(file, size, expected)
-        return
-    if size != expected:
-        raise DataError(
-            f"{file}: {size[0]}x{size[1]} pixels (height x width), its image has "
-            f"{expected[0]}x{expected[1]}; resize the files of {values.where} to the images"
-        )
-    legal = values.table.legal_values(values.ids)
-    strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
-    if strange:
-        value, count = min(strange.items())
-        shown = f"colour #{value:06x}" if values.ids == "palette" else f"value {value}"
-        raise DataError(
-            f"{file}: {shown} on {count} pixels is outside the {values.ids} of class table "
-            f"{values.table.name} ({_legal(values)}); {_remedy(values, fact['values'])}"
-        )
-
-
-def _legal(values: _Values) -> str:
-    if values.ids == "train_ids":
-        return f"0..{len(values.table) - 1} and 255"
-    if values.ids == "palette":
-        return "its colours, and black"
-    known = sorted(values.table.label_ids)
-    return f"{known[0]}..{known[-1]} and 255"
-
-
-def _remedy(values: _Values, found: Mapping[str, int]) -> str:
-    """Return what to do about values outside the table."""
-    table = values.table
-    label_ids = {*table.label_ids, IGNORE_INDEX}
-    if values.ids == "train_ids" and table.label_ids and all(int(v) in label_ids for v in found):
-        return f"these look like label ids: set `ids: label_ids` on {values.where}"
-    return f"set `ids:` and `classes:` of {values.where} to what its files hold"
-
-
-def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:
+def _split_summary(
+    experiment: Experiment, split: str, counted: Mapping[str, LabelFiles]
+) -> dict[str, Any]:
+    pictures = experiment.pictures(split)
     facts = [experiment.files.recall(p.image, "image") for p in pictures]
     sizes = sorted({(f["height"], f["width"]) for f in facts if f is not None})
+    truth = counted.get(_of_truth(split))
     return {
         "images": len(pictures),
         "labelled": pictures[0].labels is not None,
         "sizes": [list(s) for s in sizes],
+        "truth": None if truth is None else labels.described(truth),
     }
 
 
-def _teacher_summary(experiment: Experiment, teacher: Teacher) -> dict[str, Any]:
+def _teacher_summary(
+    experiment: Experiment, teacher: Teacher, counted: Mapping[str, LabelFiles]
+) -> dict[str, Any]:
     mapping = experiment.teacher_map(teacher)
     kind = "labels" if teacher.network is None else teacher.network.kind
     reached = {goal for goal in mapping.values() if goal is not None}
@@ -294,4 +428,9 @@ def _teacher_summary(experiment: Experiment, teacher: Teacher) -> dict[str, Any]
         "map": {own: goal for own, goal in mapping.items() if own != goal},
         "left_out": [own for own, goal in mapping.items() if goal is None],
         "never_labels": [c for c in experiment.classes.classes if c not in reached],
+        "labels": {
+            split: labels.described(counted[of])
+            for split in teacher.labels or {}
+            if (of := _of_labels(teacher.name, split)) in counted
+        },
     }

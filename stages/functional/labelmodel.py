@@ -42,6 +42,7 @@ __all__ = [
     "fuse",
     "grid",
     "join",
+    "opinions",
     "posterior",
     "vote_weights",
     "warm_up",
@@ -62,6 +63,8 @@ ROUNDS: Final = 200
 LEAST_WEIGHT: Final = 0.02
 """What a teacher weighs at least that is heard, before its agreement counts."""
 HEARD: Final = 0.1
+COPIES: Final = 0.005
+"""Who contradicts another on less of the pixels that both label has the same opinion."""
 
 _CELL_TOLERANCE: Final = 1e-3
 _CELL_ROUNDS: Final = 20
@@ -228,6 +231,44 @@ def fit(votes: Votes, n_classes: int) -> LabelModel:
 def vote_weights(votes: Votes, n_classes: int) -> Float64:
     """Return (T,) float64, how much each teacher's vote weighs: in [0, 1], little for a copy."""
     return _weights(_Table(votes, n_classes))
+
+
+def opinions(votes: Votes, n_classes: int) -> int:
+    """Count the different opinions that meet: who errs is only to be told of three or more.
+
+    Teachers of one opinion contradict each other on less than `COPIES` of the pixels that both
+    label, as a copy does, or two that know a single class.
+
+    Parameters
+    ----------
+    votes
+        Of many images (`join`).
+    n_classes
+        C, 1 to 254.
+
+    Returns
+    -------
+    int
+        The most opinions that pixels hold, on at least `COPIES` of those with a label.
+
+    Raises
+    ------
+    ValueError
+        If nobody votes at all.
+    """
+    table = _Table(votes, n_classes)
+    said = table.patterns != IGNORE_INDEX
+    teachers = said.shape[1]
+    opinion = np.arange(teachers)
+    for i in range(teachers):
+        for j in range(i):
+            both = said[:, i] & said[:, j]
+            differ = both & (table.patterns[:, i] != table.patterns[:, j])
+            if both.any() and table.pixels[differ].sum() < COPIES * table.pixels[both].sum():
+                opinion[opinion == opinion[i]] = opinion[j]
+    held = sum(said[:, opinion == one].any(axis=1).astype(int) for one in np.unique(opinion))
+    meet = np.bincount(held, table.pixels)[1:][::-1].cumsum()[::-1]  # at least 1, 2, ...
+    return int(np.count_nonzero(meet >= COPIES * meet[0]))
 
 
 def fuse(
