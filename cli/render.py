@@ -296,8 +296,13 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
         click.echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
-def reliability(found: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Print the IoU per class that the label model expects of every teacher, in percent."""
+def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | None) -> None:
+    """Print the IoU per class that the label model expects of every teacher, in percent.
+
+    `doubt` says why it expects nothing, where it cannot tell.
+    """
+    if doubt is not None:
+        click.echo(f"label model: {doubt}")
     if not found:
         return
     table = Table(box=None, pad_edge=False, title="what the label model expects, IoU in percent")

@@ -8,8 +8,18 @@ from typing import Any, Final
 
 import numpy as np
 
+from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
-from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, join
+from ensdistill.stages import doubts
+from ensdistill.stages.functional.labelmodel import (
+    LabelModel,
+    Votes,
+    count,
+    fit,
+    join,
+    opinions,
+)
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.parallel import for_each
@@ -32,7 +42,13 @@ class _Counting:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Count the votes in the training images and fit the model to them."""
+    """Count the votes in the training images and fit the model to them.
+
+    Raises
+    ------
+    DataError
+        If no teacher labels any pixel.
+    """
     local: Local = job.work.local
     maps = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
     ids = spread(sorted(maps[0]), IMAGES)
@@ -45,10 +61,15 @@ def run(job: Job) -> dict[str, Any]:
         workers=local.workers,
         progress=job.progress,
     )
-    model = fit(join([votes[image_id] for image_id in ids]), len(local.classes))
+    every = join([votes[image_id] for image_id in ids])
+    if (every.patterns == IGNORE_INDEX).all():
+        raise DataError(f"{job.node.id}: no teacher labels any pixel of {len(ids)} images")
+    model, met = fit(every, len(local.classes)), opinions(every, len(local.classes))
     if not model.converged:
         job.progress.message(f"the label model did not settle in {model.rounds} rounds")
-    return {"images": len(ids), **_to_json(model)}
+    if (doubt := doubts.of_model(len(maps), met)) is not None:
+        job.progress.message(f"{job.node.id}: {doubt}")
+    return {"images": len(ids), "opinions": met, **_to_json(model)}
 
 
 def spread(ids: list[str], most: int) -> list[str]:

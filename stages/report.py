@@ -253,6 +253,8 @@ def _warnings(
         result = model.artifact.manifest.result
         if not result["converged"]:
             found.append(f"the label model did not settle in {result['rounds']} rounds")
+        if (doubt := results.doubt(decisions)) is not None:
+            found.append(f"label model: {doubt}")
     fusion = decisions["fusion"].artifact
     if fusion is not None:
         result = fusion.manifest.result

@@ -11,7 +11,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages import tables
+from ensdistill.stages import doubts, tables
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import ablation_id, infer_id
 
@@ -38,15 +38,27 @@ def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict
 def reliability(
     experiment: Experiment, decisions: Mapping[str, Decision]
 ) -> dict[str, dict[str, float | None]]:
-    """Return teacher to the IoU per class that the label model expects of it, if there is one."""
+    """Return teacher to the IoU per class that the label model expects of it.
+
+    Empty where there is no model, or it cannot tell (see `doubt`).
+    """
     artifact = decisions["label-model"].artifact if "label-model" in decisions else None
-    if artifact is None:
+    if artifact is None or doubt(decisions) is not None:
         return {}
     rows = artifact.manifest.result["reliability"]
     return {
         t.name: dict(zip(experiment.classes.classes, row, strict=True))
         for t, row in zip(experiment.teachers, rows, strict=True)
     }
+
+
+def doubt(decisions: Mapping[str, Decision]) -> str | None:
+    """Return why the label model cannot tell which teacher errs; None where it can, or is none."""
+    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    if artifact is None:
+        return None
+    found = artifact.manifest.result
+    return doubts.of_model(len(found["weights"]), found.get("opinions"))  # older ones did not count
 
 
 def results(
@@ -89,6 +101,7 @@ def results(
         "policy_fallback": chosen["fallback"],
         "certainty": sure,
         "reliability": reliable,
+        "doubt": doubt(decisions),
         "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},

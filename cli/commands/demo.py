@@ -76,7 +76,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     render.policy(results.policy(decisions), results.certainty(experiment, decisions))
-    render.reliability(results.reliability(experiment, decisions))
+    render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
     click.echo()
     render.scores(found, [])
     seconds = time.perf_counter() - begin

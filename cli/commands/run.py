@@ -62,7 +62,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     if report.ran and chosen is not None:
         render.policy(chosen, results.certainty(experiment, decisions))
     if report.ran:
-        render.reliability(results.reliability(experiment, decisions))
+        render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
     for split, scores in found.items():
         render.scores(scores, results.not_covered(experiment, split, decisions))
     artifact = decisions["student"].artifact

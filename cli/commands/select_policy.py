@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,12 +65,16 @@ def command(
         say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
         return
     chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
-    reliability = results.reliability(experiment, decisions)
+    reliability, doubt = results.reliability(experiment, decisions), results.doubt(decisions)
     if as_json:
-        found = {"policy": chosen, "certainty": certainty, "reliability": reliability}
-        found |= report_json(report)
+        found: dict[str, Any] = {
+            "policy": chosen,
+            "certainty": certainty,
+            "reliability": reliability,
+        }
+        found |= {"doubt": doubt, **report_json(report)}
         click.echo(json.dumps(found, indent=1))
         return
     render.report(report)
     render.policy(chosen, certainty)
-    render.reliability(reliability)
+    render.reliability(reliability, doubt)

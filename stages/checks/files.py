@@ -20,6 +20,7 @@ from ensdistill.data.pictures import (
 )
 from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.node import Progress
+from ensdistill.stages import doubts
 from ensdistill.stages.checks import labels
 from ensdistill.stages.checks.labels import LabelFiles
 from ensdistill.stages.checks.networks import require_declared, require_module
@@ -151,11 +152,7 @@ def check(
     return {
         "splits": {s: _split_summary(experiment, s, counted) for s in pictures},
         "teachers": {t.name: _teacher_summary(experiment, t, counted) for t in experiment.teachers},
-        "warnings": [
-            f"target.{split}: no teacher has label maps of it; only the student can be scored there"
-            for split in scored
-            if not any(t.network or split in (t.labels or {}) for t in experiment.teachers)
-        ],
+        "warnings": [*_about_splits(experiment, scored), *_about_fusion(experiment)],
     }
 
 
@@ -213,6 +210,24 @@ def _about_networks(experiment: Experiment) -> Iterator[str]:
                 require_module(root, network.factory, f"{section}.network.factory")
             except EnsdistillError as error:
                 yield str(error)
+
+
+def _about_splits(experiment: Experiment, scored: Sequence[str]) -> Iterator[str]:
+    """Yield what can't be scored, of splits with ground truth."""
+    for split in scored:
+        if not any(t.network or split in (t.labels or {}) for t in experiment.teachers):
+            yield (
+                f"target.{split}: no teacher has label maps of it; only the student can be scored "
+                "there"
+            )
+
+
+def _about_fusion(experiment: Experiment) -> Iterator[str]:
+    """Yield what the chosen method can't know of so few teachers."""
+    policy, method = experiment.config.policy, experiment.config.fusion.method
+    asks = method == "label-model" or (method == "channel" and policy.strategy == "reliability")
+    if asks and (doubt := doubts.of_model(len(experiment.teachers), None)) is not None:
+        yield f"label model: {doubt}"
 
 
 def _about_packages(experiment: Experiment) -> Iterator[str]:

@@ -91,7 +91,17 @@ def train(job: Job) -> dict[str, Any]:
     dict
         ``steps``, ``loss`` (mean of the last logged window), and with a watched split ``watched``:
         its last and best mIoU in percent, and which of the two the network is.
+
+    Raises
+    ------
+    DataError
+        If no pixel has a label, or the network or its settings do not go.
     """
+    if not LabelMaps(job.inputs["labels"]).shares().any():
+        raise DataError(
+            f"{job.node.id}: none of the pixels of its {len(job.work.local.pictures)} label maps "
+            "has a label; there is nothing to train on"
+        )
     pixels = prepare(job.work.local, job.node.id, job.progress)
     order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs, pixels)
     give(order)

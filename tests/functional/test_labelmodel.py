@@ -20,6 +20,7 @@ from ensdistill.stages.functional.labelmodel import (
     fuse,
     grid,
     join,
+    opinions,
     posterior,
     vote_weights,
 )
@@ -788,3 +789,45 @@ def test_refuses_votes_that_say_nothing(call):
             call(votes, 6)
     with pytest.raises(ValueError, match=r"votes holds the value 5; .* 0\.\.3 or 255"):
         call(count(np.full((1, 1, 1), 5, np.uint8), 6), 4)
+
+
+def votes_of(*teachers):
+    """Votes in an image of one row, a list of labels for each teacher."""
+    return count(np.array(teachers, np.uint8)[:, None, :], 3)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "expected"),
+    [
+        (([0, 1, 2],), 1),
+        (([0, 1, 2], [0, 0, 0]), 2),
+        (([0, 1, 2], [0, 1, 2]), 1),  # a copy
+        (([0, 1, 2], [0, 1, 2], [2, 1, 0]), 2),
+        (([0, 1, 2], [0, 0, 2], [2, 1, 0]), 3),
+        (([0, 1, 255], [0, 255, 2], [255, 1, 2]), 1),  # they never contradict each other
+        (([0, 255, 255], [255, 1, 255], [1, 0, 2]), 2),  # each meets the third alone
+        (([0, 1, 2], [0, 0, 0], [255, 255, 255]), 2),  # says nothing
+        (([0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]), 2),
+    ],
+)
+def test_opinions_that_meet(teachers, expected):
+    assert opinions(votes_of(*teachers), 3) == expected
+    assert opinions(votes_of(*reversed(teachers)), 3) == expected
+
+
+def test_an_opinion_is_held_on_more_than_a_few_pixels():
+    """A copy that was resized differs here and there; a third voice on a few pixels is none."""
+    random = np.random.default_rng(0)
+    one, other, third = random.integers(0, 3, (3, 5000))
+    copy = np.where(np.arange(5000) < 20, (one + 1) % 3, one)
+    seldom = np.where(np.arange(5000) < 20, third, 255)
+    assert opinions(votes_of(one, copy, other), 3) == 2
+    assert opinions(votes_of(one, other, seldom), 3) == 2
+    assert opinions(votes_of(one, other, third), 3) == 3
+    copy[:40] = (one[:40] + 1) % 3
+    assert opinions(votes_of(one, copy, other), 3) == 3
+
+
+def test_opinions_of_nobody():
+    with pytest.raises(ValueError, match="no teacher votes"):
+        opinions(votes_of([255, 255]), 3)

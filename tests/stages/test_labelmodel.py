@@ -4,7 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ensdistill.cli.__main__ import cli
+from ensdistill.stages import doubts
+from ensdistill.stages.checks import files
 from ensdistill.stages.functional import labelmodel as functional
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.labelmodel import read_model, spread
@@ -134,3 +138,69 @@ def test_images_to_fit_are_spread_evenly():
     assert spread(ids, 1000) == ids
     assert spread(ids, 4) == ["0000", "0250", "0500", "0750"]
     assert len(set(spread(ids, 512))) == 512
+
+
+def lines(world, *command):
+    """Run a command and return its stdout and its stderr."""
+    result = CliRunner().invoke(cli, [*command, "-c", str(world.file)])
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def test_two_teachers_cannot_tell_who_errs(world):
+    world.settings["teachers"].pop()
+    world.write()
+    text = "two teachers cannot tell which of them errs"
+    assert f"warning: label model: {text}" in world.call("check")
+    assert f"label-model: {text}" in lines(world, "fuse", "--upstream")[1]
+    said = world.call("select-policy")
+    assert f"label model: {text}" in said and "expects" not in said
+    found = world.json("select-policy")
+    assert found["reliability"] == {} and text in found["doubt"]
+    world.call("run")
+    results = json.loads((world.root / "work/results.json").read_text())
+    assert text in results["doubt"] and results["reliability"] == {}
+    assert not any("reliability" in of for of in results["estimates"].values())
+    page = world.root / "page.html"
+    world.call("report", "-o", str(page))
+    assert text in page.read_text() and "IoU that the label model expects" not in page.read_text()
+
+
+def test_a_copy_is_no_third_teacher(world):
+    world.settings["teachers"][2]["labels"] = world.settings["teachers"][0]["labels"]
+    world.write()
+    assert "cannot tell" not in world.call("check")  # it does not read them together
+    text = "the 3 teachers hold no more than two opinions"
+    assert text in lines(world, "fuse", "--upstream")[1]
+    assert text in world.call("select-policy")
+    assert world.artifact("label-model").manifest.result["opinions"] == 2
+
+
+def test_three_that_contradict_each_other_can(world):
+    world.call("fuse", "--upstream")
+    found = world.json("select-policy")
+    assert found["doubt"] is None and set(found["reliability"]) == set("abc")
+    assert "what the label model expects" in world.call("select-policy")
+
+
+def test_a_model_of_before_is_judged_by_its_teachers_alone():
+    assert doubts.of_model(2, None) is not None
+    assert doubts.of_model(3, None) is None
+
+
+def test_an_image_list_without_a_label_is_refused_in_words(world, monkeypatch):
+    """`check` refuses it too: the stages must not rely on that."""
+    for (split, name), label in world.truth.items():
+        for teacher in "abc":
+            world.save(f"teachers/{teacher}", split, name, np.full_like(label, 255))
+    monkeypatch.setattr(
+        files, "check", lambda *_, **__: {"splits": {}, "teachers": {}, "warnings": []}
+    )
+    assert "label-model: no teacher labels any pixel of 5 images" in world.refuse(
+        "fuse", "--upstream"
+    )
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    text = world.refuse("train-student", "--upstream")
+    assert "student: none of the pixels of its 5 label maps has a label" in text
+    assert world.artifact("student") is None
