@@ -18,7 +18,7 @@ from ensdistill.data.pictures import (
     inspect_values,
     times_larger,
 )
-from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
+from ensdistill.pipeline.errors import DataError, EnsdistillError, grouped, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages import doubts
 from ensdistill.stages.checks import labels
@@ -87,7 +87,7 @@ class _Job:
 
 
 class _Problem(NamedTuple):
-    """What is wrong with a file; of files with one `cause` only the first is shown."""
+    """What is wrong with a file (see `errors.grouped`)."""
 
     cause: Hashable
     text: str
@@ -292,19 +292,7 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
     for k, job in enumerate(jobs):
         if k not in found and (problem := _judged(experiment, job)) is not None:
             found[k] = problem
-    return _grouped([found[k] for k in sorted(found)])
-
-
-def _grouped(problems: Sequence[_Problem]) -> list[str]:
-    """Return a line for each cause: its first file, and how many more there are."""
-    counts = Counter(problem.cause for problem in problems)
-    first: dict[Hashable, str] = {}
-    for cause, text in problems:
-        first.setdefault(cause, text)
-    return [
-        f"{text} (and {counts[cause] - 1} more files like it)" if counts[cause] > 1 else text
-        for cause, text in first.items()
-    ]
+    return grouped(found[k] for k in sorted(found))
 
 
 def _judged(experiment: Experiment, job: _Job) -> _Problem | None:

@@ -147,7 +147,7 @@ def test_a_finding_on_many_files_hides_no_other(world):
             world.save("teachers/a", "train", name, np.full_like(label, 77))
     world.save("teachers/b", "train", "train_000003_000019", np.full((48, 64), 88))
     text = world.refuse("check")
-    assert text.count("value 77") == 1 and "(and 4 more files like it)" in text
+    assert text.count("value 77") == 1 and "(and 4 more like it)" in text
     assert text.count("value 88") == 1
     assert "2 problems" in text
 
@@ -157,7 +157,7 @@ def test_unreadable_files_are_one_finding_for_each_folder(world):
         for path in (world.root / kind / "train").iterdir():
             path.write_bytes(b"nothing")
     text = world.refuse("check")
-    assert "2 problems" in text and text.count("(and 4 more files like it)") == 2
+    assert "2 problems" in text and text.count("(and 4 more like it)") == 2
 
 
 def test_a_void_outside_the_table_can_be_declared(world):
