@@ -149,11 +149,11 @@ def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
     """Look into a file: its path, digest, and what is asked. Returns a text if it is unreadable."""
     path, sha256, kind = item
     try:
-        if kind == "image":
+        if kind == "photograph":
             return inspect_image(path, sha256)
-        if kind == "certainty":
+        if kind == "certainties":
             return inspect_certainty(path, sha256)
-        return inspect_values(path, sha256, palette=kind == "values-True")
+        return inspect_values(path, sha256, palette=kind == "colours")
     except EnsdistillError as error:
         return str(error)
 
@@ -197,8 +197,8 @@ def _read_all(
 def _kind(expected: _Expected) -> str:
     """What is asked of a file, as it is called in the memory of facts."""
     if isinstance(expected, _Values):
-        return f"values-{expected.ids == 'palette'}"
-    return "image" if expected is None else "certainty"
+        return "colours" if expected.ids == "palette" else "ids"
+    return "photograph" if expected is None else "certainties"
 
 
 def _trained_on(experiment: Experiment, split: str) -> str | None:
@@ -232,7 +232,7 @@ def _check_values(
 ) -> None:
     fact = experiment.files.recall(file, _kind(values))
     try:
-        image = experiment.files.recall(picture.image, "image")
+        image = experiment.files.recall(picture.image, "photograph")
     except EnsdistillError:
         image = None
     if fact is None or image is None:
@@ -276,7 +276,7 @@ def _remedy(values: _Values, found: Mapping[str, int]) -> str:
 
 
 def _sizes(experiment: Experiment, pictures: Sequence[Picture]) -> dict[str, Any]:
-    facts = [experiment.files.recall(p.image, "image") for p in pictures]
+    facts = [experiment.files.recall(p.image, "photograph") for p in pictures]
     sizes = sorted({(f["height"], f["width"]) for f in facts if f is not None})
     return {
         "images": len(pictures),
