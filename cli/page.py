@@ -100,7 +100,12 @@ def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _pair_range(agreement: Mapping[str, Any] | None) -> tuple[float, float]:
     """Return the lowest and highest agreement of two teachers."""
     pairs = {} if agreement is None else agreement["pairs"]
-    values = [v for one, row in pairs.items() for other, v in row.items() if one != other]
+    values = [
+        v
+        for one, row in pairs.items()
+        for other, v in row.items()
+        if one != other and v is not None
+    ]
     return min(values, default=0.0), max(values, default=1.0)
 
 

@@ -1,16 +1,21 @@
-"""Reading images and label files with Pillow."""
+"""Reading photographs and label files with Pillow, each only as what it may be.
+
+Pillow opens more than 40 formats, some of them by other programs, and makes of every pixel what
+looks right. A photograph may look right; an id has to be the number that was written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ensdistill.pipeline.errors import DataError
 
@@ -19,37 +24,159 @@ UInt8 = npt.NDArray[np.uint8]
 STEPS: Final = 250  # of a certainty: 0 to 1 stay below what stands for an unwritten map
 _UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
-_COLOUR_MODES = ("RGB", "RGBA")
-_DEEP = ("RGB;16", "RGBA;16", "RGBX;16")  # Pillow keeps the upper 8 bits and says nothing
-_ID_MODES = ("L", "P", "1", "I", "I;16")
+_BITS_PER_SAMPLE, _PLANES = 258, 284  # of TIFF
+_PHOTO_MODES = ("RGB", "RGBA", "L", "P", "CMYK", "YCbCr")
+_ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")
+_COLOUR_MODES = ("RGB", "RGBA", "LA")  # ids as well, where all channels are equal
+# of 16 bits a channel Pillow keeps the upper 8 and says nothing
+_DEEP = ("RGB;16", "RGBA;16", "RGBa;16", "RGBX;16", "LA;16", "CMYK;16")
+# and of values that do not use all bits it makes the largest white
+_STRETCHED = ("L;2", "L;4", "L;0..", "I;0..", "RGB;0..", "BGR;15", "BGR;16")
+_LOSSLESS = (  # compressions of TIFF
+    "raw",
+    "tiff_raw_16",
+    "packbits",
+    "tiff_lzw",
+    "tiff_deflate",
+    "tiff_adobe_deflate",
+    "lzma",
+    "zstd",
+    "tiff_ccitt",
+    "group3",
+    "group4",
+)
 
 
-def _open(path: Path | str, sha256: str | None) -> tuple[Image.Image, str]:
-    """Return a decoded image and how its file holds the pixels: its mode, or more, as ``L;4``."""
+class _Role(NamedTuple):
+    """What a file is read as: the formats that it may have, and what is said of another."""
+
+    formats: tuple[str, ...]
+    expected: str
+
+
+_PHOTOGRAPH: Final = _Role(
+    ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"),
+    "expected JPEG, PNG, WebP, BMP, TIFF or PPM; convert it",
+)
+_VALUES: Final = _Role(
+    ("PNG", "BMP", "TIFF", "PPM"),
+    "expected PNG, BMP, TIFF or PPM, and no lossy compression, which changes the values of "
+    "pixels. Save them as PNG again from where they came from: converting this file does not bring "
+    "them back",
+)
+
+
+@contextmanager
+def _opened(
+    path: Path | str, role: _Role, content: bytes | None = None
+) -> Iterator[ImageFile.ImageFile]:
+    """Open a file, or what it holds, as a format of its role; only its header is decoded.
+
+    What Pillow trips over, in the block as well, is raised as a refusal.
+    """
     try:
-        content = Path(path).read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise DataError(
-                f"{path}: changed since this command looked at it; run it again (with --rehash if "
-                "the file's date was kept)"
-            )
-        with Image.open(io.BytesIO(content)) as image:
-            layout: Any = image.tile[0].args if image.tile else ""
-            if isinstance(layout, tuple):
-                layout = layout[0]
-            image.load()  # Pillow is lazy: a truncated file shows itself only here
-            return image, layout if isinstance(layout, str) and ";" in layout else image.mode
-    except DataError:
+        with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
+            try:
+                image = Image.open(file, formats=role.formats)
+            except UnidentifiedImageError as error:  # whose text names a buffer
+                file.seek(0)
+                raise _unidentified(path, file.read(16), role) from error
+            with image:
+                _require_plain(path, image, role)
+                yield image
+    except (DataError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # whose text names a buffer
-        raise DataError(
-            f"{path}: cannot be read as an image (cannot identify the kind of file); replace the "
-            "file"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a spoilt file makes it raise almost anything
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"
         ) from error
+
+
+def _unidentified(path: Path | str, start: bytes, role: _Role) -> DataError:
+    """Return the refusal of a file that is none of its role's formats, by its first bytes."""
+    Image.init()  # all formats there are; their tests look at these bytes alone
+    tests = {name: Image.OPEN[name][1] for name in Image.ID}
+    found = next((n for n, fits in tests.items() if len(start) == 16 and fits and fits(start)), "")
+    if found and found not in role.formats:
+        return DataError(f"{path}: its content is {found}; {role.expected}")
+    why = f"a damaged {found}, or an unknown kind of it" if found else "an unknown kind of file"
+    return DataError(f"{path}: cannot be read as an image ({why}); replace the file")
+
+
+def _require_plain(path: Path | str, image: ImageFile.ImageFile, role: _Role) -> None:
+    """Refuse a file of several images, and values that were compressed with losses.
+
+    The second picture in a phone's JPEG (MPO) is another view for other programs.
+    """
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise DataError(
+            f"{path}: holds more than one image; save the one that is meant as a file of its own"
+        )
+    compression = image.info.get("compression")
+    if role is _VALUES and image.format == "TIFF" and compression not in _LOSSLESS:
+        raise DataError(f"{path}: its content is TIFF compressed as {compression}; {role.expected}")
+
+
+def _open(path: Path | str, role: _Role, sha256: str | None) -> tuple[Image.Image, str]:
+    """Return a decoded image and how its file holds the pixels (see `_layout`)."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}); replace the file"
+        ) from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path}: changed since this command looked at it; run it again (with --rehash if "
+            "the file's date was kept)"
+        )
+    with _opened(path, role, content) as image:
+        if _is_misread(image, content):
+            raise DataError(
+                f"{path}: {image.format} of samples that would not be read right; save it as PNG"
+            )
+        layout = _layout(image)
+        if image.format != "TIFF":  # which load() turns, and takes the tag away
+            image.load()  # Pillow is lazy: a truncated file shows itself only here
+        # some programs turn such an image and some do not: labels would lie across it
+        orientation = _orientation(image)
+        if orientation in range(2, 9):  # 0, as some cameras write it, turns nothing
+            raise DataError(
+                f"{path}: EXIF orientation {orientation}; turn the pixels themselves and remove "
+                "the tag"
+            )
+        image.load()
+        return image, layout
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return how a file that was not decoded yet holds its pixels.
+
+    Its mode, or more: ``L;4`` are grey values of 4 bits, ``RGB;16B`` are channels of 16, and in
+    ``L;0..99`` 99 is white.
+    """
+    if not image.tile:  # of WebP
+        return image.mode
+    codec, _, _, args = image.tile[0]
+    raw: Any = args[0] if isinstance(args, tuple) else args
+    if codec in ("ppm", "ppm_plain") and isinstance(args, tuple):
+        white = 65535 if image.mode == "I" else 255
+        return image.mode if args[-1] == white else f"{image.mode};0..{args[-1]}"
+    return raw if isinstance(raw, str) and ";" in raw else image.mode
+
+
+def _is_misread(image: ImageFile.ImageFile, content: bytes) -> bool:
+    """Whether Pillow takes for bytes what are smaller or larger samples.
+
+    It does of a BMP whose palette is grey, and of a TIFF that holds channels one after the other.
+    """
+    if not image.tile or image.tile[0][0] != "raw":
+        return False
+    if image.format == "BMP" and image.mode in ("1", "L"):
+        at = 24 if content[14] == 12 else 28  # OS/2's header is shorter
+        return int.from_bytes(content[at : at + 2], "little") != (1 if image.mode == "1" else 8)
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(_PLANES) == 2 and 8 not in tags.get(_BITS_PER_SAMPLE, ())
 
 
 def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
@@ -67,16 +194,10 @@ def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
     DataError
         If the file is no whole 8-bit image, or another one than was planned for.
     """
-    image, layout = _open(path, sha256)
-    if image.mode not in (*_COLOUR_MODES, "L", "P", "CMYK", "YCbCr") or layout.startswith(_DEEP):
+    image, layout = _open(path, _PHOTOGRAPH, sha256)
+    if image.mode not in _PHOTO_MODES or layout.startswith(_DEEP):
         raise DataError(
             f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
-        )
-    # some programs turn such an image and some do not: predictions would lie across it
-    orientation = _orientation(image)
-    if orientation in range(2, 9):  # 0, as some cameras write it, turns nothing
-        raise DataError(
-            f"{path}: EXIF orientation {orientation}; turn the pixels themselves and remove the tag"
         )
     return np.asarray(image.convert("RGB"))
 
@@ -89,12 +210,9 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width in pixels, from the file's header alone."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+    """Return height and width in pixels of a photograph, from its file's header alone."""
+    with _opened(path, _PHOTOGRAPH) as image:
+        return image.height, image.width
 
 
 def inspect_image(path: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -111,40 +229,86 @@ def read_values(
     Parameters
     ----------
     path : Path or str
-        A PNG of mode L, P, I or I;16, whose pixels (of P: indices) are ids; or of any colour
-        mode where `palette` is set.
+        A PNG, BMP, TIFF or PPM of one channel, whose pixels (of a palette image: indices) are
+        ids, or of several that are equal; or of colours where `palette` is set. Alpha is opaque.
     sha256 : str, optional
         What its bytes must be.
     palette : bool
         Colours stand for classes; values are packed as ``red << 16 | green << 8 | blue``.
 
+    Returns
+    -------
+    values
+        (H, W) uint8 where all of the file are, else int64.
+
     Raises
     ------
     DataError
-        If the file is unreadable, another one than was planned for, or holds colours where ids
-        are expected.
+        If the file is unreadable, another one than was planned for, of a format or a compression
+        that changes values, turned by a tag, or holds colours where ids are expected.
     """
-    image, layout = _open(path, sha256)
-    if palette:
-        if image.mode.startswith(("I", "F")) or layout.startswith(_DEEP):
+    image, layout = _open(path, _VALUES, sha256)
+    if image.mode not in (*_ID_MODES, *_COLOUR_MODES):
+        raise DataError(
+            f"{path}: pixel mode {layout}; expected whole numbers in one channel, or RGB; save the "
+            "ids as a grey PNG of 8 or 16 bits"
+        )
+    values = _colours(path, image, layout) if palette else _ids(path, image, layout)
+    if image.mode in ("RGBA", "LA"):
+        _require_opaque(path, image)
+    return values
+
+
+def _require_opaque(path: Path | str, image: Image.Image) -> None:
+    alpha = np.asarray(image.getchannel("A"))
+    if (at := _first(alpha != 255)) is not None:
+        raise DataError(
+            f"{path}: pixel mode {image.mode} with alpha {alpha[at]} of 255 at row {at[0]}, column "
+            f"{at[1]}: a pixel has a label or none; save it without alpha, and what has none with "
+            "the value that stands for it"
+        )
+
+
+def _colours(path: Path | str, image: Image.Image, layout: str) -> npt.NDArray[np.int64]:
+    """Return colours, (H, W) packed."""
+    if image.mode.startswith("I") or layout.startswith(_DEEP):
+        raise DataError(
+            f"{path}: pixel mode {layout} holds no 8-bit colours "
+            "(declare `ids: train_ids` or `ids: label_ids` if pixels are ids)"
+        )
+    rgb = np.asarray(image.convert("RGB")).astype(np.int64)
+    return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
+
+
+def _ids(path: Path | str, image: Image.Image, layout: str) -> npt.NDArray[np.int64] | UInt8:
+    """Return ids, (H, W), of one channel or of equal ones."""
+    if layout.startswith(_DEEP):
+        raise DataError(
+            f"{path}: pixel mode {layout}, of whose channels only the upper 8 bits can be read; "
+            "save the ids in one channel, as a grey PNG of 8 or 16 bits"
+        )
+    if layout.startswith(_STRETCHED):
+        raise DataError(
+            f"{path}: pixel mode {layout}, whose values Pillow stretches until the largest is "
+            "white; save the ids as a grey PNG of 8 or 16 bits"
+        )
+    pixels = np.asarray(image)
+    values = pixels[..., 0] if image.mode in _COLOUR_MODES else pixels
+    if image.mode in ("RGB", "RGBA"):
+        at = _first((values != pixels[..., 1]) | (values != pixels[..., 2]))
+        if at is not None:
             raise DataError(
-                f"{path}: pixel mode {layout} holds no 8-bit colours "
-                "(declare `ids: train_ids` or `ids: label_ids` if pixels are ids)"
+                f"{path}: pixel mode {image.mode} holds colours, the first {pixels[at].tolist()} "
+                f"at row {at[0]}, column {at[1]}; expected one channel of ids, or equal ones "
+                "(declare `ids: palette` if colours stand for classes)"
             )
-        rgb = np.asarray(image.convert("RGB")).astype(np.int64)
-        return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
-    if image.mode not in _ID_MODES:
-        raise DataError(
-            f"{path}: pixel mode {image.mode} holds colours; expected one channel of ids "
-            "(declare `ids: palette` if colours stand for classes)"
-        )
-    if layout in ("L;2", "L;4"):
-        raise DataError(
-            f"{path}: grey of {layout[2]} bits, which Pillow stretches to 0..255; "
-            "save the ids with 8 bits"
-        )
-    values = np.asarray(image)
     return values if values.dtype == np.uint8 else values.astype(np.int64)
+
+
+def _first(found: npt.NDArray[np.bool_]) -> tuple[int, int] | None:
+    """Return row and column of the first pixel that was found, None if none was."""
+    at = int(found.argmax())
+    return divmod(at, found.shape[1]) if found.flat[at] else None
 
 
 def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> dict[str, Any]:
@@ -211,7 +375,7 @@ def times_larger(path: Path | str, own: tuple[int, ...], size: tuple[int, int]) 
 
 
 def _read_steps(path: Path | str, sha256: str | None) -> UInt8:
-    image, layout = _open(path, sha256)
+    image, layout = _open(path, _VALUES, sha256)
     most = {"L": 255, "I;16": 65535, "I;16B": 65535}.get(layout)
     if most is None:
         raise DataError(f"{path}: pixel mode {layout}; expected a grey PNG of 8 or 16 bits")

@@ -74,8 +74,11 @@ class Shot:
         The image's.
     rank : str
         ``most``, ``median`` or ``least``: how far the teachers agree among all images looked at.
-    agreement : float
-        The share of its pixels that all teachers give the same label.
+    agreement : float or None
+        The share of the pixels that any teacher labels which all give the same class; None where
+        no teacher labels any.
+    unlabelled : float
+        The share of its pixels that no teacher labels.
     width, height : int
         Of its pictures, in pixels.
     drawn : tuple of Drawn
@@ -84,7 +87,8 @@ class Shot:
 
     id: str
     rank: str
-    agreement: float
+    agreement: float | None
+    unlabelled: float
     width: int
     height: int
     drawn: tuple[Drawn, ...]
@@ -130,9 +134,22 @@ def total(found: Mapping[str, Agreement]) -> Agreement:
     return reduce(add, found.values())
 
 
+def unanimity(found: Agreement) -> float | None:
+    """Return the share of the labelled pixels on which all teachers agree; None without any."""
+    return found.unanimous / found.labelled if found.labelled else None
+
+
 def choose(found: Mapping[str, Agreement]) -> list[tuple[str, str]]:
-    """Return image ids and their ranks: most, median and least agreement, each image once."""
-    ordered = sorted(found, key=lambda i: (-found[i].unanimous / found[i].pixels, i))
+    """Return image ids and their ranks: most, median and least agreement, each image once.
+
+    Images of which no teacher labels any pixel come last.
+    """
+
+    def place(image_id: str) -> tuple[bool, float, str]:
+        share = unanimity(found[image_id])
+        return share is None, -(share or 0.0), image_id
+
+    ordered = sorted(found, key=place)
     if len(ordered) <= 3 * _EACH:
         third = -(-len(ordered) // 3)
         starts = (0, third, 2 * third)
@@ -200,7 +217,6 @@ class Gallery:
         height, width = photo.shape[:2]
         if width > most:
             height, width = max(1, round(height * most / width)), most
-        share = found.unanimous / found.pixels
         drawn = [
             _photo(photo, (width, height), f"Photograph {image_id}."),
         ]
@@ -215,7 +231,8 @@ class Gallery:
             truth = self.truth.read(image_id)
             drawn.append(self._labels("ground truth", truth, (width, height)))
             drawn.append(_wrong(self.fused.read(image_id), truth, (width, height)))
-        return Shot(image_id, rank, share, width, height, tuple(drawn))
+        unlabelled = 1 - found.labelled / found.pixels
+        return Shot(image_id, rank, unanimity(found), unlabelled, width, height, tuple(drawn))
 
     def _labels(self, title: str, labels: UInt8, size: tuple[int, int]) -> Drawn:
         counts = class_counts(labels, len(self.table))

@@ -196,7 +196,7 @@ def convert(
     """
     sizes = {}
     for picture in experiment.pictures(TRAIN):
-        fact = experiment.files.recall(picture.image, "image")
+        fact = experiment.files.recall(picture.image, "photograph")
         assert fact is not None  # checked
         sizes[picture.id] = (fact["height"], fact["width"])
     counts = {
@@ -252,7 +252,7 @@ def _is_made(target: Path, mark: str) -> bool:
         If it was not made by an import at all.
     """
     try:
-        with Image.open(target) as image:
+        with Image.open(target, formats=["PNG"]) as image:
             found = image.info.get(_MARK)
     except FileNotFoundError:
         return False

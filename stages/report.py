@@ -10,6 +10,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import combinations
 from typing import Any, Final
 
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
@@ -19,10 +20,11 @@ from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.functional.agreement import Agreement
-from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total
+from ensdistill.stages.functional.agreement import Agreement, kappas
+from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
 from ensdistill.stages.graph import build, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.suspicion import suspicions
 from ensdistill.stages.tables import overlap_note
 from ensdistill.stages.training import METRICS
 
@@ -264,21 +266,34 @@ def _warnings(
         if 1 - result["coverage"] > _UNLABELLED:
             found.append(f"{1 - result['coverage']:.1%} of the pixels have no fused label")
     if pairs is not None:
-        names = [t.name for t in experiment.teachers]
-        for k, one in enumerate(names):
-            for j, other in enumerate(names[:k]):
-                share = pairs.pairs[j, k] / pairs.pixels
-                if share >= _COPIES:
-                    found.append(
-                        f"{other} and {one} give {share:.2%} of the pixels the same label: two "
-                        "votes of one opinion"
-                    )
+        found += _of_teachers([t.name for t in experiment.teachers], pairs)
     if scores is not None:
         if note := overlap_note(scores):
             found.append(f"{scores['split']}: {note}")
         if missing := results.not_covered(experiment, scores["split"], decisions):
             found.append(f"without label maps on {scores['split']}: {', '.join(missing)}")
     return found
+
+
+def _of_teachers(names: Sequence[str], found: Agreement) -> list[str]:
+    """Return which teachers look as if they were not as declared, and which two are one."""
+    either, both, beyond_chance = found.either, found.both, kappas(found)
+    pairs = list(combinations(range(len(names)), 2))
+    suspected = suspicions(
+        {name: float(found.pairs[j, j]) / found.pixels for j, name in enumerate(names)},
+        {
+            (names[j], names[k]): float(beyond_chance[j, k]) if both[j, k] else None
+            for j, k in pairs
+        },
+    )
+    told = [f"{name} {text}" for name, said in suspected.items() for text in said]
+    for j, k in pairs:
+        if either[j, k] and (share := found.pairs[j, k] / either[j, k]) >= _COPIES:
+            told.append(
+                f"{names[j]} and {names[k]} say the same on {share:.2%} of the pixels that either "
+                "labels: two votes of one opinion"
+            )
+    return told
 
 
 def _seldom(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, list[str]]:
@@ -301,13 +316,22 @@ def _fused(experiment: Experiment, manifests: Mapping[str, Manifest]) -> dict[st
 
 
 def _agreement(experiment: Experiment, found: Agreement) -> dict[str, Any]:
-    """Return agreement as fractions of all pixels, and of each class's fused pixels."""
+    """Return agreement as fractions, None where there is nothing to agree on.
+
+    ``unanimous`` is of the pixels that any teacher labels, ``unlabelled`` of all, ``pairs`` of the
+    pixels that either of the two labels, and ``classes`` of each class's fused pixels.
+    """
     names = [t.name for t in experiment.teachers]
     settled = zip(found.settled.tolist(), found.fused.tolist(), strict=True)
+    either = found.either
     return {
-        "unanimous": found.unanimous / found.pixels,
+        "unanimous": unanimity(found),
+        "unlabelled": 1 - found.labelled / found.pixels,
         "pairs": {
-            one: {other: float(found.pairs[j, k]) / found.pixels for k, other in enumerate(names)}
+            one: {
+                other: float(found.pairs[j, k] / either[j, k]) if either[j, k] else None
+                for k, other in enumerate(names)
+            }
             for j, one in enumerate(names)
         },
         "classes": {

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -80,6 +81,56 @@ def windows(label_maps, owner, window):
         label[count > most] = c
         most = np.maximum(most, count)
     return label
+
+
+def agreement(label_maps, fused, n_classes):
+    """Every count of `Agreement`, pixel by pixel, as plain numbers and nested lists."""
+    teachers, height, width = label_maps.shape
+    of_pairs = [[0] * teachers for _ in range(teachers)]
+    found = {"pixels": 0, "labelled": 0, "unanimous": 0}
+    found |= {name: [list(row) for row in of_pairs] for name in ("pairs", "both", "either")}
+    found["given"] = [[[0] * n_classes for _ in range(teachers)] for _ in range(teachers)]
+    found |= {"fused": [0] * n_classes, "settled": [0] * n_classes}
+    for y in range(height):
+        for x in range(width):
+            labels = label_maps[:, y, x].tolist()
+            agreed = 255 not in labels and len(set(labels)) == 1
+            found["pixels"] += 1
+            found["labelled"] += any(label != 255 for label in labels)
+            found["unanimous"] += agreed
+            if fused[y, x] != 255:
+                found["fused"][fused[y, x]] += 1
+                found["settled"][fused[y, x]] += agreed
+            for j, one in enumerate(labels):
+                for k, other in enumerate(labels):
+                    found["either"][j][k] += one != 255 or other != 255
+                    if one != 255 and other != 255:
+                        found["both"][j][k] += 1
+                        found["given"][j][k][one] += 1
+                        found["pairs"][j][k] += one == other
+    return found
+
+
+def joint(one, other, n_classes):
+    counts = [[0] * n_classes for _ in range(n_classes)]
+    for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True):
+        if a != 255 and b != 255:
+            counts[a][b] += 1
+    return counts
+
+
+def kappa(one, other):
+    """Cohen's kappa in exact fractions, of every two pixels drawn apart for chance."""
+    votes = [
+        (a, b)
+        for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True)
+        if a != 255 and b != 255
+    ]
+    if not votes:
+        return math.nan
+    agreed = Fraction(sum(a == b for a, b in votes), len(votes))
+    chance = Fraction(sum(a == b for a, _ in votes for _, b in votes), len(votes) ** 2)
+    return math.nan if chance == 1 else float((agreed - chance) / (1 - chance))
 
 
 def majority(label_maps, weights=None):

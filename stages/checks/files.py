@@ -82,8 +82,8 @@ class _Job:
     def kind(self) -> str:
         """What is asked of the file, as it is called in the memory of facts."""
         if isinstance(self.expected, _Values):
-            return f"values-{self.expected.ids == 'palette'}"
-        return "image" if isinstance(self.expected, _Photograph) else "certainty"
+            return "colours" if self.expected.ids == "palette" else "ids"
+        return "photograph" if isinstance(self.expected, _Photograph) else "certainties"
 
 
 class _Problem(NamedTuple):
@@ -247,11 +247,11 @@ def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
     """Look into a file: its path, digest, and what is asked. Returns a text if it is unreadable."""
     path, sha256, kind = item
     try:
-        if kind == "image":
+        if kind == "photograph":
             return inspect_image(path, sha256)
-        if kind == "certainty":
+        if kind == "certainties":
             return inspect_certainty(path, sha256)
-        return inspect_values(path, sha256, palette=kind == "values-True")
+        return inspect_values(path, sha256, palette=kind == "colours")
     except EnsdistillError as error:
         return str(error)
 
@@ -300,7 +300,7 @@ def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
     expected = job.expected
     fact = experiment.files.recall(job.file, job.kind)
     try:
-        image = experiment.files.recall(job.picture.image, "image")
+        image = experiment.files.recall(job.picture.image, "photograph")
     except EnsdistillError:
         image = None
     if fact is None or image is None or isinstance(expected, _Photograph):
@@ -409,7 +409,7 @@ def _split_summary(
     experiment: Experiment, split: str, counted: Mapping[str, LabelFiles]
 ) -> dict[str, Any]:
     pictures = experiment.pictures(split)
-    facts = [experiment.files.recall(p.image, "image") for p in pictures]
+    facts = [experiment.files.recall(p.image, "photograph") for p in pictures]
     sizes = sorted({(f["height"], f["width"]) for f in facts if f is not None})
     truth = counted.get(_of_truth(split))
     return {

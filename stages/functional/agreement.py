@@ -1,4 +1,8 @@
-"""Where teachers agree, and where they do not: known without any ground truth."""
+"""Where teachers agree, and where they do not: known without any ground truth.
+
+Two teachers agree on a pixel if both label it, and say the same class; two that leave it without a
+label do not.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form
-from ensdistill.stages.functional.scores import class_counts
+from ensdistill.stages.functional.scores import class_counts, confusion
 
-__all__ = ["Agreement", "agreement", "claims"]
+__all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "kappas"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,10 +24,18 @@ class Agreement:
 
     Attributes
     ----------
-    pixels, unanimous
-        All pixels, and those that every teacher gives the same label (255 is one).
+    pixels
+        All pixels.
+    labelled
+        Those that at least one teacher labels.
+    unanimous
+        Those that every teacher labels, all with the same class.
     pairs
-        (T, T) int64, the pixels that two teachers give the same label; symmetric.
+        (T, T) int64, the pixels to which two teachers give the same class; symmetric. The diagonal
+        counts what each labels.
+    given
+        (T, T, C) int64, `given[j, k, c]`: of the pixels that teachers j and k both label, those
+        that j calls c.
     fused
         (C,) int64, the pixels of each class in the fused map.
     settled
@@ -31,16 +43,31 @@ class Agreement:
     """
 
     pixels: int
+    labelled: int
     unanimous: int
     pairs: NDArray[np.int64]
+    given: NDArray[np.int64]
     fused: NDArray[np.int64]
     settled: NDArray[np.int64]
+
+    @property
+    def both(self) -> NDArray[np.int64]:
+        """(T, T), the pixels that two teachers both label."""
+        return np.asarray(self.given.sum(axis=2))
+
+    @property
+    def either(self) -> NDArray[np.int64]:
+        """(T, T), the pixels that at least one of two teachers labels."""
+        each = np.diagonal(self.pairs)
+        return each[:, None] + each - self.both
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(
             pixels=self.pixels + other.pixels,
+            labelled=self.labelled + other.labelled,
             unanimous=self.unanimous + other.unanimous,
             pairs=self.pairs + other.pairs,
+            given=self.given + other.given,
             fused=self.fused + other.fused,
             settled=self.settled + other.settled,
         )
@@ -63,7 +90,7 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
     TypeError
         If a label map is not uint8.
     ValueError
-        If the shapes do not fit, or `fused` holds a value that is neither a class id nor 255.
+        If the shapes do not fit, or a map holds a value that is neither a class id nor 255.
     """
     check_form("label_maps", label_maps, ndim=3)
     check_form("fused", fused, ndim=2)
@@ -72,21 +99,98 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
             f"label_maps and fused must have one size, got {label_maps.shape[1:]} and {fused.shape}"
         )
     teachers = len(label_maps)
-    pairs = np.full((teachers, teachers), fused.size, np.int64)
-    unanimous = np.ones(fused.shape, bool)
-    for k in range(teachers):
-        for j in range(k):
-            same = label_maps[j] == label_maps[k]
-            pairs[j, k] = pairs[k, j] = np.count_nonzero(same)
-            if j == 0:
-                unanimous &= same
+    pairs = np.empty((teachers, teachers), np.int64)
+    given = np.empty((teachers, teachers, n_classes), np.int64)
+    for j in range(teachers):
+        joints = confusion(label_maps[j], label_maps[j:], n_classes)[..., :n_classes]
+        for k, both in enumerate(joints, start=j):
+            pairs[j, k] = pairs[k, j] = np.trace(both)
+            given[j, k], given[k, j] = both.sum(axis=1), both.sum(axis=0)
+    lowest, highest = label_maps.min(axis=0), label_maps.max(axis=0)  # 255 is the highest of all
+    unanimous = (lowest == highest) & (highest != IGNORE_INDEX)
     return Agreement(
         pixels=fused.size,
+        labelled=int(np.count_nonzero(lowest != IGNORE_INDEX)),
         unanimous=int(np.count_nonzero(unanimous)),
         pairs=pairs,
+        given=given,
         fused=class_counts(fused, n_classes),
-        settled=class_counts(np.where(unanimous, fused, IGNORE_INDEX).astype(np.uint8), n_classes),
+        settled=class_counts(np.where(unanimous, fused, np.uint8(IGNORE_INDEX)), n_classes),
     )
+
+
+def joint(one: NDArray[np.uint8], other: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
+    """Count how often two teachers call a pixel what; those of several images add up.
+
+    Parameters
+    ----------
+    one, other
+        (H, W) uint8 of class ids 0..C-1 or 255.
+    n_classes
+        C, 1 to 254.
+
+    Returns
+    -------
+    joint
+        (C, C) int64 of the pixels that both label: rows are the classes of `one`, columns those of
+        `other`.
+
+    Raises
+    ------
+    TypeError
+        If a label map is not uint8.
+    ValueError
+        If their shapes differ, or one holds a value that is neither a class id nor 255.
+    """
+    return confusion(one, other[None], n_classes)[0, :, :n_classes]
+
+
+def kappa(joint: NDArray[np.int64]) -> float:
+    """Return how far two teachers agree beyond chance (Cohen, 1960).
+
+    Chance is what they would agree by if each gave its own share of pixels to each class, blindly:
+    two that call nearly all road agree on nearly all, and know nothing of each other.
+
+    Parameters
+    ----------
+    joint
+        (C, C) counts of pixels that both label, from `joint`.
+
+    Returns
+    -------
+    kappa
+        1 where they agree on all pixels, 0 where no more than by chance, negative where less; NaN
+        without pixels, or where chance makes them agree on all.
+
+    Raises
+    ------
+    ValueError
+        If `joint` is not (C, C).
+    """
+    if joint.ndim != 2 or joint.shape[0] != joint.shape[1]:
+        raise ValueError(f"joint must be (C, C), got shape {joint.shape}")
+    return _beyond_chance(int(np.trace(joint)), joint.sum(axis=1), joint.sum(axis=0))
+
+
+def kappas(found: Agreement) -> NDArray[np.float64]:
+    """Return (T, T) float64, the `kappa` of every two teachers; that of one with itself is NaN."""
+    teachers = len(found.pairs)
+    values = np.full((teachers, teachers), np.nan)
+    for j in range(teachers):
+        for k in range(j):
+            values[j, k] = values[k, j] = _beyond_chance(
+                int(found.pairs[j, k]), found.given[j, k], found.given[k, j]
+            )
+    return values
+
+
+def _beyond_chance(agreed: int, ones: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+    """Return kappa from the pixels agreed on and the (C,) pixels that either calls each class."""
+    pixels = ones.sum()
+    if not pixels:
+        return float("nan")
+    expected = float((ones / pixels) @ (others / pixels))
+    return float("nan") if expected == 1 else float((agreed / pixels - expected) / (1 - expected))
 
 
 def claims(

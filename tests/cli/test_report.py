@@ -1,12 +1,19 @@
 """The page of a report: complete in itself, safe, and it does what it says in a real browser."""
 
+import dataclasses
+import html
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import yaml
 from golden import make as golden
+
+from ensdistill.cli.page import page as rendered
+from ensdistill.stages.experiment import load
+from ensdistill.stages.report import gather
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -119,6 +126,77 @@ def test_a_split_that_teachers_lack_is_shown_as_far_as_it_goes(world, lacking):
     assert f"without label maps on val: {', '.join(lacking)}" in page
     assert 'id="scores"' in page
     assert 'id="scored-gallery"' not in page
+
+
+def words(page):
+    """Return what is to be read on a page, without its style and scripts."""
+    text = re.sub(r"<(style|script)>.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def fused(world, **teachers):
+    """Fuse label maps that are made by rules of a map of 255, and return the words of the page."""
+    world.settings["fusion"] = {"method": "majority"}
+    world.settings["teachers"] = [world.entry(name) for name in teachers]
+    for name, rule in teachers.items():
+        world.teacher(name, lambda label, rule=rule: rule(np.full_like(label, 255)))
+    world.write()
+    world.call("infer-teacher")
+    world.call("fuse")
+    world.call("report")
+    return words((world.root / "work" / "report.html").read_text())
+
+
+def painted(**columns):
+    """Return a rule that paints columns with classes, as `at_16=1`: class 1 from column 16 on."""
+
+    def rule(label):
+        for name, value in columns.items():
+            label[:, int(name.removeprefix("at_")) :] = value
+        return label
+
+    return rule
+
+
+def test_pixels_without_a_label_are_no_agreement(world):
+    text = fused(world, a=painted(at_0=0, at_20=255), b=painted(at_16=1, at_32=255))
+    assert "all teachers agree on 0.0 % of the pixels that any of them labels" in text
+    assert re.search(r"no teacher labels 4\d\.\d % of the pixels", text)
+    assert re.search(r"4\d\.\d % of the pixels have no label of any teacher", text)
+    assert text.count("0.0 % of its labelled pixels unanimous; ") == 5
+    assert "a agrees with b no better than chance" in text
+
+
+def test_the_page_where_one_teacher_labels_all(world):
+    text = fused(world, a=painted(at_0=0, at_20=1), b=painted(at_0=0, at_10=1))
+    assert re.search(r"all teachers agree on 8\d\.\d % of the pixels that any of them labels", text)
+    assert "no teacher labels" not in text
+    assert "0.0 % of the pixels have no label of any teacher" in text
+    assert "without a label of any teacher" not in text
+
+
+def test_one_teacher_agrees_with_nobody(world):
+    text = fused(world, a=painted(at_0=0, at_20=255))
+    assert "agree on" not in text
+    assert re.search(r"no teacher labels 6\d\.\d % of the pixels", text)
+
+
+def test_nothing_to_agree_on_is_no_share(world):
+    """Half of a pair labels nothing at all, and one class is in no map."""
+    text = fused(world, a=painted(at_0=0), b=painted(), c=painted())
+    assert "all teachers agree on 0.0 %" in text
+    assert "b labels 0.0% of the pixels, the others 50.0%" in text
+    assert "labels no pixel that" not in text
+    content = gather(load(world.file), None, lambda _: golden.Silent())
+    assert content["agreement"]["pairs"]["b"] == {"a": 0.0, "b": None, "c": None}
+    nothing = {"unanimous": None, "unlabelled": 1.0}
+    shots = [dataclasses.replace(s, agreement=None, unlabelled=1.0) for s in content["gallery"]]
+    text = words(
+        rendered(content | {"agreement": content["agreement"] | nothing, "gallery": shots})
+    )
+    assert "agree on" not in text
+    assert "100.0 % of the pixels have no label of any teacher" in text
+    assert text.count("· no teacher labels any of it") == len(shots) == 5
 
 
 def test_a_watched_split_is_warned_of_and_drawn(world):

@@ -1,23 +1,28 @@
 """Reading photographs and label files: every mode, every encoding, every way to be torn."""
 
+import ast
 import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from ensdistill.data import pictures
 from ensdistill.data.classes import TABLES
 from ensdistill.data.pictures import (
     Decoder,
     image_size,
+    inspect_certainty,
     inspect_image,
     inspect_values,
+    read_certainty,
     read_image,
     read_values,
 )
@@ -134,7 +139,7 @@ def tagged(orientation, form):
     return encoded(RGB, form, exif=exif)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_photograph_that_some_programs_turn_is_refused(save, form):
     for orientation in range(2, 9):
         for read in (read_image, inspect_image):
@@ -166,6 +171,8 @@ READERS = {
     "read_palette": lambda path: read_values(path, palette=True),
     "inspect_image": inspect_image,
     "inspect_values": lambda path: inspect_values(path, palette=False),
+    "read_certainty": lambda path: read_certainty(path, (5, 7)),
+    "inspect_certainty": inspect_certainty,
     "image_size": image_size,
 }
 BROKEN = {
@@ -184,7 +191,10 @@ def test_a_broken_file_is_refused_by_name(save, kind, reader):
     if reader == "image_size" and kind in ("half png", "cut jpeg"):
         assert image_size(save(BROKEN[kind])) == (5, 7)  # only the header is read
         return
-    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
+    text = "cannot be read as an image"
+    if "jpeg" in kind and "image" not in reader:
+        text = "its content is JPEG"  # broken or not
+    with pytest.raises(DataError, match=rf"x\.png: {text}"):
         READERS[reader](save(BROKEN[kind]))
 
 
@@ -276,17 +286,26 @@ def test_ids_of_32_bits_are_read(save):
 @pytest.mark.parametrize(("bits", "row"), [(2, 0b00011011), (4, 0b00010010)])
 def test_grey_that_pillow_would_stretch_is_refused(save, bits, row):
     path = save(png(bits, 0, [bytes([row])], 8 // bits))
-    with pytest.raises(DataError, match=rf"x\.png: grey of {bits} bits.*save the ids with 8 bits"):
+    with pytest.raises(DataError, match=rf"x\.png: pixel mode L;{bits}, .*stretches.*of 8 or 16"):
         raw(path)
     assert read_image(path).shape == (1, 8 // bits, 3)  # of a photograph it is right
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_colours_where_ids_are_expected_are_refused_with_the_remedy(save, mode):
-    path = save(Image.fromarray(RGB).convert(mode))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("channel", range(3))
+def test_colours_where_ids_are_expected_are_refused_with_the_remedy(save, mode, channel):
+    pixels = np.dstack([IDS] * 3)
+    pixels[2, 3] = pixels[4, 6] = 9
+    pixels[2, 3, channel] = pixels[4, 6, channel] = 200
+    path = save(Image.fromarray(pixels).convert(mode))
     for read in (raw, READERS["inspect_values"], Decoder({0: 0}, palette=False).read):
-        with pytest.raises(DataError, match=rf"x\.png: pixel mode {mode}.*declare `ids: palette`"):
+        with pytest.raises(
+            DataError, match=rf"x\.png: pixel mode {mode}.*declare `ids: palette`"
+        ) as e:
             read(path)
+        assert f"the first {pixels[2, 3].tolist()[:-1]}"[:-1] in str(e.value)
+        assert "row 2, column 3;" in str(e.value)
+    read_values(path, palette=True)  # the remedy is one
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
@@ -301,6 +320,270 @@ def test_colours_are_packed(save, mode):
 def test_no_colours_of_16_bits_are_guessed_at(save, mode):
     with pytest.raises(DataError, match=rf"x\.png: pixel mode {mode} holds no 8-bit colours"):
         read_values(save(DEEP[mode]), palette=True)
+
+
+# files are opened only as what they may be
+
+GREY, COLOURED = Image.fromarray(IDS), Image.fromarray(RGB)
+OTHERS = {  # as Pillow calls them
+    "GIF": paletted(IDS),
+    "JPEG2000": COLOURED,
+    "AVIF": COLOURED,
+    "EPS": COLOURED,
+    "ICNS": COLOURED.resize((16, 16)),
+    "ICO": COLOURED.resize((16, 16)),
+    "PCX": COLOURED,
+    "SGI": COLOURED,
+    "DDS": COLOURED,
+    "DIB": COLOURED,
+}
+PHOTOGRAPHS = ["JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM"]
+OF_VALUES = [reader for reader in READERS if "image" not in reader]
+OF_PHOTOGRAPHS = [reader for reader in READERS if "image" in reader]
+
+
+def made(image, form, **more):
+    """Return an image as a file of a format."""
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {form}")
+    buffer = io.BytesIO()
+    image.save(buffer, form, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", [*OTHERS, "JPEG", "MPO", "WEBP"])
+def test_values_are_read_of_no_format_that_may_change_them(save, form):
+    path = save(made(OTHERS.get(form, COLOURED), form))
+    found = "JPEG" if form == "MPO" else form
+    for reader in OF_VALUES:
+        with pytest.raises(DataError, match=rf"x\.png: its content is {found};.*bring them back"):
+            READERS[reader](path)
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_photographs_are_read_of_no_other_format(save, monkeypatch, form):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)  # another program, never to be run
+    for name in ("x.png", "x.jpg"):
+        path = save(made(OTHERS[form], form), name)
+        for reader in OF_PHOTOGRAPHS:
+            with pytest.raises(DataError, match=rf"{name}: its content is {form}; expected JPEG, "):
+                READERS[reader](path)
+
+
+@pytest.mark.parametrize("form", PHOTOGRAPHS)
+def test_photographs_are_read_whatever_their_names_say(save, form):
+    content = made(COLOURED, form)
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    for name in ("x.png", "x.jpg", "x"):
+        np.testing.assert_array_equal(read_image(save(content, name)), expected)
+        assert image_size(save(content, name)) == (5, 7)
+
+
+def test_a_phones_jpeg_is_its_first_picture(save):
+    second = Image.fromarray(RGB[::-1])
+    content = made(COLOURED, "MPO", save_all=True, append_images=[second])
+    with Image.open(io.BytesIO(content)) as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    np.testing.assert_array_equal(
+        read_image(save(content)), read_image(save(encoded(RGB, "JPEG"), "y.png"))
+    )
+    assert image_size(save(content)) == (5, 7)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_of_several_images_none_is_guessed(save, form):
+    second = Image.fromarray(RGB[::-1])
+    path = save(made(COLOURED, form, save_all=True, append_images=[second]))
+    for reader in OF_PHOTOGRAPHS if form == "WEBP" else READERS:
+        with pytest.raises(DataError, match=r"x\.png: holds more than one image; save the one"):
+            READERS[reader](path)
+
+
+def test_an_unknown_kind_of_a_format_is_not_called_another_format(save):
+    path = save(tiff([bytes(24)], (4, 3), {258: [13], 262: [1]}))
+    for reader in READERS.values():
+        with pytest.raises(DataError, match=r"cannot be read as an image \(.*TIFF, or an unknown"):
+            reader(path)
+
+
+def test_no_image_is_opened_without_saying_as_what():
+    """Pillow would run Ghostscript for EPS, and open more than 40 formats."""
+    opened = []
+    for package in ("cli", "data", "pipeline", "stages"):
+        for file in (Path(pictures.__file__).parents[1] / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open"):
+                    opened.append(file.name)
+                    assert "formats" in {k.arg for k in node.keywords}, f"{file}:{node.lineno}"
+    assert "pictures.py" in opened
+
+
+# ids are the numbers that were written
+
+
+def tiff(planes, size, more):
+    """Return a TIFF made by hand; `more` are tags with their values."""
+    starts = np.cumsum([8, *(len(plane) for plane in planes[:-1])]).tolist()
+    tags = {256: [size[0]], 257: [size[1]], 259: [1], 278: [size[1]], **more}
+    tags |= {273: starts, 279: [len(plane) for plane in planes]}
+    content, entries = bytes(8) + b"".join(planes), b""
+    for number, values in sorted(tags.items()):
+        value = struct.pack(f"<{len(values)}H", *values)
+        if len(value) > 4:
+            value, content = struct.pack("<I", len(content)), content + value
+        entries += struct.pack("<HHI", number, 3, len(values)) + value.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<I", len(content))
+    return head + content[8:] + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def bmp(bits, greys, rows, width):
+    """Return a BMP made by hand, with a palette of greys."""
+    pixels = b"".join(row.ljust((width * bits + 31) // 32 * 4, b"\0") for row in reversed(rows))
+    colours = b"".join(bytes([grey, grey, grey, 0]) for grey in greys)
+    about = (40, width, len(rows), 1, bits, 0, len(pixels), 0, 0, len(greys), 0)
+    start = 54 + len(colours)
+    head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    return head + struct.pack("<IiiHHIIiiII", *about) + colours + pixels
+
+
+def opaque(mode):
+    return lambda: Image.merge(mode, [GREY] * (len(mode) - 1) + [Image.new("L", GREY.size, 255)])
+
+
+DEFLATE, LZW = {"compression": "tiff_adobe_deflate"}, {"compression": "tiff_lzw"}
+SIXTEEN = Image.fromarray(IDS.astype(np.uint16))
+EQUAL = Image.merge("RGB", [GREY] * 3)
+SAME_IDS = {  # every way to write them without a loss
+    "grey": made(GREY, "PNG"),
+    "grey with a colour profile": made(GREY, "PNG", icc_profile=bytes(200)),
+    "grey of which a value is clear": made(GREY, "PNG", transparency=3),
+    "grey of 16 bits": made(SIXTEEN, "PNG"),
+    "palette": made(paletted(IDS), "PNG"),
+    "palette with clear colours": made(paletted(IDS), "PNG", transparency=bytes(range(256))),
+    "three channels": made(EQUAL, "PNG"),
+    "three channels and alpha": made(opaque("RGBA")(), "PNG"),
+    "grey and alpha": made(opaque("LA")(), "PNG"),
+    "BMP": made(GREY, "BMP"),
+    "BMP with a palette": made(paletted(IDS), "BMP"),
+    "BMP of three channels": made(EQUAL, "BMP"),
+    "BMP with few greys": bmp(8, range(19), [bytes(row) for row in IDS], 7),
+    "PGM": made(GREY, "PPM"),
+    "PGM of 16 bits": made(SIXTEEN, "PPM"),
+    "plain PGM": b"P2 7 5 255\n" + b" ".join(b"%d" % v for v in IDS.ravel()) + b"\n",
+    "PPM": made(EQUAL, "PPM"),
+    "TIFF": made(GREY, "TIFF"),
+    "TIFF of 16 bits": made(SIXTEEN, "TIFF"),
+    "TIFF of 16 bits, big-endian": made(SIXTEEN, "TIFF", big_endian=True),
+    "TIFF with a palette": made(paletted(IDS), "TIFF", **LZW),
+    "TIFF of three channels": made(EQUAL, "TIFF", **DEFLATE),
+    "TIFF of three planes": tiff(
+        [IDS.tobytes()] * 3, (7, 5), {258: [8, 8, 8], 262: [2], 277: [3], 284: [2]}
+    ),
+    "TIFF with alpha": made(opaque("RGBA")(), "TIFF", **DEFLATE),
+    **{
+        f"TIFF, {name}": made(GREY, "TIFF", compression=name)
+        for name in ("tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits")
+    },
+}
+
+
+@pytest.mark.parametrize("way", SAME_IDS)
+def test_ids_are_those_that_were_written(save, way):
+    path = save(SAME_IDS[way])
+    found = raw(path)
+    np.testing.assert_array_equal(found, IDS)
+    assert found.dtype == (np.int64 if "16" in way else np.uint8)
+    decoder = Decoder({k: 18 - k for k in range(19)}, palette=False)
+    np.testing.assert_array_equal(decoder.read(path), 18 - IDS)
+    values, counts = np.unique(IDS, return_counts=True)
+    expected = {str(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+    assert inspect_values(path, palette=False)["values"] == expected
+
+
+@pytest.mark.parametrize("compression", ["lzma", "zstd"])
+def test_ids_are_read_of_what_some_tiff_libraries_write(save, compression):
+    try:
+        content = made(GREY, "TIFF", compression=compression)
+    except OSError:
+        pytest.skip(f"this libtiff writes no {compression}")
+    np.testing.assert_array_equal(raw(save(content)), IDS)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "PPM", "TIFF"])
+def test_one_bit_is_0_or_1(save, form):
+    ids = IDS > 9
+    for more in ({}, {"compression": "group4"}) if form == "TIFF" else ({},):
+        np.testing.assert_array_equal(raw(save(made(Image.fromarray(ids), form, **more))), ids)
+
+
+DEEP_RGB = tiff([struct.pack("<9H", *[7] * 9)], (3, 1), {258: [16] * 3, 262: [2], 277: [3]})
+NOT_AS_WRITTEN = {  # a file, and what is said of it
+    "grey TIFF of 4 bits": (tiff([b"\x12\x30"], (3, 1), {258: [4], 262: [1]}), "L;4, .*stretches"),
+    "white is 0, 2 bits": (tiff([b"\x1b"], (4, 1), {258: [2], 262: [0]}), "L;2I, .*stretches"),
+    "PGM to 18": (b"P5 3 2 18\n\0\1\2\3\4\22", r"L;0\.\.18, .*stretches"),
+    "plain PGM to 18": (b"P2 3 2 18\n0 1 2 3 4 18\n", r"L;0\.\.18, .*stretches"),
+    "PGM to 1000": (b"P5 2 1 1000\n\0\1\2\3", r"I;0\.\.1000, .*stretches"),
+    "PPM to 18": (b"P6 1 2 18\n\1\1\1\2\2\2", r"RGB;0\.\.18, .*stretches"),
+    "BMP of 4 bits, grey": (bmp(4, range(16), [b"\x12\x34"], 4), "BMP of samples"),
+    "BMP of 8 bits, black and white": (bmp(8, (0, 255), [b"\0\1\1\0"], 4), "BMP of samples"),
+    "PNG of 16 bits": (png(16, 2, [struct.pack(">3H", 7, 7, 7)], 1), "RGB;16B, .*upper 8 bits"),
+    "grey and alpha of 16 bits": (png(16, 4, [struct.pack(">2H", 7, 65535)], 1), "LA;16B, .*upper"),
+    "TIFF of 16 bits": (DEEP_RGB, "RGB;16L, .*upper 8 bits"),
+    "TIFF of 16 bits, planes": (
+        tiff([b"\7\0\7\0"] * 3, (2, 1), {258: [16] * 3, 262: [2], 277: [3], 284: [2]}),
+        "TIFF of samples",
+    ),
+    "floats": (made(Image.fromarray(IDS.astype(np.float32)), "TIFF"), "F;32F; .*whole numbers"),
+    "inks": (made(EQUAL.convert("CMYK"), "TIFF"), "CMYK; .*grey PNG"),
+    "lightness": (made(Image.new("LAB", (3, 2)), "TIFF"), "LAB; .*grey PNG"),
+    "JPEG in TIFF": (made(EQUAL, "TIFF", compression="jpeg"), "TIFF compressed as jpeg; .*back"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_AS_WRITTEN)
+def test_ids_that_would_not_be_those_that_were_written_are_refused(save, kind):
+    content, text = NOT_AS_WRITTEN[kind]
+    for reader in ("read_values", "inspect_values"):
+        with pytest.raises(DataError, match=rf"x\.png: .*{text}"):
+            READERS[reader](save(content))
+
+
+@pytest.mark.parametrize("kind", ["BMP of 4 bits, grey", "TIFF of 16 bits, planes"])
+def test_what_pillow_reads_wrong_is_no_photograph_either(save, kind):
+    with pytest.raises(DataError, match=r"x\.png: .* would not be read right; save it as PNG"):
+        read_image(save(NOT_AS_WRITTEN[kind][0]))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_pixel_that_is_not_opaque_is_no_label(save, mode, palette):
+    image = opaque(mode)()
+    np.testing.assert_array_equal(
+        read_values(save(image), palette=palette), IDS * np.int64(0x10101 if palette else 1)
+    )
+    alpha = np.full(IDS.shape, 255, np.uint8)
+    alpha[3, 5:] = 254
+    image.putalpha(Image.fromarray(alpha))
+    with pytest.raises(
+        DataError, match=rf"x\.png: pixel mode {mode} with alpha 254 of 255 at row 3, column 5: "
+    ):
+        read_values(save(image), palette=palette)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_values_that_some_programs_turn_are_refused(save, form):
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(made(GREY, form, exif=exif))
+        for reader in ("read_values", "inspect_values", "read_palette", "inspect_certainty"):
+            if orientation in (0, 1, 9):
+                READERS[reader](path)
+                continue
+            with pytest.raises(DataError, match=rf"x\.png: EXIF orientation {orientation}; turn"):
+                READERS[reader](path)
 
 
 # decoding

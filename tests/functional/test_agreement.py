@@ -1,42 +1,104 @@
+from dataclasses import fields
+
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensdistill.stages.functional.agreement import agreement, claims
+from ensdistill.stages.functional.agreement import (
+    Agreement,
+    agreement,
+    claims,
+    joint,
+    kappa,
+    kappas,
+)
 from ensdistill.stages.functional.fusion import channel_wise
 
 LABELS = st.sampled_from([0, 1, 2, 255])
 MAPS = hnp.arrays(np.uint8, st.tuples(st.integers(1, 4), st.just(3), st.just(4)), elements=LABELS)
 FUSED = hnp.arrays(np.uint8, (3, 4), elements=LABELS)
+COUNTS = [field.name for field in fields(Agreement)]
 
 
 @settings(deadline=None)  # the first call compiles
 @given(MAPS, FUSED)
 def test_agreement_is_counted_pixel_by_pixel(label_maps, fused):
     found = agreement(label_maps, fused, 3)
-    pixels = [(label_maps[:, y, x].tolist(), fused[y, x]) for y in range(3) for x in range(4)]
-    assert found.pixels == 12
-    assert found.unanimous == sum(len(set(labels)) == 1 for labels, _ in pixels)
-    for c in range(3):
-        mine = [labels for labels, label in pixels if label == c]
-        assert found.fused[c] == len(mine)
-        assert found.settled[c] == sum(len(set(labels)) == 1 for labels in mine)
-    for j in range(len(label_maps)):
-        for k in range(len(label_maps)):
-            assert found.pairs[j, k] == sum(labels[j] == labels[k] for labels, _ in pixels)
+    expected = oracles.agreement(label_maps, fused, 3)
+    assert {*COUNTS, "both", "either"} == expected.keys()
+    for name, counts in expected.items():
+        np.testing.assert_array_equal(getattr(found, name), counts, err_msg=name)
 
 
-@settings(deadline=None)  # the first call compiles
+@settings(deadline=None)
 @given(MAPS, FUSED)
 def test_agreements_of_two_images_add_up(label_maps, fused):
     both = agreement(
         np.concatenate([label_maps, label_maps[:, ::-1]], axis=1), np.vstack([fused, fused]), 3
     )
     added = agreement(label_maps, fused, 3) + agreement(label_maps[:, ::-1], fused, 3)
-    for name in ("pixels", "unanimous", "pairs", "fused", "settled"):
+    for name in COUNTS:
         np.testing.assert_array_equal(getattr(both, name), getattr(added, name))
+
+
+@settings(deadline=None)
+@given(MAPS, FUSED)
+def test_pixels_that_nobody_labels_change_nothing_but_their_number(label_maps, fused):
+    holes = np.full_like(label_maps, 255)
+    found = agreement(label_maps, fused, 3)
+    more = found + agreement(holes, np.full_like(fused, 255), 3)
+    for name in COUNTS:
+        expected = found.pixels + fused.size if name == "pixels" else getattr(found, name)
+        np.testing.assert_array_equal(getattr(more, name), expected)
+
+
+def test_holes_do_not_agree():
+    """Road on the left of one, a car in the middle of the other, and a third without a label."""
+    a, b = np.full((2, 2, 9), 255, np.uint8)
+    a[:, :4], b[:, 3:6] = 0, 1
+    found = agreement(np.stack([a, b]), a, 2)
+    assert (found.pixels, found.labelled, found.unanimous) == (18, 12, 0)
+    assert found.pairs.tolist() == [[8, 0], [0, 6]]
+    assert (found.either[0, 1], found.both[0, 1]) == (12, 2)
+
+
+@settings(deadline=None)
+@given(MAPS, FUSED)
+def test_kappa_is_cohens(label_maps, fused):
+    one, other = label_maps[0], label_maps[-1]
+    counts = joint(one, other, 3)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, oracles.joint(one, other, 3))
+    assert kappa(counts) == pytest.approx(oracles.kappa(one, other), nan_ok=True)
+    found = kappas(agreement(label_maps, fused, 3))
+    for j in range(len(label_maps)):
+        for k in range(len(label_maps)):
+            expected = np.nan if j == k else oracles.kappa(label_maps[j], label_maps[k])
+            assert found[j, k] == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[20, 5], [10, 15]], 0.4),  # the example that textbooks give
+        ([[7, 0], [0, 3]], 1.0),
+        ([[0, 5], [5, 0]], -1.0),
+        ([[6, 3], [2, 1]], 0.0),  # of one, two thirds whatever the other says
+        ([[0, 4], [0, 0]], 0.0),  # each calls all of it one class, and not the same
+        ([[4, 0], [0, 0]], np.nan),  # ... and the same
+        ([[0, 0], [0, 0]], np.nan),
+    ],
+)
+def test_kappa_of_known_counts(counts, expected):
+    assert kappa(np.array(counts)) == pytest.approx(expected, nan_ok=True)
+
+
+def test_kappa_of_very_many_pixels_does_not_overflow():
+    counts = np.array([[20, 5], [10, 15]]) * 10**12
+    assert kappa(counts) == pytest.approx(0.4)
 
 
 @given(MAPS)
@@ -63,6 +125,12 @@ def test_what_does_not_fit_is_refused():
     maps, fused = np.zeros((2, 3, 4), np.uint8), np.zeros((3, 5), np.uint8)
     with pytest.raises(ValueError, match="one size"):
         agreement(maps, fused, 3)
+    with pytest.raises(ValueError, match=r"value 2; expected class ids 0\.\.1"):
+        agreement(maps + np.uint8(2), maps[0], 2)
+    with pytest.raises(ValueError, match="one size"):
+        joint(maps[0], fused, 3)
+    with pytest.raises(ValueError, match=r"joint must be \(C, C\)"):
+        kappa(np.zeros((3, 4), int))
     with pytest.raises(ValueError, match="not empty"):
         claims(maps[:0])
     with pytest.raises(TypeError):

@@ -69,7 +69,7 @@ def test_an_image_that_cannot_be_read_is_one_problem(world):
 def test_what_is_learnt_is_of_the_bytes_that_were_digested(world):
     before = Digests(world.root / "facts.json").digest(first(world))
     world.save("teachers/a", "train", "train_000001_000019", np.zeros((48, 64)))
-    found = check._look((first(world), before, "values-False"))
+    found = check._look((first(world), before, "ids"))
     assert "changed since this command looked at it" in found
 
 
@@ -91,8 +91,8 @@ def test_prediction_of_another_size(world):
 
 
 def test_colours_where_ids_are_expected(world):
-    Image.new("RGB", (64, 48)).save(first(world))
-    refused(world, str(first(world)), "RGB", "ids: palette")
+    Image.new("RGB", (64, 48), (128, 64, 128)).save(first(world))
+    refused(world, str(first(world)), "[128, 64, 128]", "row 0, column 0", "ids: palette")
 
 
 def test_unknown_key(world):

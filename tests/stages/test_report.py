@@ -81,12 +81,19 @@ def test_scores_are_those_of_the_evaluation(finished):
 
 def test_agreement_is_that_of_the_stored_label_maps(finished):
     found, maps, _ = finished
-    same, total = 0, 0
+    same, labelled, one, either, total = 0, 0, 0, 0, 0
     for image_id in maps["fusion"]:
         a, b, c = (maps[f"infer[{t}]"].read(image_id) for t in ("mapped", "own", "segformer"))
-        same += np.count_nonzero((a == b) & (b == c))
+        same += np.count_nonzero((a == b) & (b == c) & (a != 255))
+        labelled += np.count_nonzero((a != 255) | (b != 255) | (c != 255))
+        one += np.count_nonzero((a == b) & (a != 255))
+        either += np.count_nonzero((a != 255) | (b != 255))
         total += a.size
-    assert found["agreement"]["unanimous"] == pytest.approx(same / total)
+    shown = found["agreement"]
+    assert shown["unanimous"] == pytest.approx(same / labelled)
+    assert shown["unlabelled"] == pytest.approx(1 - labelled / total)
+    assert shown["pairs"]["mapped"]["own"] == pytest.approx(one / either)
+    assert shown["pairs"]["own"]["mapped"] == shown["pairs"]["mapped"]["own"]
 
 
 def test_pictures_hold_the_stored_labels(finished):
@@ -173,7 +180,7 @@ def test_two_teachers_that_are_one_are_warned_of(world):
     world.settings["teachers"].append(world.entry("c"))
     found = gathered(quick(world).file)
     assert [w for w in found["warnings"] if "two votes" in w] == [
-        "a and c give 100.00% of the pixels the same label: two votes of one opinion"
+        "a and c say the same on 100.00% of the pixels that either labels: two votes of one opinion"
     ]
 
 
@@ -222,9 +229,10 @@ def test_scores_stand_where_a_fusion_is_gone(finished, tmp_path):
     assert "majority" not in found["conflict"]
 
 
-def counted(unanimous):
+def counted(unanimous, labelled=100):
     none = np.zeros(1, np.int64)
-    return Agreement(100, unanimous, np.zeros((1, 1), np.int64), none, none)
+    of_pairs = np.zeros((1, 1), np.int64)
+    return Agreement(100, labelled, unanimous, of_pairs, of_pairs[..., None], none, none)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 8, 9, 10, 40])
@@ -245,6 +253,80 @@ def test_images_are_chosen_by_agreement_and_each_once(images):
         below = sum(a.unanimous < min(shares["median"]) for a in found.values())
         above = sum(a.unanimous > max(shares["median"]) for a in found.values())
         assert abs(below - above) <= 1
+
+
+def test_images_are_ranked_by_what_is_labelled_and_those_without_labels_come_last():
+    found = {
+        "half, all of it agreed": counted(50, 50),
+        "full, nearly all of it agreed": counted(90),
+        "nothing": counted(0, 0),
+        "another nothing": counted(0, 0),
+        "one in ten pixels, none agreed": counted(0, 10),
+    }
+    assert [i for i, _ in gallery.choose(found)] == [
+        "half, all of it agreed",
+        "full, nearly all of it agreed",
+        "one in ten pixels, none agreed",
+        "another nothing",
+        "nothing",
+    ]
+
+
+def holes(world, **rules):
+    """Give teachers labels by a rule of the map that is 255 everywhere, and fuse them."""
+    for name, rule in rules.items():
+        world.teacher(name, lambda label, rule=rule: rule(np.full_like(label, 255)))
+        if name not in "ab":
+            world.settings["teachers"].append(world.entry(name))
+    return gathered(quick(world).file)
+
+
+def painted(columns, value):
+    def rule(label):
+        label[:, columns] = value
+        return label
+
+    return rule
+
+
+def test_pixels_without_a_label_are_named_apart_and_never_agreed_on(world):
+    found = holes(world, a=painted(slice(0, 20), 0), b=painted(slice(16, 32), 1))
+    labelled = sum(32 * s.height for s in found["gallery"])
+    pixels = sum(s.width * s.height for s in found["gallery"])
+    assert found["agreement"]["unanimous"] == 0
+    assert found["agreement"]["unlabelled"] == pytest.approx(1 - labelled / pixels)
+    assert found["agreement"]["pairs"]["a"] == {"a": 1.0, "b": 0.0}
+    assert {s.agreement for s in found["gallery"]} == {0.0}
+    assert any("a agrees with b no better than chance" in w for w in found["warnings"])
+    assert not any("two votes" in w for w in found["warnings"])
+
+
+def test_one_teacher_that_labels_hardly_anything(world):
+    found = holes(world, c=painted(slice(0, 1), 0))
+    assert found["agreement"]["unlabelled"] == 0
+    labels = 5 * 48 - 4
+    pixels = sum(s.width * s.height for s in found["gallery"])
+    assert [w for w in found["warnings"] if w.startswith("c labels")] == [
+        f"c labels {labels / pixels:.1%} of the pixels, the others 100.0%: are its ids, its "
+        "classes and where they go as declared?"
+    ]
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_named(world):
+    world.teacher("a", lambda label: label)
+    world.teacher("b", lambda label: np.where(label == 8, 9, label))
+    world.add_teacher("c", lambda label: (label + 7) % 19)
+    warnings = [w for w in gathered(quick(world).file)["warnings"] if "chance" in w]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("c agrees with the others no better than chance (kappa ")
+
+
+def test_an_image_that_no_teacher_labels_is_shown_last_and_said_so(world):
+    for teacher in ("a", "b"):
+        world.save(f"teachers/{teacher}", "train", "train_000002_000019", np.full((48, 64), 255))
+    last = gathered(quick(world).file)["gallery"][-1]
+    assert (last.id, last.agreement, last.unlabelled) == ("train_000002_000019", None, 1.0)
+    assert all("no label 100%" in d.text for d in last.drawn if d.kind == "labels")
 
 
 def test_pictures_get_smaller_where_they_would_take_too_much_room(tmp_path, monkeypatch):

@@ -1,0 +1,95 @@
+"""Which teachers look as if they were not as declared. Numbers in, sentences out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from statistics import median
+from typing import Final
+
+CHANCE: Final = 0.1
+"""Kappa below which two teachers agree no better than chance.
+
+Of 13 real networks on streets that none was trained on, the two that agree least have 0.52; the
+same labels with the classes in another order have -0.15 to 0.01.
+"""
+
+LITTLE: Final = 0.1
+"""What a teacher labels at least, as a share of what the others do.
+
+Pseudo-labels above a high threshold leave out half of the pixels, seldom nine tenths of them.
+"""
+
+
+def suspicions(
+    coverage: Mapping[str, float], kappas: Mapping[tuple[str, str], float | None]
+) -> dict[str, list[str]]:
+    """Return what is suspicious about teachers, and the likely causes.
+
+    Parameters
+    ----------
+    coverage : mapping
+        Teacher to the share of the pixels that it labels, a fraction.
+    kappas : mapping
+        Two teachers, in either order, to how far they agree beyond chance (see
+        `functional.agreement.kappa`): NaN where that is undefined, None where no pixel is labelled
+        by both.
+
+    Returns
+    -------
+    dict
+        Teacher to sentences of which it is the subject: they begin with a verb. What is of two
+        alike stands at the one whose name sorts first, and names the other. Teachers of which
+        nothing is to be said are left out.
+    """
+    known: dict[str, dict[str, float]] = {teacher: {} for teacher in coverage}
+    apart: dict[str, list[str]] = {teacher: [] for teacher in coverage}
+    for (one, other), value in kappas.items():
+        if value is None:  # said of the one that labels less
+            less, more = sorted((one, other), key=lambda teacher: coverage[teacher])
+            if coverage[less]:
+                apart[less].append(more)
+        elif not math.isnan(value):
+            known[one][other] = known[other][one] = value
+    strange = {t for t, values in known.items() if values and max(values.values()) < CHANCE}
+    found: dict[str, list[str]] = {teacher: [] for teacher in coverage}
+    for teacher, said in found.items():
+        if teacher in strange:
+            said.extend(_of_chance(teacher, known, strange))
+        others = [share for of, share in coverage.items() if of != teacher]
+        if others and coverage[teacher] < LITTLE * median(others):
+            said.append(_of_coverage(coverage[teacher], others))
+        if apart[teacher]:
+            said.append(f"labels no pixel that {' or '.join(apart[teacher])} labels")
+    return {teacher: said for teacher, said in found.items() if said}
+
+
+def _of_chance(
+    teacher: str, known: Mapping[str, Mapping[str, float]], strange: Collection[str]
+) -> list[str]:
+    """Return what is said of a teacher that agrees with others no better than chance."""
+    values = known[teacher]
+    kappa = f"{max(values.values()):.2f}"
+    other = min(values)
+    if len(values) > 1 or other not in strange:
+        return [
+            f"agrees with the others no better than chance (kappa {kappa} at most): are its ids, "
+            "its channels, its preprocessing, the output taken and the order of its classes as "
+            "declared?"
+        ]
+    if len(known[other]) > 1 or other < teacher:
+        return []  # said of the other one
+    return [
+        f"agrees with {other} no better than chance (kappa {kappa}), and from two alone it cannot "
+        "be told which is at fault: are the ids, channels and preprocessing of both, the output "
+        "taken and the order of their classes as declared?"
+    ]
+
+
+def _of_coverage(own: float, others: Sequence[float]) -> str:
+    """Return what is said of a teacher that labels little."""
+    share = f"the other {others[0]:.1%}" if len(others) == 1 else f"the others {median(others):.1%}"
+    return (
+        f"labels {own:.1%} of the pixels, {share}: are its ids, its classes and where they go as "
+        "declared?"
+    )
