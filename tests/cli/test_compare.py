@@ -78,7 +78,7 @@ def test_differences_are_to_the_first(evaluated):
             expected = second["iou"][c] - first["iou"][c] if known else None
             assert by_name[key]["delta"]["iou"][c][1] == expected
         assert by_name[key]["delta"]["miou"][::2] == [0, 0]
-        assert set(by_name[key]["delta"]) == {"miou", "miou16", "miou13", "iou"}
+        assert set(by_name[key]["delta"]) == {"miou", "miou_present", "miou16", "miou13", "iou"}
     assert compared["notes"] == []
 
 

@@ -23,8 +23,8 @@ def results(teachers):
         "certainty": {teachers[0]: values},
         "reliability": dict.fromkeys(teachers, values),
         "estimates": {
-            t: {"reliability": {"cosine": 0.5, "rank": None}}
-            | ({} if k else {"certainty": {"cosine": None, "rank": None}})
+            t: {"reliability": {"cosine": 0.5, "rank": None, "classes": 2}}
+            | ({} if k else {"certainty": {"cosine": None, "rank": None, "classes": 0}})
             for k, t in enumerate(teachers)
         },
     }
@@ -52,15 +52,14 @@ def test_ablation(tmp_path, compositions):
     ]
     none = {"label-model": None, "majority": None}
     bad = {"label-model": 0.1, "majority": 2.0}
-    found = {
-        "split": "val",
+    present = {
         "robustness": [
             {"bad": 0, "added": None, "loss": none},
             {"bad": 1, "added": "segments", "loss": bad},
         ],
         "flexibility": {"compositions": rows},
     }
-    plots.ablation(found, tmp_path / "chart.png")
+    plots.ablation({"split": "val", "present": present}, tmp_path / "chart.png")
     assert min(size(tmp_path / "chart.png")) > 300
 
 
