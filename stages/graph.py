@@ -235,6 +235,9 @@ def build(
     if graph.weighted:
         nodes.append(graph.weights(names))
     nodes.append(graph.student())
+    beside = [s for split in experiment.labelled for s in graph.scored_beside(split)]
+    if all_fusions and any(s.needs == _BY_RELIABILITY for s in beside):
+        nodes.append(graph.policy(names, "reliability"))
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split, all_fusions=all_fusions)
@@ -287,7 +290,8 @@ def probe_chains(nodes: Sequence[Node]) -> dict[str, list[str]]:
 
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
     """Return the nodes that only an evaluation on `split` needs."""
-    return [n.id for n in nodes if n.id.endswith(_at(split)) or n.command == _ALL_FUSIONS]
+    shared = {n.id for n in nodes if n.command == _ALL_FUSIONS and "@" not in n.id}
+    return [n.id for n in nodes if n.id.endswith(_at(split)) or n.id in shared]
 
 
 @dataclass(frozen=True)
@@ -487,11 +491,6 @@ class _Graph:
             return "select-policy"
         return "select-policy" if own == method else _ALL_FUSIONS
 
-    def evaluate(self, method: str) -> str:
-        """Return what makes a fusion by `method` on a labelled split."""
-        own = (self.experiment.config.fusion.method, "majority", "channel-oracle")
-        return "evaluate" if method in own else _ALL_FUSIONS
-
     def probe(self, teacher: Teacher) -> Node:
         """The small student that measures a teacher, trained on its labels alone."""
 
@@ -610,7 +609,13 @@ class _Graph:
             self.command("channel") if by is None else _ALL_FUSIONS,
         )
 
-    def fusion(self, names: list[str], split: str = TRAIN, method: str | None = None) -> Node:
+    def fusion(
+        self,
+        names: list[str],
+        split: str = TRAIN,
+        method: str | None = None,
+        command: str = "fuse",
+    ) -> Node:
         """One label map from many; `method` names another than the experiment's."""
         settings, classes = self.experiment.config.fusion, self.experiment.classes.classes
         method = method or settings.method
@@ -666,7 +671,7 @@ class _Graph:
             [*maps.values(), *needs],
             plan,
             "fusion:run",
-            "fuse" if split == TRAIN else self.evaluate(method),
+            command,
         )
 
     def weights(self, names: list[str]) -> Node:
@@ -759,17 +764,17 @@ class _Graph:
         nodes = [self.truth_maps(split)]
         if names:
             nodes.append(self.oracle(split, names))
-        nodes += [self.fusion(names, split, s.name) for s in found if s.kind == "fusion"]
+        fused = [s.name for s in found if s.kind == "fusion"]
+        nodes += [self.fusion(names, split, method, "evaluate") for method in fused]
         nodes.append(self.infer_trained("student", "student", exp.config.student, split))
         nodes.append(self.scores(split, found))
         if all_fusions and beside:
-            if any(s.needs == _BY_RELIABILITY for s in beside):
-                nodes.append(self.policy(names, "reliability"))
-            nodes += [self.fusion(names, split, s.name) for s in beside if s.kind == "fusion"]
+            fused = [s.name for s in beside if s.kind == "fusion"]
+            nodes += [self.fusion(names, split, method, _ALL_FUSIONS) for method in fused]
+            probes = [s.name for s in beside if s.kind == "probe"]
             nodes += [
-                self.infer_trained(f"probe:{s.name}", f"probe[{s.name}]", exp.config.probe, split)
-                for s in beside
-                if s.kind == "probe"
+                self.infer_trained(f"probe:{t}", f"probe[{t}]", exp.config.probe, split)
+                for t in probes
             ]
             nodes.append(self.scores(split, beside, beside=True))
         return nodes

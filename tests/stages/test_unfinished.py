@@ -335,6 +335,32 @@ def test_a_damaged_evaluation_of_what_was_there_is_repaired(world):
     assert world.states()["evaluation@val"] == "fresh"
 
 
+def test_what_all_fusions_made_is_repaired_too(world):
+    evaluate(world, "--fusions", "all", "--upstream")
+    before = world.json("evaluate", "--fusions", "all")
+    (chunk,) = (world.root / "work").glob("infer/probe-a-val-*/labels.zarr/c.1.0.0")
+    chunk.write_bytes(b"spoilt")
+    (folder,) = (world.root / "work").glob("evaluation/all-val-*")
+    (folder / "manifest.json").write_bytes(b"{")
+    world.call("verify", "--repair")
+    assert "nothing to do" in world.call("evaluate", "--fusions", "all")
+    timeless = {"seconds": 0, "seconds_per_image": 0}
+    assert world.json("evaluate", "--fusions", "all") | timeless == before | timeless
+
+
+def test_another_split_is_left_alone(world):
+    world.settings["target"]["test"] = world.settings["target"]["val"]
+    for teacher in world.settings["teachers"]:
+        teacher["labels"]["test"] = teacher["labels"]["val"]
+    world.write()
+    evaluate(world, "--fusions", "all", "--split", "val", "--upstream")
+    assert not [a.manifest.node for a in world.artifacts() if a.manifest.node.endswith("@test")]
+    more = ("--fusions", "all", "--split", "test", "--dry-run")
+    planned = {d["node"] for d in world.json("evaluate", *more)}
+    assert {"evaluation@test", "evaluation[all]@test", "probe[a]", "policy[reliability]"} <= planned
+    assert not [node for node in planned if node.endswith("@val")]
+
+
 def test_status_and_explain_open_no_ground_truth(world):
     evaluate(world)
     with opened() as paths:
