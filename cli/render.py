@@ -343,7 +343,7 @@ def scores(results: Mapping[str, Any]) -> None:
     for c in shown:
         table.add_row(c, *(_number(m["iou"][c]) for m in methods))
     table.add_section()
-    for key, mean in {**means(results), "covered": covered(results)}.items():
+    for key, mean in (*means(results).items(), ("", covered(results))):
         table.add_row(mean.label, *map(_number, mean.values), style=_weight(key))
         if not mean.alike:
             table.add_row("  over classes", *(str(len(of)) for of in mean.classes))
@@ -414,8 +414,9 @@ def ablation(found: Mapping[str, Any]) -> None:
         click.echo(f"each mIoU is over the {present} classes in the ground truth of {split}")
         return
     click.echo(
-        f"(in brackets, over how many classes, where not over the {present} in the ground truth of "
-        f"{split}: one that only a prediction has counts as 0; over these {present} alone:)\n"
+        f"in brackets: over how many classes, where not over the {present} in the ground truth of "
+        f"{split}; one that only a prediction has counts as 0, and losses and margins are not over "
+        f"the same classes. Over those {present} alone:\n"
     )
     _ablated(found["present"], split, "mIoU present", present)
 

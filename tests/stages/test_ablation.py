@@ -177,7 +177,7 @@ def test_means_over_classes_that_are_not_there_are_told_from_those_over_what_is(
     assert counts["segments"] == 19 > len(there) == counts["copy"]
     segments = found["robustness"][1]
     text = world.call("ablate")
-    whole, _, present = text.partition(f"over these {len(there)} alone:)")
+    whole, _, present = text.partition(f"Over those {len(there)} alone:")
     assert f" {segments['miou']:.1f} (19) " in whole
     assert f"({len(there)})" not in text
     assert "compositions, mIoU, " in whole and "mIoU present" not in whole
