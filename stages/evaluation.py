@@ -100,7 +100,7 @@ def require_labelled(job: Job) -> None:
     """
     if not any(job.inputs["truth"].manifest.result["labels"].values()):
         raise DataError(
-            f"{job.node.id}: no pixel of the ground truth is labelled, so nothing can be scored; "
+            f"{job.node.id}: the ground truth has no labelled pixel, so nothing can be scored; "
             "look into the files that `labels:` of the split names, and set `ids:` to what they "
             "hold"
         )

@@ -317,11 +317,11 @@ def test_ground_truth_without_a_label_is_never_scored(world, monkeypatch, lackin
     monkeypatch.setattr(checked_files, "check", lambda *_, **__: {})
     text = world.refuse("evaluate", "--upstream")
     assert text.startswith(DataError.__name__)
-    assert "no pixel of the ground truth is labelled" in text
+    assert "the ground truth has no labelled pixel" in text
     assert not list((world.root / "work").glob("evaluation/*/manifest.json"))
     if not lacking:
         world.call("infer-teacher")
-        assert "no pixel of the ground truth is labelled" in world.refuse("ablate")
+        assert "the ground truth has no labelled pixel" in world.refuse("ablate")
 
 
 def test_a_damaged_evaluation_of_what_was_there_is_repaired(world):
