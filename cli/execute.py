@@ -16,7 +16,7 @@ from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.explain import estimate
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
-from ensdistill.pipeline.plan import Decision, State, closure, plan
+from ensdistill.pipeline.plan import Decision, State, awaiting, closure, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.stages.chains import aside
 from ensdistill.stages.experiment import TRAIN, Experiment, load
@@ -87,7 +87,8 @@ def execute(
             decisions = plan(nodes, experiment.workspace.scan())
             experiment.files.save()
             wanted = closure(decisions, targets) if upstream else set(targets)
-            return experiment, Report(), {n: d for n, d in decisions.items() if n in wanted}
+            planned = {n: awaiting(d, wanted) for n, d in decisions.items() if n in wanted}
+            return experiment, Report(), planned
 
         bar = announced(shown)
         try:

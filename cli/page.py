@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import compress
 from typing import Any, Final
 
 import jinja2
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from ensdistill.cli import charts
 from ensdistill.cli.render import size
-from ensdistill.stages.tables import method_label, score_label
+from ensdistill.stages.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
 
@@ -48,13 +49,13 @@ def page(content: Mapping[str, Any]) -> str:
         pair_range=_pair_range(content["agreement"]),
         shown=_shown(scores),
         groups=groups,
-        best=_best(scores),
+        columns=_columns(scores),
+        notes=[] if scores is None else notes(scores),
         compared=_compared(scores),
         own=next(iter(_own(scores)), None),
-        student=next(iter(groups.get("student", [])), None),
+        student=next((m for _, m in groups.get("student", [])), None),
         charts=charts,
         method_label=method_label,
-        score_label=score_label,
         only=lambda values, names: {name: values[name] for name in names},
         estimated=lambda teacher: {
             kind: scores[kind][teacher]
@@ -109,11 +110,11 @@ def _pair_range(agreement: Mapping[str, Any] | None) -> tuple[float, float]:
     return min(values, default=0.0), max(values, default=1.0)
 
 
-def _groups(scores: Mapping[str, Any] | None) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the methods by kind, in their order."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for method in () if scores is None else scores["methods"]:
-        found.setdefault(method["kind"], []).append(method)
+def _groups(scores: Mapping[str, Any] | None) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
+    """Return the methods by kind, in their order, each with its place among all."""
+    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for k, method in enumerate(() if scores is None else scores["methods"]):
+        found.setdefault(method["kind"], []).append((k, method))
     return found
 
 
@@ -124,14 +125,28 @@ def _shown(scores: Mapping[str, Any] | None) -> list[str]:
     return [c for c in scores["classes"] if any(m["iou"][c] is not None for m in scores["methods"])]
 
 
-def _best(scores: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the highest IoU of each class, and the highest mIoU, of methods but the oracle."""
+def _columns(scores: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the columns of the table of scores: those of the classes shown, and the means.
+
+    Each has its ``label`` and ``values``, a method each, of which the ``best`` is not the oracle's;
+    a mean has ``over``, of how many classes it is, where these are not the same for all. Nothing
+    is best then.
+    """
     if scores is None:
-        return {}
-    methods = [m for m in scores["methods"] if m["name"] != "channel-oracle"]
-    columns = {c: [m["iou"][c] for m in methods] for c in scores["classes"]}
-    columns["miou"] = [m["miou"] for m in methods]
-    return {c: max((v for v in of if v is not None), default=-1.0) for c, of in columns.items()}
+        return []
+    methods = scores["methods"]
+    found: list[dict[str, Any]] = [
+        {"label": c, "values": [m["iou"][c] for m in methods], "over": None, "mean": False}
+        for c in _shown(scores)
+    ]
+    for mean in means(scores).values():
+        over = None if mean.alike else [len(of) for of in mean.classes]
+        found.append({"label": mean.label, "values": mean.values, "over": over, "mean": True})
+    ranked = [m["name"] != "channel-oracle" for m in methods]
+    for column in found:
+        values = [v for v in compress(column["values"], ranked) if v is not None]
+        column["best"] = None if column["over"] else max(values, default=None)
+    return found
 
 
 def _own(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -148,8 +163,8 @@ def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     methods: Sequence[Mapping[str, Any]] = scores["methods"]
     own = _own(scores)
     majority = [m for m in methods if m["name"] == "majority" and m not in own]
-    teachers = [m for m in methods if m["kind"] == "teacher" and m["miou"] is not None]
-    best = sorted(teachers, key=lambda m: -m["miou"])[:1]
+    teachers = [m for m in methods if m["kind"] == "teacher" and m["miou_present"] is not None]
+    best = sorted(teachers, key=lambda m: -m["miou_present"])[:1]
     return [*own, *[m for m in methods if m["kind"] == "student"], *majority, *best]
 
 

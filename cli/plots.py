@@ -22,7 +22,7 @@ _COLUMNS: Final = 3  # of panels
 
 
 def ablation(found: Mapping[str, Any], path: Path) -> None:
-    """Draw what bad teachers cost, and each composition beside its best member.
+    """Draw what bad teachers cost, and each composition beside its best member, in mIoU present.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def ablation(found: Mapping[str, Any], path: Path) -> None:
     """
     figure = _figure(11, 4.8)
     left, right = figure.subplots(1, 2)
-    _losses(left, found["robustness"])
-    _compositions(right, found["flexibility"]["compositions"])
+    _losses(left, found["present"]["robustness"])
+    _compositions(right, found["present"]["flexibility"]["compositions"])
     figure.suptitle(f"Which teachers help, on {found['split']}")
     _save(figure, path)
 
@@ -83,15 +83,15 @@ def _losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     names = ["none" if row["added"] is None else f"{row['bad']}: + {row['added']}" for row in rows]
     axes.set_xticks(range(len(rows)), names)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="bad teachers", ylabel="loss of mIoU, points", title="Robustness")
+    axes.set(xlabel="bad teachers", ylabel="loss of mIoU present, points", title="Robustness")
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
 
 
 def _compositions(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set(
-        xlabel="mIoU of the best member, percent",
-        ylabel="mIoU of the composition, percent",
+        xlabel="mIoU present of the best member, percent",
+        ylabel="mIoU present of the composition, percent",
         title="Flexibility: all compositions of at least three",
     )
     if not rows:
@@ -114,9 +114,10 @@ def _compositions(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _title(teacher: str, of: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Name a teacher, and how well each estimate of it goes with its IoU."""
+    """Name a teacher, and how well each estimate of it goes with its IoU over so many classes."""
     texts = [
         f"{kind} cos {'-' if values['cosine'] is None else format(values['cosine'], '.2f')}"
+        f" of {values['classes']}"
         for kind, values in of.items()
     ]
     return f"{teacher}\n{', '.join(texts)}"

@@ -16,8 +16,15 @@ from rich.text import Text
 
 from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.manifest import RECORDED, Manifest
-from ensdistill.pipeline.plan import Decision, State
-from ensdistill.stages.tables import method_label, overlap_note, score_label
+from ensdistill.pipeline.plan import Decision, State, left_out
+from ensdistill.stages.tables import (
+    covered,
+    means,
+    method_label,
+    notes,
+    overlap_note,
+    score_label,
+)
 
 if TYPE_CHECKING:
     from ensdistill.pipeline.explain import Estimate, ItemChanges
@@ -57,7 +64,9 @@ def decisions(found: Mapping[str, Decision], *, as_json: bool, verbose: bool = F
         table.add_column(column)
     for d in found.values():
         items = f"{d.done}/{d.total}" if d.total else ""
-        table.add_row(Text(d.node.id), _state(d), items, Text(d.reason))
+        without = left_out(d)
+        why = d.reason or (f"without {', '.join(without)}" if without else "")
+        table.add_row(Text(d.node.id), _state(d), items, Text(why))
     print_table(table)
     count = {s: sum(d.state is s for d in found.values()) for s in State}
     click.echo(", ".join(f"{n} {s}" for s, n in count.items() if n))
@@ -207,8 +216,12 @@ def explanation(
             d.total
         )
         click.echo(f"a run would {items}write {disk}, then look at what is below")
-    needs = [f"{n} ({decisions[n].state})" for n in d.node.needs]
+    without = left_out(d)
+    needs = [f"{n} ({decisions[n].state})" for n in d.node.needs if n not in without]
     click.echo(f"made from: {', '.join(needs) or 'files alone'}")
+    if without:
+        absent = [f"{n} ({decisions[n].state})" for n in without]
+        click.echo(f"without, as it is not there: {', '.join(absent)}")
     click.echo(f"below it: {', '.join(below) or 'nothing'}")
     file = "" if config == Path("experiment.yaml") else f" -c {config}"
     if d.state is State.CORRUPT:
@@ -320,54 +333,52 @@ def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | No
     print_table(table)
 
 
-def scores(results: Mapping[str, Any], not_covered: Sequence[str]) -> None:
+def scores(results: Mapping[str, Any]) -> None:
     """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong.
 
     Parameters
     ----------
     results : mapping
         The content of ``results.json``.
-    not_covered : sequence of str
-        Teachers without label maps on the split.
     """
     methods: Sequence[Mapping[str, Any]] = results["methods"]
     shown = [c for c in results["classes"] if any(m["iou"][c] is not None for m in methods)]
     table = Table(box=None, pad_edge=False, title=f"IoU on {results['split']}, percent")
     table.add_column("class")
     for m in methods:
-        table.add_column(method_label(m), justify="right")
+        table.add_column(Text(method_label(m)), justify="right")
     for c in shown:
         table.add_row(c, *(_number(m["iou"][c]) for m in methods))
     table.add_section()
-    table.add_row("mIoU", *(_number(m["miou"]) for m in methods), style="bold")
-    for subset in methods[0]["miou_subsets"]:
-        cells = (_number(m["miou_subsets"][subset]) for m in methods)
-        table.add_row(score_label(subset), *cells)
-    table.add_row("mIoU where covered", *(_number(m["miou_covered"]) for m in methods))
-    table.add_row("coverage", *(_number(m["coverage"], 3) for m in methods))
-    table.add_row("conflict", *(_number(results["conflict"].get(m["name"]), 3) for m in methods))
+    for key, mean in (*means(results).items(), ("", covered(results))):
+        table.add_row(mean.label, *map(_number, mean.values), style=_weight(key))
+        if not mean.alike:
+            table.add_row("  over classes", *(str(len(of)) for of in mean.classes))
+    shares = [m["coverage"] for m in methods]
+    table.add_row("coverage of labelled pixels", *map(_percent, shares))
+    conflicts = [results["conflict"].get(m["name"]) for m in methods]
+    table.add_row("conflict on all pixels", *map(_percent, conflicts))
     times = [results["seconds_per_image"].get(m["name"]) for m in methods]
-    table.add_row("ms an image", *(_number(None if s is None else 1000 * s) for s in times))
-    oracle = next((m["miou"] for m in methods if m["name"] == "channel-oracle"), None)
+    table.add_row("fusing, ms an image", *(_number(None if s is None else 1000 * s) for s in times))
+    oracle = next((m["miou_present"] for m in methods if m["name"] == "channel-oracle"), None)
     if oracle is not None:
-        regrets = [None if m["miou"] is None else oracle - m["miou"] for m in methods]
-        table.add_row("regret", *(_number(r) for r in regrets))
+        regrets = (None if (v := m["miou_present"]) is None else oracle - v for m in methods)
+        table.add_row("regret, mIoU present", *map(_number, regrets))
     print_table(table)
     if note := overlap_note(results):
         click.echo(f"{results['split']}: {note}")
     absent = [c for c in results["classes"] if c not in shown]
-    if absent:
-        click.echo(f"absent from ground truth and predictions: {', '.join(absent)}")
+    if absent and shown:
+        click.echo(
+            f"not in the ground truth, nor predicted where it is labelled: {', '.join(absent)}"
+        )
     if results["student_selected_on"] is not None:
         click.echo(
             f"student: of its checkpoints the best on the ground truth of "
             f"{results['student_selected_on']} (`keep: best`), not the last one"
         )
-    if not_covered:
-        click.echo(
-            f"without label maps on {results['split']}: {', '.join(not_covered)}; so the policy "
-            "and the label model cannot be applied there and only the rest is scored"
-        )
+    for note in notes(results):
+        click.echo(note)
     _margins(results)
 
 
@@ -384,13 +395,13 @@ def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> 
         return
     table = Table(box=None, pad_edge=False, title="estimates against IoU, over the classes")
     table.add_column("teacher")
-    measures = {"cosine": "cosine similarity", "rank": "rank correlation"}
+    measures = {"cosine": "cosine similarity", "rank": "rank correlation", "classes": "classes"}
     for kind in kinds:
         for text in measures.values():
             table.add_column(f"{kind}: {text}", justify="right")
     for teacher, of in found.items():
-        cells = [_number(of.get(k, {}).get(m), 3) for k in kinds for m in measures]
-        table.add_row(Text(teacher), *cells)
+        values = [(m, of.get(k, {}).get(m)) for k in kinds for m in measures]
+        table.add_row(Text(teacher), *(_number(v, 0 if m == "classes" else 3) for m, v in values))
     print_table(table)
 
 
@@ -402,39 +413,68 @@ def ablation(found: Mapping[str, Any]) -> None:
     found : mapping
         The content of ``ablation.json``.
     """
+    split, present = found["split"], len(found["classes_present"])
+    rows = [*found["robustness"], *found["flexibility"]["compositions"]]
+    counts = {n for row in rows for n in row["classes"].values() if n is not None}
+    _ablated(found, split, "mIoU", present)
+    if counts == {present}:
+        click.echo(f"each mIoU is over the {present} classes in the ground truth of {split}")
+        return
+    click.echo(
+        f"in brackets: over how many classes, where not over the {present} in the ground truth of "
+        f"{split}; one that only a prediction has counts as 0, and losses and margins are not over "
+        f"the same classes. Over those {present} alone:\n"
+    )
+    _ablated(found["present"], split, "mIoU present", present)
+
+
+def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> None:
+    """Print both tables by one score.
+
+    Rows may say over how many ``classes`` their means are; else they are over those `present`.
+    """
     methods = ("label-model", "majority")
-    title = f"bad teachers, mIoU on {found['split']} in percent"
+    title = f"bad teachers, {score} on {split} in percent"
     table = Table(box=None, pad_edge=False, title=title)
     table.add_column("bad", justify="right")
     for column in ("the last of them", "made from"):
         table.add_column(column)
-    for column in ("its mIoU", *methods, *(f"{m} loses" for m in methods)):
+    for column in (f"its {score}", *methods, *(f"{m} loses" for m in methods)):
         table.add_column(column, justify="right")
     for row in found["robustness"]:
         texts = [Text(row[key] or "-") for key in ("added", "of")]
-        numbers = [row["miou"], *(row[m] for m in methods), *(row["loss"][m] for m in methods)]
-        table.add_row(str(row["bad"]), *texts, *(_number(v) for v in numbers))
+        losses = [_number(row["loss"][m]) for m in methods]
+        table.add_row(str(row["bad"]), *texts, *_over(row, ("miou", *methods), present), *losses)
     print_table(table)
     compositions = found["flexibility"]["compositions"]
     if not compositions:
         click.echo("compositions are of at least three teachers: there are none")
         return
     click.echo()
-    table = Table(box=None, pad_edge=False, title="compositions, the label model's best first")
+    title = f"compositions, {score}, label model's best first"
+    table = Table(box=None, pad_edge=False, title=title)
     table.add_column("teachers")
     for column in (*methods, "best member's"):
         table.add_column(column, justify="right")
     table.add_column("best member")
     for row in sorted(compositions, key=lambda r: r["label-model"] or 0, reverse=True):
-        numbers = [_number(row[key]) for key in (*methods, "best_miou")]
+        numbers = _over(row, (*methods, "best_miou"), present)
         table.add_row(Text(", ".join(row["teachers"])), *numbers, Text(row["best"]))
     print_table(table)
     for m in methods:
         share, margin = found["flexibility"][m], found["flexibility"]["margin"][m]
         click.echo(
             f"{m} is at or above the best member in {100 * share:.0f} % of {len(compositions)} "
-            f"compositions, by {margin:+.2f} mIoU on average"
+            f"compositions, by {margin:+.2f} {score} on average"
         )
+
+
+def _over(row: Mapping[str, Any], keys: Sequence[str], present: int) -> Iterator[str]:
+    """Yield the means of a row, with the number of classes that one is over if it is another."""
+    counts = row.get("classes", {})
+    for key in keys:
+        count = counts.get(key, present)
+        yield _number(row[key]) + ("" if count in (None, present) else f" ({count})")
 
 
 def comparison(found: Mapping[str, Any]) -> None:
@@ -462,7 +502,10 @@ def comparison(found: Mapping[str, Any]) -> None:
         table.add_section()
         for key in (k for k in method["delta"] if k != "iou"):
             cells = _with_deltas(method[key], method["delta"][key])
-            table.add_row(score_label(key), *cells, style="bold" if key == "miou" else "")
+            table.add_row(score_label(key), *cells, style=_weight(key))
+            if len(set(method["classes"][key])) > 1:
+                first, *others = map(str, method["classes"][key])
+                table.add_row("  over classes", first, *(c for o in others for c in (o, "")))
         print_table(table)
         click.echo()
     table = Table(box=None, pad_edge=False, title="teachers")
@@ -494,6 +537,11 @@ def comparison(found: Mapping[str, Any]) -> None:
         click.echo(f"note: {note}")
 
 
+def _weight(key: str) -> str:
+    """Return the style of a mean over all classes, and that of one over fewer."""
+    return "bold" if key in ("miou", "miou_present") else ""
+
+
 def _differs(delta: Mapping[str, Any]) -> bool:
     values = [*delta["miou"], *(v for of in delta["iou"].values() for v in of)]
     return any(values)
@@ -520,10 +568,13 @@ def _spent(cost: Mapping[str, Any] | None) -> str:
 
 
 def _margins(results: Mapping[str, Any]) -> None:
-    """Print what the fusion gains over the best teacher and majority, and loses to the oracle."""
+    """Print what the fusion gains over the best teacher, over majority and over the oracle policy.
+
+    In mIoU present, as mIoU may be over different classes.
+    """
     own = results["fusion"]
     by_name, teachers = (
-        {m["name"]: m["miou"] for m in results["methods"] if m["kind"] == kind}
+        {m["name"]: m["miou_present"] for m in results["methods"] if m["kind"] == kind}
         for kind in ("fusion", "teacher")
     )
     scored = [*by_name.values(), *teachers.values()]
@@ -533,10 +584,15 @@ def _margins(results: Mapping[str, Any]) -> None:
     for text, other in (
         (f"best teacher ({best})", teachers[best]),
         ("majority", by_name["majority"]),
-        ("oracle policy (regret)", by_name["channel-oracle"]),
+        ("oracle policy", by_name["channel-oracle"]),
     ):
-        click.echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU")
+        click.echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU present")
 
 
 def _number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    """Return a fraction in percent, as its neighbours are."""
+    return _number(None if value is None else 100 * value)

@@ -14,7 +14,7 @@ from ensdistill.pipeline.draft import unpublish
 from ensdistill.pipeline.errors import LockedError
 from ensdistill.pipeline.explain import own_folder, unfinished
 from ensdistill.pipeline.manifest import SHORT
-from ensdistill.pipeline.plan import Decision, State
+from ensdistill.pipeline.plan import Decision, State, left_out
 from ensdistill.pipeline.workspace import Snapshot, Workspace
 
 Key = tuple[str, str]
@@ -79,7 +79,11 @@ def survey(
         for d, _ in decisions
         if d.fingerprint is not None
     }
-    waiting = [d.node for d, _ in decisions if d.state is State.WAITING]
+    waiting = [
+        d.node
+        for d, found in decisions
+        if State.WAITING in {d.state, *(found[node_id].state for node_id in left_out(d))}
+    ]
     waiting_ids = {node.id for node in waiting}
     waiting_names = {(node.stage, node.name) for node in waiting}
     lenders: dict[Path, str] = {}

@@ -249,6 +249,9 @@ class Node:
         The command that makes it, for messages.
     unit : str
         What its items are, for messages.
+    any_of : mapping
+        Those of `needs` of which it takes what is there, and has nothing to do where none is; each
+        to the node that decides that, None for one that can always be made with it.
     """
 
     id: str
@@ -260,3 +263,4 @@ class Node:
     run: str
     command: str
     unit: str = "images"
+    any_of: Mapping[str, str | None] = field(default_factory=dict)

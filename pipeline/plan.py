@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
@@ -129,28 +129,81 @@ def plan(nodes: Iterable[Node], snapshot: Snapshot) -> dict[str, Decision]:
     decisions: dict[str, Decision] = {}
     known = _Known(decisions)
     for node in nodes:
-        try:
-            work = node.plan(known)
-            inputs = {role: known.fingerprint(up) for role, up in sorted(work.uses.items())}
-        except WaitingError as waiting:
-            decisions[node.id] = Decision(node, State.WAITING, f"waits for {waiting}")
-            continue
-        upstream = {role: decisions[up].artifact for role, up in work.uses.items()}
-        decisions[node.id] = _decide(node, work, inputs, upstream, snapshot)
+        whole = _planned(node, known, snapshot)
+        lacking = _lacking(node, decisions)
+        if lacking and whole.state is not State.FRESH:
+            part = _planned(node, known, snapshot, lacking)
+            # what was made of what there was holds as long as there is no more
+            decisions[node.id] = part if _begun(part, snapshot) else whole
+        else:
+            decisions[node.id] = whole
     return decisions
+
+
+def as_far_as_it_goes(
+    decision: Decision, decisions: Mapping[str, Decision], snapshot: Snapshot
+) -> Decision:
+    """Decide anew a node that takes what is there (see `Node.any_of`), as it can be made now."""
+    lacking = _lacking(decision.node, decisions)
+    return _planned(decision.node, _Known(decisions), snapshot, lacking) if lacking else decision
 
 
 def still(decision: Decision, decisions: Mapping[str, Decision]) -> bool:
     """Whether a node planned anew is what it was: no input file changed meanwhile."""
-    known = _Known(decisions)
     try:
-        work = decision.node.plan(known)
-        inputs = {role: known.fingerprint(up) for role, up in sorted(work.uses.items())}
+        work, inputs = _work(decision.node, _Known(decisions), left_out(decision))
     except WaitingError:
         return False
     node = decision.node
     name = fingerprint(node.stage, node.version, work.hashed_recipe(), inputs)
     return name == decision.fingerprint
+
+
+def _lacking(node: Node, decisions: Mapping[str, Decision]) -> list[str]:
+    """Return what a node could take and what is not there (see `Node.any_of`)."""
+    return [
+        node_id
+        for node_id, needed in node.any_of.items()
+        if needed is not None
+        and decisions[node_id].artifact is None
+        and decisions[needed].artifact is None
+    ]
+
+
+def _work(node: Node, known: _Known, but: Collection[str] = ()) -> tuple[Work, dict[str, str]]:
+    """Return a node's work without some of its upstreams, and the fingerprints of the others.
+
+    Raises
+    ------
+    WaitingError
+        If something is not known yet, or nothing is left.
+    """
+    work = node.plan(known)
+    if but:
+        uses = {role: up for role, up in work.uses.items() if up not in but}
+        if not set(node.any_of) & set(uses.values()):
+            raise WaitingError(node.any_of[next(iter(node.any_of))])
+        work = replace(work, uses=uses)
+    return work, {role: known.fingerprint(up) for role, up in sorted(work.uses.items())}
+
+
+def _planned(node: Node, known: _Known, snapshot: Snapshot, but: Collection[str] = ()) -> Decision:
+    """Decide a node's state, made without some of its upstreams."""
+    try:
+        work, inputs = _work(node, known, but)
+    except WaitingError as waiting:
+        return Decision(node, State.WAITING, f"waits for {waiting}")
+    upstream = {role: known.decisions[up].artifact for role, up in work.uses.items()}
+    return _decide(node, work, inputs, upstream, snapshot)
+
+
+def _begun(decision: Decision, snapshot: Snapshot) -> bool:
+    """Whether there is anything under a node's present fingerprint, whole or not."""
+    if decision.fingerprint is None:
+        return False
+    key = (decision.node.stage, decision.fingerprint[:SHORT])
+    made = decision.fingerprint in snapshot.published
+    return made or key in snapshot.drafts or key in snapshot.corrupt
 
 
 def _decide(
@@ -266,6 +319,31 @@ def closure(decisions: Mapping[str, Decision], targets: Sequence[str]) -> set[st
             wanted.add(node_id)
             open_ends += decisions[node_id].node.needs
     return wanted
+
+
+def makeable(decisions: Mapping[str, Decision], targets: Sequence[str]) -> list[str]:
+    """Return those of `targets` that are there, or can be made without making anything else."""
+    found: set[str] = set()
+    for node_id, d in decisions.items():  # each after all that it needs
+        some = set(d.node.any_of)
+        ready = set(d.node.needs) - some <= found and (not some or some & found)
+        if d.state is State.FRESH or (node_id in targets and ready):
+            found.add(node_id)
+    return [node_id for node_id in targets if node_id in found]
+
+
+def left_out(decision: Decision) -> list[str]:
+    """Return what a node is not made from only because it is not there (see `Node.any_of`)."""
+    if decision.work is None:
+        return []
+    used = set(decision.work.uses.values())
+    return [node_id for node_id in decision.node.any_of if node_id not in used]
+
+
+def awaiting(decision: Decision, wanted: Collection[str]) -> Decision:
+    """Return a decision as it stands before a run that makes `wanted`, and so what it lacks."""
+    due = [node_id for node_id in left_out(decision) if node_id in wanted]
+    return Decision(decision.node, State.WAITING, f"waits for {due[0]}") if due else decision
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,15 @@ from ensdistill.pipeline.errors import CorruptError, DataError, NotReadyError
 from ensdistill.pipeline.locks import Claim, Part
 from ensdistill.pipeline.manifest import REPAIR, Artifact, Manifest
 from ensdistill.pipeline.node import Job, Node, Progress, Work
-from ensdistill.pipeline.plan import Decision, State, closure, other_content, plan, still
+from ensdistill.pipeline.plan import (
+    Decision,
+    State,
+    as_far_as_it_goes,
+    closure,
+    other_content,
+    plan,
+    still,
+)
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.pipeline.workspace import Workspace, lock_name, now
 
@@ -111,7 +119,8 @@ def run(
     wanted: set[str] | None = None
     facts = provenance.facts(about or workspace.root)
     while True:
-        decisions = plan(nodes, workspace.scan())
+        snapshot = workspace.scan()
+        decisions = plan(nodes, snapshot)
         if wanted is None:
             wanted = closure(decisions, targets) if upstream else set(targets)
         made = {r.node for r in report.ran if not r.open}
@@ -137,6 +146,7 @@ def run(
         if aside and chains:
             report.ran += aside.make(chains)
             continue
+        decision = as_far_as_it_goes(decision, decisions, snapshot)
         _require_upstream(decision, decisions)
         mine = part if decision.node.id in targets else None
         report.ran.append(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,10 +20,18 @@ import numpy.typing as npt
 
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.node import Job, Progress
-from ensdistill.stages.compositions import BAD, Members, compositions, crowds, wanted
+from ensdistill.stages.compositions import (
+    BAD,
+    Members,
+    as_items,
+    compositions,
+    crowds,
+    wanted,
+)
+from ensdistill.stages.evaluation import require_labelled
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse, join
-from ensdistill.stages.functional.scores import confusion, iou, mean_iou
+from ensdistill.stages.functional.scores import confusion, iou, mean_iou, present
 from ensdistill.stages.functional.spoiling import relabel_segments
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
@@ -145,6 +153,7 @@ class _Steps:
 
 def run(job: Job) -> dict[str, Any]:
     """Fuse the split by every composition of teachers, and with bad ones, and score it all."""
+    require_labelled(job)
     for item_id, spare in job.spares.items():
         job.draft.adopt(item_id, spare)
     making = _Making(job)
@@ -189,28 +198,17 @@ class _Making:
     def result(self) -> dict[str, Any]:
         """Return the scores of all items."""
         scores = self._scores(self.job.records())
-        worst = self._worst(scores)
-        bad = (len(self.names), len(self.names) + 1, worst)
-        alone = np.array([scores[member,][0] for member in range(len(self.names) + 2)])
-        made_from = (self.names[0], self.local.classes.classes[self.constant], self.names[worst])
-        spoilt = [scores[members] for members in crowds(len(self.names))]
+        worst = self.names[self._worst(scores)]
+        made_from = (self.names[0], self.local.classes.classes[self.constant], worst)
         return {
             "images": len(self.labelled),
             "train_images": len(self.images),
-            "teachers": {t: _number(v) for t, v in zip(self.names, alone, strict=False)},
-            "robustness": _robustness(spoilt, made_from, alone[list(bad)]),
-            "flexibility": _flexibility(self.names, alone, scores),
+            **_told(self.names, scores, made_from),
         }
 
     def _scores(self, records: Iterable[Record]) -> dict[Members, Float64]:
         """Return the (2,) mIoU in percent of finished items, by method."""
-        members = {item_id: members for members, item_id in self.ids.items()}
-        return {
-            members[record["id"]]: np.broadcast_to(
-                _mious(np.array(record["confmats"], np.int64)), len(METHODS)
-            )
-            for record in records
-        }
+        return _measured(_confmats(self.names, records), _miou)
 
     def _worst(self, scores: Mapping[Members, Float64]) -> int:
         return int(np.argmin([scores[member,][0] for member in range(len(self.names))]))
@@ -285,11 +283,101 @@ class _Making:
         return tuple(worst if member == copy else member for member in members)
 
 
-def _mious(confmats: Int64) -> Float64:
-    """Return the mIoU in percent of (..., C, C + 1) confusions, 255 counted as wrong."""
-    flat = confmats.reshape(-1, *confmats.shape[-2:])
-    found = np.array([100 * mean_iou(iou(confmat)) for confmat in flat])
-    return found.reshape(confmats.shape[:-2])
+def with_present(
+    result: Mapping[str, Any], records: Iterable[Record], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return a published result with what its means are over, as its confusions tell.
+
+    Parameters
+    ----------
+    result : mapping
+        See `run`.
+    records : iterable of mapping
+        The items of the same artifact.
+    classes : sequence of str
+        The experiment's.
+
+    Returns
+    -------
+    dict
+        The result, and in each of its rows ``classes``: the key of each mIoU to how many classes it
+        is over. ``classes_present``: those that occur in the ground truth. ``present``: teachers,
+        robustness and flexibility by the mean over these, which is over the same for all.
+    """
+    names = list(result["teachers"])
+    made_from = [row["of"] for row in result["robustness"][1:]]
+    confmats = _confmats(names, records)
+    there = np.flatnonzero(present(confmats[0,][0])).tolist()
+    counts = _measured(confmats, lambda confmat: np.isfinite(iou(confmat)).sum())
+
+    def over(members: Members, key: str, alone: int | None) -> dict[str, int | None]:
+        found = dict(zip(METHODS, counts[members].tolist(), strict=True))
+        return found | {key: None if alone is None else int(counts[alone,][0])}
+
+    alone = [None, *_bad(names, made_from)]
+    crowded = zip(result["robustness"], crowds(len(names)), alone, strict=True)
+    flexibility = result["flexibility"]
+    composed = zip(flexibility["compositions"], compositions(len(names)), strict=True)
+    rows = [
+        row | {"classes": over(members, "best_miou", names.index(row["best"]))}
+        for row, members in composed
+    ]
+    return {
+        **result,
+        "robustness": [row | {"classes": over(m, "miou", bad)} for row, m, bad in crowded],
+        "flexibility": {**flexibility, "compositions": rows},
+        "classes_present": [classes[c] for c in there],
+        "present": _told(names, _measured(confmats, lambda c: _miou(c, there)), made_from),
+    }
+
+
+def _confmats(names: Sequence[str], records: Iterable[Record]) -> dict[Members, Int64]:
+    """Return the confusions of finished items: a matrix a method, or one of a member alone."""
+    items = dict(zip((i.id for i in as_items(names)), wanted(len(names)), strict=True))
+    return {items[r["id"]]: np.array(r["confmats"], np.int64) for r in records}
+
+
+def _measured(
+    confmats: Mapping[Members, Int64], measure: Callable[[Int64], float]
+) -> dict[Members, Float64]:
+    """Return the (2,) measures of confusions, by method."""
+    return {
+        members: np.broadcast_to([measure(confmat) for confmat in of], len(METHODS))
+        for members, of in confmats.items()
+    }
+
+
+def _miou(confmat: Int64, classes: Sequence[int] | None = None) -> float:
+    """Return the mIoU in percent, 255 wrong, over `classes` or all that have an IoU."""
+    return 100 * mean_iou(iou(confmat), classes)
+
+
+def _bad(names: Sequence[str], made_from: Sequence[str]) -> list[int]:
+    """Return the places of the bad teachers; the copy is where what it is a copy of is."""
+    return [len(names), len(names) + 1, names.index(made_from[-1])]
+
+
+def _told(
+    names: Sequence[str], scores: Mapping[Members, Float64], made_from: Sequence[str]
+) -> dict[str, Any]:
+    """Return what there is to say of scores.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The T teachers.
+    scores : mapping
+        Members to (2,) float64, mIoU in percent by method.
+    made_from : sequence of str
+        What each bad teacher is a copy of, or the class that it sees everywhere.
+    """
+    alone = np.array([scores[member,][0] for member in range(len(names) + 2)])
+    spoilt = [scores[members] for members in crowds(len(names))]
+    return {
+        "teachers": {t: _number(v) for t, v in zip(names, alone, strict=False)},
+        "robustness": _robustness(spoilt, made_from, alone[_bad(names, made_from)]),
+        "flexibility": _flexibility(names, alone, scores),
+    }
 
 
 def _robustness(

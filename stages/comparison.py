@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
-from ensdistill.pipeline.plan import Decision, plan
+from ensdistill.pipeline.plan import Decision
 from ensdistill.stages import results
 from ensdistill.stages.experiment import load
-from ensdistill.stages.graph import build, truth_id
+from ensdistill.stages.graph import evaluation_id, truth_id
+from ensdistill.stages.tables import Mean, means, missing
 
 _RESULTS: Final = "results.json"
-_NEEDED: Final = ("split", "classes", "fusion", "methods", "policy", "seconds")
+_NEEDED: Final = (
+    *("split", "classes", "classes_present", "subsets", "fusion", "methods", "not_scored"),
+    *("policy", "seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,11 @@ def compare(summaries: Sequence[Summary]) -> dict[str, Any]:
     dict
         ``experiments``: label, source, teachers, fusion and cost of each. ``teachers``: for every
         name that any of them has, which have it. ``policy``: class to the teacher in each.
-        ``methods``: those that all were scored by, with IoU, mIoU and ``delta``, the differences
-        to the first, in points of a percent; ``fusion`` is each experiment's own. ``notes``: what
-        could not be checked.
+        ``methods``: those that all were scored by, with IoU, the means (``miou``,
+        ``miou_present`` and declared subsets), over how many ``classes`` each mean is, and
+        ``delta``, the differences to the first, in points of a percent; ``fusion`` is each
+        experiment's own. ``notes``: what was not scored or could not be checked, and which means
+        are over different classes.
 
     Raises
     ------
@@ -114,7 +120,7 @@ def compare(summaries: Sequence[Summary]) -> dict[str, Any]:
                 f"{'is' if len(lacking) == 1 else 'are'} among the classes of one alone"
             )
     labels = _labels([s.source for s in summaries])
-    methods, notes = _methods(summaries)
+    methods, notes = _methods(summaries, labels)
     names = sorted({t for s in summaries for t in s.teachers})
     return {
         "experiments": [
@@ -140,8 +146,10 @@ def compare(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
-def _methods(summaries: Sequence[Summary]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the methods that all were scored by, and what could not be checked."""
+def _methods(
+    summaries: Sequence[Summary], labels: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the methods that all were scored by, and what a reader of them must know."""
     without = [str(s.source) for s in summaries if s.scores is None]
     if without:
         return [], [f"not evaluated: {', '.join(without)} (`ensdistill evaluate` does it)"]
@@ -164,9 +172,24 @@ def _methods(summaries: Sequence[Summary]) -> tuple[list[dict[str, Any]], list[s
                 f"{first.source} and {other.source} were scored on other images or by other ground "
                 f"truth, though both call it {scores['split']}: their scores cannot be compared"
             )
+    for label, scores in zip(labels, all_scores, strict=True):
+        notes += [f"{label}: {text}" for text in missing(scores["not_scored"])]
     named = [_by_name(scores) for scores in all_scores]
     common = [key for key in named[0] if all(key in other for other in named[1:])]
-    return [_side_by_side(key, [of[key] for of in named], first.classes) for key in common], notes
+    found = []
+    for key in common:
+        of_each = [
+            means({**scores, "methods": [of[key]]})
+            for scores, of in zip(all_scores, named, strict=True)
+        ]
+        rows = {
+            name: [each[name] for each in of_each]
+            for name in of_each[0]
+            if all(name in each for each in of_each)
+        }
+        found.append(_side_by_side(key, [of[key] for of in named], rows, first.classes))
+        notes += [_unlike(key, row, labels) for row in rows.values() if _differ(row)]
+    return found, notes
 
 
 def _by_name(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -185,24 +208,40 @@ def _by_name(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _side_by_side(
-    key: str, methods: Sequence[Mapping[str, Any]], classes: Sequence[str]
+    key: str,
+    methods: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Sequence[Mean]],
+    classes: Sequence[str],
 ) -> dict[str, Any]:
-    subsets = [
-        s for s in methods[0]["miou_subsets"] if all(s in m["miou_subsets"] for m in methods)
-    ]
-    rows = {"miou": [m["miou"] for m in methods]}
-    rows |= {s: [m["miou_subsets"][s] for m in methods] for s in subsets}
+    """Return one method of all experiments; `rows` are its means, each of every experiment."""
+    values = {name: [mean.values[0] for mean in row] for name, row in rows.items()}
     iou = {c: [m["iou"][c] for m in methods] for c in classes}
     return {
         "method": key,
         "names": [m["name"] for m in methods],
-        **rows,
+        **values,
+        "classes": {name: [len(mean.classes[0]) for mean in row] for name, row in rows.items()},
         "iou": iou,
         "delta": {
-            **{k: _deltas(v) for k, v in rows.items()},
+            **{name: _deltas(v) for name, v in values.items()},
             "iou": {c: _deltas(v) for c, v in iou.items()},
         },
     }
+
+
+def _differ(row: Sequence[Mean]) -> bool:
+    return len({mean.classes[0] for mean in row}) > 1
+
+
+def _unlike(key: str, row: Sequence[Mean], labels: Sequence[str]) -> str:
+    """Say that a mean is over other classes in one experiment than in another."""
+    sets = [mean.classes[0] for mean in row]
+    counts = [f"{len(of)} in {label}" for of, label in zip(sets, labels, strict=True)]
+    apart = sorted(frozenset.union(*sets) - frozenset.intersection(*sets))
+    return (
+        f"{key}: {row[0].label} is over different classes ({', '.join(counts)}; not in all: "
+        f"{', '.join(apart)}), and so is its difference"
+    )
 
 
 def _deltas(values: Sequence[float | None]) -> list[float | None]:
@@ -222,13 +261,10 @@ def _of_file(file: Path, split: str | None) -> Summary:
     if split is None and len(labelled) > 1:
         raise ConfigError(f"{file}: labelled splits are {', '.join(labelled)}; say which (--split)")
     split = split or next(iter(labelled), None)
-    snapshot = experiment.workspace.scan()
-    decisions = plan(build(experiment, all_fusions=True), snapshot)
-    if split is not None and decisions[f"evaluation@{split}"].artifact is None:
-        decisions = plan(build(experiment), snapshot)
+    decisions = results.evaluated(experiment, split)
     experiment.files.save()
     scores, judged_by = None, None
-    if split is not None and decisions[f"evaluation@{split}"].artifact is not None:
+    if split is not None and decisions[evaluation_id(split)].artifact is not None:
         scores = results.results(experiment, split, decisions)
         truth = decisions[truth_id(split)].artifact
         judged_by = None if truth is None else truth.manifest.content
@@ -269,7 +305,8 @@ def _of_results(file: Path, split: str | None) -> Summary:
     if lacking:
         raise ConfigError(
             f"{file}: is no {_RESULTS} of ensdistill: it has no {lacking[0]!r}; expected an "
-            f"experiment file, a workspace or a {_RESULTS}"
+            f"experiment file, a workspace or a {_RESULTS} (`ensdistill evaluate` writes one of an "
+            "earlier version anew)"
         )
     if split is not None and found["split"] != split:
         raise ConfigError(f"{file}: holds the scores of {found['split']}, not of {split}")
@@ -281,7 +318,13 @@ def _of_results(file: Path, split: str | None) -> Summary:
     return Summary(
         source=file,
         classes=tuple(found["classes"]),
-        teachers=tuple(m["name"] for m in found["methods"] if m["kind"] == "teacher"),
+        teachers=tuple(
+            sorted(
+                m["name"]
+                for m in (*found["methods"], *found["not_scored"])
+                if m["kind"] == "teacher"
+            )
+        ),
         fusion=found["fusion"],
         policy=found["policy"],
         scores=found,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
+from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.scores import (
     confusion,
@@ -66,7 +67,13 @@ def confusions(job: Job) -> dict[str, Int64]:
     -------
     dict
         Role to (C, C + 1) int64, ``confmat[target, prediction]``, summed over all images.
+
+    Raises
+    ------
+    DataError
+        If no pixel of the ground truth is labelled.
     """
+    require_labelled(job)
     local: Local = job.work.local
     size = len(local.classes)
     roles = [role for role in job.inputs if role != "truth"]
@@ -81,6 +88,22 @@ def confusions(job: Job) -> dict[str, Int64]:
         progress=job.progress,
     )
     return dict(zip(roles, confmats, strict=True))
+
+
+def require_labelled(job: Job) -> None:
+    """Refuse a ground truth without a labelled pixel, by which nothing can be judged.
+
+    Raises
+    ------
+    DataError
+        If it is one.
+    """
+    if not any(job.inputs["truth"].manifest.result["labels"].values()):
+        raise DataError(
+            f"{job.node.id}: the ground truth has no labelled pixel, so nothing can be scored; "
+            "look into the files that `labels:` of the split names, and set `ids:` to what they "
+            "hold"
+        )
 
 
 def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:

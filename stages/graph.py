@@ -3,8 +3,8 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`,
-with all fusions also label maps of the probes.
+and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`;
+with all fusions also `evaluation[all]`, of the other methods' maps and those of the probes.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content; `fusion` takes only the label maps of teachers that the policy uses, by fingerprint and
@@ -64,6 +64,27 @@ _SCORE_BYTES_PER_PIXEL = 0.3
 _BYTES_PER_RECORD = 700
 _BYTES_PER_CONFUSION = 7  # of two methods, most of them 0
 _ALL_FUSIONS = "evaluate --fusions all"
+_BY_RELIABILITY = "policy[reliability]"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A method that an evaluation scores if it is there.
+
+    Attributes
+    ----------
+    kind, name : str
+        As in ``results.json``; together its role.
+    maps : str
+        The node of its label maps on the split.
+    needs : str or None
+        The node without which there are no such maps; None if the evaluation makes all they need.
+    """
+
+    kind: str
+    name: str
+    maps: str
+    needs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +211,7 @@ def build(
         that watches a split, ``"student"``. Otherwise only remembered digests are used, so that
         planning and `status` never open a label file.
     all_fusions : bool
-        Also fuse labelled splits by every other method, with what these need.
+        Also fuse labelled splits by every other method, with what these need, and score it.
     ablation : bool
         Also ask of labelled splits that all teachers label which teachers help, unless they are
         too many.
@@ -214,6 +235,9 @@ def build(
     if graph.weighted:
         nodes.append(graph.weights(names))
     nodes.append(graph.student())
+    beside = [s for split in experiment.labelled for s in graph.scored_beside(split)]
+    if all_fusions and any(s.needs == _BY_RELIABILITY for s in beside):
+        nodes.append(graph.policy(names, "reliability"))
     for split in experiment.labelled:
         nodes += [graph.infer(t, split) for t in experiment.teachers if graph.covers(t, split)]
         nodes += graph.evaluation(split, all_fusions=all_fusions)
@@ -224,8 +248,8 @@ def build(
 
 def uncovered(experiment: Experiment, split: str) -> list[str]:
     """Return the teachers that cannot label a split, by what the experiment file says."""
-    graph = _Graph(experiment, ())
-    return [t.name for t in experiment.teachers if not graph.covers(t, split)]
+    covering = _Graph(experiment, ()).covering(split)
+    return [t.name for t in experiment.teachers if t.name not in covering]
 
 
 def truth_id(split: str) -> str:
@@ -236,6 +260,17 @@ def truth_id(split: str) -> str:
 def ablation_id(split: str) -> str:
     """Return the node id of the ablation on a split."""
     return f"ablation{_at(split)}"
+
+
+def evaluation_id(split: str, *, beside: bool = False) -> str:
+    """Return the node id of the evaluation on a split, or of that of all methods `beside` it."""
+    return f"evaluation{'[all]' * beside}{_at(split)}"
+
+
+def scored(experiment: Experiment, split: str, *, beside: bool = False) -> list[Scored]:
+    """Return what an evaluation scores on a split (see `evaluation_id`) where all is there."""
+    graph = _Graph(experiment, ())
+    return graph.scored_beside(split) if beside else graph.scored(split)
 
 
 def policy_ids(nodes: Sequence[Node]) -> list[str]:
@@ -255,7 +290,8 @@ def probe_chains(nodes: Sequence[Node]) -> dict[str, list[str]]:
 
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[str]:
     """Return the nodes that only an evaluation on `split` needs."""
-    return [n.id for n in nodes if n.id.endswith(_at(split)) or n.command == _ALL_FUSIONS]
+    shared = {n.id for n in nodes if n.command == _ALL_FUSIONS and "@" not in n.id}
+    return [n.id for n in nodes if n.id.endswith(_at(split)) or n.id in shared]
 
 
 @dataclass(frozen=True)
@@ -573,13 +609,19 @@ class _Graph:
             self.command("channel") if by is None else _ALL_FUSIONS,
         )
 
-    def fusion(self, names: list[str], split: str = TRAIN, method: str | None = None) -> Node:
+    def fusion(
+        self,
+        names: list[str],
+        split: str = TRAIN,
+        method: str | None = None,
+        command: str = "fuse",
+    ) -> Node:
         """One label map from many; `method` names another than the experiment's."""
         settings, classes = self.experiment.config.fusion, self.experiment.classes.classes
         method = method or settings.method
         policy = {
             "channel-oracle": f"policy[oracle]{_at(split)}",
-            "channel-reliability": "policy[reliability]",
+            "channel-reliability": _BY_RELIABILITY,
         }.get(method, "policy")
         needs = {"majority": [], "label-model": ["label-model"]}.get(method, [policy])
         maps = {t: infer_id(t, split) for t in names}
@@ -629,7 +671,7 @@ class _Graph:
             [*maps.values(), *needs],
             plan,
             "fusion:run",
-            "fuse" if split == TRAIN else "evaluate",
+            command,
         )
 
     def weights(self, names: list[str]) -> Node:
@@ -713,33 +755,78 @@ class _Graph:
         )
 
     def evaluation(self, split: str, *, all_fusions: bool) -> list[Node]:
-        """Scores of teachers, fusions and student on a labelled split, and the oracle policy."""
-        exp = self.experiment
-        names = [t.name for t in exp.teachers if self.covers(t, split)]
-        uses = {"truth": truth_id(split)}
-        uses |= {f"teacher:{t}": infer_id(t, split) for t in names}
+        """Scores of teachers, fusions and student on a labelled split, and the oracle policy.
+
+        With all fusions a second evaluation, of what the first leaves out.
+        """
+        exp, names = self.experiment, self.covering(split)
+        found, beside = self.scored(split), self.scored_beside(split)
         nodes = [self.truth_maps(split)]
         if names:
-            methods = ["majority", "channel-oracle"]
-            # policy and model can be applied only where all teachers' maps are
-            if len(names) == len(exp.teachers):
-                if not all_fusions:
-                    methods = list(dict.fromkeys([exp.config.fusion.method, *methods]))
-                else:
-                    methods = ["label-model", "channel", *methods]
-                    if exp.config.policy.strategy != "reliability":
-                        nodes.append(self.policy(names, "reliability"))
-                        methods.append("channel-reliability")
             nodes.append(self.oracle(split, names))
-            nodes += [self.fusion(names, split, method) for method in methods]
-            uses |= {f"fusion:{method}": f"fusion[{method}]{_at(split)}" for method in methods}
-        if all_fusions and exp.config.policy.strategy == "certainty":
-            for t in (t.name for t in exp.teachers):
-                trained = self.infer_trained(f"probe:{t}", f"probe[{t}]", exp.config.probe, split)
-                nodes.append(trained)
-                uses[f"probe:{t}"] = trained.id
+        fused = [s.name for s in found if s.kind == "fusion"]
+        nodes += [self.fusion(names, split, method, "evaluate") for method in fused]
         nodes.append(self.infer_trained("student", "student", exp.config.student, split))
-        uses["student:student"] = infer_id("student", split)
+        nodes.append(self.scores(split, found))
+        if all_fusions and beside:
+            fused = [s.name for s in beside if s.kind == "fusion"]
+            nodes += [self.fusion(names, split, method, _ALL_FUSIONS) for method in fused]
+            probes = [s.name for s in beside if s.kind == "probe"]
+            nodes += [
+                self.infer_trained(f"probe:{t}", f"probe[{t}]", exp.config.probe, split)
+                for t in probes
+            ]
+            nodes.append(self.scores(split, beside, beside=True))
+        return nodes
+
+    def covering(self, split: str) -> list[str]:
+        """Return the teachers that can label a split."""
+        return [t.name for t in self.experiment.teachers if self.covers(t, split)]
+
+    def scored(self, split: str) -> list[Scored]:
+        """Return what the experiment itself has: teachers, its fusion and yardsticks, student."""
+        names, exp = self.covering(split), self.experiment
+        methods = []
+        if names:
+            # policy and model can be applied only where all teachers' maps are
+            own = [exp.config.fusion.method] if len(names) == len(exp.teachers) else []
+            methods = list(dict.fromkeys([*own, "majority", "channel-oracle"]))
+        return [
+            *(Scored("teacher", t, infer_id(t, split)) for t in names),
+            *(self.scored_fusion(method, split) for method in methods),
+            Scored("student", "student", infer_id("student", split), "student"),
+        ]
+
+    def scored_beside(self, split: str) -> list[Scored]:
+        """Return what else there is to score: the other fusions, and the probes."""
+        exp = self.experiment
+        strategy = exp.config.policy.strategy
+        methods = []
+        if len(self.covering(split)) == len(exp.teachers):
+            methods = ["label-model", "channel"]
+            if strategy != "reliability":
+                methods.append("channel-reliability")
+        found = [self.scored_fusion(m, split) for m in methods if m != exp.config.fusion.method]
+        if strategy == "certainty":
+            found += [
+                Scored("probe", t.name, infer_id(f"probe:{t.name}", split), f"probe[{t.name}]")
+                for t in exp.teachers
+            ]
+        return found
+
+    def scored_fusion(self, method: str, split: str) -> Scored:
+        """Return a fusion as it is scored: majority and the oracle need nothing made before."""
+        needs = {
+            "label-model": "label-model",
+            "channel": "policy",
+            "channel-reliability": _BY_RELIABILITY,
+        }.get(method)
+        return Scored("fusion", method, f"fusion[{method}]{_at(split)}", needs)
+
+    def scores(self, split: str, found: Sequence[Scored], *, beside: bool = False) -> Node:
+        """Confusions with the ground truth, of what is there of `found`."""
+        exp = self.experiment
+        uses = {"truth": truth_id(split)} | {f"{s.kind}:{s.name}": s.maps for s in found}
 
         def plan(upstream: Upstream) -> Work:
             return Work(
@@ -751,18 +838,16 @@ class _Graph:
                 local=self.local(split, upstream),
             )
 
-        nodes.append(
-            self.node(
-                f"evaluation{_at(split)}",
-                "evaluation",
-                split,
-                list(uses.values()),
-                plan,
-                "evaluation:run",
-                "evaluate",
-            )
+        return self.node(
+            evaluation_id(split, beside=beside),
+            "evaluation",
+            f"all-{split}" if beside else split,
+            list(uses.values()),
+            plan,
+            "evaluation:run",
+            _ALL_FUSIONS if beside else "evaluate",
+            any_of={s.maps: s.needs for s in found},
         )
-        return nodes
 
     def ablation(self, split: str) -> Node:
         """What bad teachers cost, and which teachers together beat the best of them."""
@@ -858,10 +943,12 @@ class _Graph:
         run: str,
         command: str,
         unit: str = "images",
+        any_of: Mapping[str, str | None] | None = None,
     ) -> Node:
         """Return a node whose `run` lies in a module of this package."""
         function = f"ensdistill.stages.{run}"
-        return Node(node_id, stage, name, VERSIONS[stage], needs, plan, function, command, unit)
+        version, some = VERSIONS[stage], any_of or {}
+        return Node(node_id, stage, name, version, needs, plan, function, command, unit, some)
 
     def items(self, split: str, upstream: Upstream) -> Items:
         """Return the images of a split as items."""

@@ -16,13 +16,13 @@ from typing import Any, Final
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.manifest import REPAIR, SHORT, Artifact, Manifest
 from ensdistill.pipeline.node import Progress
-from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
 from ensdistill.stages.functional.agreement import Agreement, kappas
 from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
-from ensdistill.stages.graph import build, infer_id
+from ensdistill.stages.graph import evaluation_id, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.suspicion import suspicions
 from ensdistill.stages.tables import overlap_note
@@ -63,7 +63,8 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
     CorruptError
         If what is to be shown is damaged.
     """
-    decisions = _decisions(experiment, split)
+    opens = () if split is None else ("student", "truth")
+    decisions = results.evaluated(experiment, split, opens=opens)
     made = {n: d.artifact for n, d in decisions.items() if d.artifact is not None}
     if not made:
         raise NotReadyError(
@@ -106,17 +107,6 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
         "scores": scores,
         "scored_gallery": scored_gallery,
     }
-
-
-def _decisions(experiment: Experiment, split: str | None) -> dict[str, Decision]:
-    """Plan with every fusion if such an evaluation is published, else with the experiment's own."""
-    snapshot = experiment.workspace.scan()
-    opens = () if split is None else ("student", "truth")
-    own = plan(build(experiment, opens=opens), snapshot)
-    every = plan(build(experiment, opens=opens, all_fusions=True), snapshot)
-    if split is not None and every[f"evaluation@{split}"].artifact is not None:
-        return every
-    return own
 
 
 def _about(experiment: Experiment, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -420,7 +410,7 @@ def _scores(
     experiment: Experiment, split: str | None, decisions: Mapping[str, Decision]
 ) -> dict[str, Any] | None:
     """Return ``results.json`` with confusion matrices, None without a published evaluation."""
-    if split is None or decisions[f"evaluation@{split}"].artifact is None:
+    if split is None or decisions[evaluation_id(split)].artifact is None:
         return None
     found = results.results(experiment, split, decisions)
     matrices = results.confmats(split, decisions)

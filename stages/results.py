@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.manifest import Manifest
-from ensdistill.pipeline.plan import Decision
+from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages import doubts, tables
 from ensdistill.stages.experiment import TRAIN, Experiment
-from ensdistill.stages.graph import ablation_id, infer_id
+from ensdistill.stages.graph import (
+    ablation_id,
+    build,
+    evaluation_id,
+    infer_id,
+    scored,
+    uncovered,
+)
 
 _DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
+_NOT_MADE: Final = {
+    "student": "not trained",
+    "probe": "not trained",
+    "label-model": "label model not fitted",
+    "policy": "policy not chosen",
+}
 
 
 def policy(decisions: Mapping[str, Decision]) -> dict[str, Any] | None:
@@ -61,6 +74,22 @@ def doubt(decisions: Mapping[str, Decision]) -> str | None:
     return doubts.of_model(len(found["weights"]), found.get("opinions"))  # older ones did not count
 
 
+def evaluated(
+    experiment: Experiment, split: str | None, *, opens: Collection[str] = ()
+) -> dict[str, Decision]:
+    """Plan with the nodes of all fusions if they are scored on `split`, else without.
+
+    `opens` as for `graph.build`.
+    """
+    snapshot = experiment.workspace.scan()
+    if split is not None:
+        every = plan(build(experiment, opens=opens, all_fusions=True), snapshot)
+        beside = every.get(evaluation_id(split, beside=True))
+        if beside is not None and beside.artifact is not None:
+            return every
+    return plan(build(experiment, opens=opens), snapshot)
+
+
 def results(
     experiment: Experiment, split: str, decisions: Mapping[str, Decision]
 ) -> dict[str, Any]:
@@ -74,11 +103,21 @@ def results(
         A labelled split whose evaluation is published.
     decisions : mapping
         Node id to decision, of a plan made afterwards.
+
+    Returns
+    -------
+    dict
+        Among others ``methods`` with, in percent, ``miou``: the mean of the IoU of every class
+        that is in the ground truth or in the method's own prediction, which are ``miou_classes``
+        many and may be others for another method; and ``miou_present``: the mean over
+        ``classes_present``, those that are in the ground truth, the same for every method.
     """
-    evaluation = _evaluation(split, decisions)
+    classes = list(experiment.classes.classes)
+    found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
     made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
-    scored = sorted(evaluation["methods"], key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
-    methods = [{k: v for k, v in m.items() if k != "confmat"} for m in scored]
+    methods = [_with_present(m) for m in found]
+    there = {(m["kind"], m["name"]) for m in found}
+    missing = not_scored(experiment, split, decisions)
     fusions = {
         m["name"]: made[node_id]
         for m in methods
@@ -92,9 +131,12 @@ def results(
     return {
         "split": split,
         "overlap": {TRAIN: shared} if shared else {},
-        "classes": evaluation["classes"],
+        "classes": classes,
+        "classes_present": _present(found, classes),
+        "subsets": {name: list(members) for name, members in experiment.classes.subsets.items()},
         "fusion": experiment.config.fusion.method,
         "methods": methods,
+        "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
         "student_selected_on": student.watch if student.keep == "best" else None,
         "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
         "policy": chosen["teacher"],
@@ -106,6 +148,79 @@ def results(
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
     }
+
+
+def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method as it stands in ``results.json``, of which an evaluation holds most."""
+    import numpy as np
+
+    from ensdistill.stages.functional.scores import iou, mean_iou, present
+
+    confmat = np.array(method["confmat"], np.int64)
+    mean = mean_iou(iou(confmat), np.flatnonzero(present(confmat)).tolist())
+    means = {
+        "miou": method["miou"],
+        "miou_classes": sum(v is not None for v in method["iou"].values()),
+        "miou_present": None if math.isnan(mean) else 100 * mean,
+    }
+    kept = {k: v for k, v in method.items() if k != "confmat"}
+    return {"name": method["name"], "kind": method["kind"], **means} | kept
+
+
+def _present(methods: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    """Return the classes that occur in the ground truth, which is that of every method."""
+    rows = methods[0]["confmat"]
+    return [c for c, row in zip(classes, rows, strict=True) if sum(row)]
+
+
+def not_scored(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> list[dict[str, str]]:
+    """Return what an evaluation does not score, or would not now, because it is not there.
+
+    Parameters
+    ----------
+    experiment, split : Experiment, str
+        Whose evaluation it is.
+    decisions : mapping
+        Of its plan; with all fusions these are looked at too.
+
+    Returns
+    -------
+    list of dict
+        ``kind`` and ``name`` as in ``results.json``, and ``why``.
+    """
+    lacking = uncovered(experiment, split)
+    found = [_left_out("teacher", t, f"no label maps of {split} are declared") for t in lacking]
+    method = experiment.config.fusion.method
+    if lacking and method != "majority":
+        why = f"needs the label maps of all teachers on {split}"
+        found.append(_left_out("fusion", method, why))
+    for beside in (False, True):
+        if evaluation_id(split, beside=beside) not in decisions:
+            continue
+        for one in scored(experiment, split, beside=beside):
+            needed = None if one.needs is None else decisions[one.needs]
+            if needed is None or State.FRESH in (needed.state, decisions[one.maps].state):
+                continue
+            found.append(_left_out(one.kind, one.name, _why_not(needed, decisions)))
+    return found
+
+
+def _left_out(kind: str, name: str, why: str) -> dict[str, str]:
+    return {"kind": kind, "name": name, "why": why}
+
+
+def _why_not(d: Decision, decisions: Mapping[str, Decision]) -> str:
+    """Say that a node is not there as the experiment file wants it, and what makes it."""
+    text = _NOT_MADE[d.node.stage]
+    if d.state is State.CORRUPT:
+        return f"{text} any more ({d.reason})"
+    ready = all(decisions[n].state is State.FRESH for n in d.node.needs)
+    command = f"`ensdistill {d.node.command}{'' if ready else ' --upstream'}`"
+    if d.state is State.MISSING:
+        return f"{text} ({command})"
+    return f"{text} as the file says ({d.reason}; {command})"
 
 
 def estimates(
@@ -125,7 +240,8 @@ def estimates(
     -------
     dict
         Teacher to kind to ``cosine`` similarity and ``rank`` correlation over the classes that
-        have both (paper, Fig. 6), None where these are too few. Only what was estimated.
+        have both (paper, Fig. 6), None where these are too few; and how many ``classes`` these are,
+        which may be others for another teacher. Only what was estimated.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for method in (m for m in methods if m["kind"] == "teacher"):
@@ -146,7 +262,8 @@ def _alike(
     a, b = (np.array([values[c] for c in iou], float) for values in (estimate, iou))
     values = {"cosine": cosine_similarity(a, b), "rank": rank_correlation(a, b)}
     # rounded, as the last digits depend on the processor
-    return {k: None if math.isnan(v) else round(v, _DIGITS) for k, v in values.items()}
+    alike = {k: None if math.isnan(v) else round(v, _DIGITS) for k, v in values.items()}
+    return {**alike, "classes": int(np.isfinite(a + b).sum())}
 
 
 def write_results(
@@ -176,8 +293,7 @@ def confmats(split: str, decisions: Mapping[str, Decision]) -> dict[tuple[str, s
         Kind and name of the method to C lists of C + 1 pixel counts, ``[target][prediction]``; the
         last is of predictions of 255.
     """
-    methods = _evaluation(split, decisions)["methods"]
-    return {(m["kind"], m["name"]): m["confmat"] for m in methods}
+    return {(m["kind"], m["name"]): m["confmat"] for m in _methods(split, decisions)}
 
 
 def write_tables(
@@ -207,7 +323,12 @@ def write_ablation(
     artifact = decisions[ablation_id(split)].artifact
     if artifact is None:
         raise NotReadyError(f"{ablation_id(split)} is not there any more; run again")
-    found = {"split": split, **artifact.manifest.result}
+
+    from ensdistill.stages.ablation import with_present
+
+    classes = experiment.classes.classes
+    told = with_present(artifact.manifest.result, artifact.items, classes)
+    found = {"split": split, **told}
     file = file_of(experiment, split, "ablation", "json")
     atomic.update_bytes(file, atomic.json_bytes(found, indent=1))
     return found
@@ -219,11 +340,17 @@ def file_of(experiment: Experiment, split: str, stem: str, suffix: str) -> Path:
     return experiment.workspace.root / f"{name}.{suffix}"
 
 
-def _evaluation(split: str, decisions: Mapping[str, Decision]) -> dict[str, Any]:
-    decision = decisions.get(f"evaluation@{split}")
-    if decision is None or decision.artifact is None:
-        raise NotReadyError(f"evaluation@{split} is not there any more; run again")
-    return decision.artifact.manifest.result
+def _methods(split: str, decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+    """Return all that the published evaluations of a split scored; that of its own must be one."""
+    found = []
+    for beside in (False, True):
+        node_id = evaluation_id(split, beside=beside)
+        artifact = decisions[node_id].artifact if node_id in decisions else None
+        if artifact is not None:
+            found += artifact.manifest.result["methods"]
+        elif not beside:
+            raise NotReadyError(f"{node_id} is not there any more; run again")
+    return found
 
 
 def _per_image(made: Manifest) -> float | None:

@@ -1,8 +1,9 @@
 """Results as tables, in the layout of Chao, Cheng, Lee (CVPR Workshops 2021, Table 1).
 
 One row a method: teachers, fusions, probes, student. One column a class, in the order of the class
-table, then mIoU over all classes and over each declared subset (``mIoU13`` is the mIoU* of papers
-about SYNTHIA), pixel accuracy and coverage; all in percent. Text in, text out.
+table, then mIoU over all classes, over those that occur in the ground truth and over each declared
+subset (``mIoU13`` is the mIoU* of papers about SYNTHIA), each with how many classes it is over;
+pixel accuracy and coverage. All but these numbers in percent. Text in, text out.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 __all__ = [
     "WRITERS",
+    "Mean",
     "columns",
+    "covered",
+    "means",
     "method_label",
+    "missing",
+    "notes",
     "overlap_note",
     "score_label",
     "to_csv",
@@ -27,8 +34,73 @@ __all__ = [
 ]
 
 _YARDSTICK: Final = "channel-oracle"  # chosen by the ground truth, so never the best
+_NAMED: Final = 3  # methods, in a note
 
 Values = list[float | None]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of the IoU over classes, of every method.
+
+    Attributes
+    ----------
+    label : str
+        What it is called.
+    values : sequence of float or None
+        Percent, one a method.
+    classes : sequence of frozenset of str
+        The classes that each of them is over.
+    present : frozenset of str
+        Those of its classes that occur in the ground truth.
+    """
+
+    label: str
+    values: Sequence[float | None]
+    classes: Sequence[frozenset[str]]
+    present: frozenset[str]
+
+    @property
+    def alike(self) -> bool:
+        """Whether all are over the classes that occur in the ground truth, no more and no less."""
+        return all(of == self.present for of in self.classes if of)
+
+
+def means(results: Mapping[str, Any]) -> dict[str, Mean]:
+    """Return the means of ``results.json``'s content in which 255 is wrong, by their keys there."""
+    methods, present = results["methods"], frozenset(results["classes_present"])
+    found = {
+        "miou": _mean(score_label("miou"), [m["miou"] for m in methods], results),
+        "miou_present": Mean(
+            score_label("miou_present"),
+            [m["miou_present"] for m in methods],
+            [present] * len(methods),
+            present,
+        ),
+    }
+    for subset, members in results["subsets"].items():
+        of = [m["miou_subsets"][subset] for m in methods]
+        found[subset] = _mean(score_label(subset), of, results, members=members)
+    return found
+
+
+def covered(results: Mapping[str, Any]) -> Mean:
+    """Return the mean that leaves 255 out: a class may be at no pixel that is left."""
+    found = [m["miou_covered"] for m in results["methods"]]
+    return _mean("mIoU where covered", found, results, "iou_covered")
+
+
+def _mean(
+    label: str,
+    values: Sequence[float | None],
+    results: Mapping[str, Any],
+    iou: str = "iou",
+    members: Collection[str] | None = None,
+) -> Mean:
+    """Return the mean over those of `members`, or of all classes, that a method has an IoU of."""
+    among = frozenset(results["classes"] if members is None else members)
+    found = [frozenset(c for c in among if m[iou][c] is not None) for m in results["methods"]]
+    return Mean(label, values, found, among & frozenset(results["classes_present"]))
 
 
 def method_label(method: Mapping[str, Any]) -> str:
@@ -37,28 +109,45 @@ def method_label(method: Mapping[str, Any]) -> str:
     return f"probe of {name}" if method["kind"] == "probe" else name
 
 
-def score_label(subset: str) -> str:
-    """Return what the mean over a declared subset of classes is called: mIoU16 for ``miou16``."""
-    return re.sub("^miou", "mIoU", subset)
+def score_label(key: str) -> str:
+    """Return what a mean is called: mIoU16 for the subset ``miou16``."""
+    return "mIoU present" if key == "miou_present" else re.sub("^miou", "mIoU", key)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of scores: a value a method, in percent; or of how many classes a mean is over.
+
+    `alike` is whether its values are over the same classes, and so comparable.
+    """
+
+    label: str
+    values: Sequence[float | None]
+    alike: bool = True
+    counts: bool = False
+
+
+def _columns(results: Mapping[str, Any]) -> list[_Column]:
+    methods = results["methods"]
+    found = [_Column(c, [m["iou"][c] for m in methods]) for c in results["classes"]]
+    for mean in means(results).values():
+        counts = [len(of) for of in mean.classes]
+        found.append(_Column(mean.label, mean.values, mean.alike))
+        found.append(_Column(f"classes of {mean.label}", counts, mean.alike, counts=True))
+    shares = [m["coverage"] for m in methods]
+    found.append(_Column("pixel accuracy", [m["pixel_accuracy"] for m in methods]))
+    found.append(_Column("coverage", [None if s is None else 100 * s for s in shares]))
+    return found
 
 
 def columns(results: Mapping[str, Any]) -> list[str]:
     """Return the columns of scores of ``results.json``'s content."""
-    subsets = results["methods"][0]["miou_subsets"]
-    means = ["mIoU", *map(score_label, subsets)]
-    return [*results["classes"], *means, "pixel accuracy", "coverage"]
+    return [column.label for column in _columns(results)]
 
 
-def values(results: Mapping[str, Any], method: Mapping[str, Any]) -> Values:
-    """Return a method's scores in percent, one a column; None for what is absent everywhere."""
-    covered = method["coverage"]
-    return [
-        *(method["iou"][c] for c in results["classes"]),
-        method["miou"],
-        *method["miou_subsets"].values(),
-        method["pixel_accuracy"],
-        None if covered is None else 100 * covered,
-    ]
+def values(results: Mapping[str, Any]) -> list[Values]:
+    """Return each method's scores, one a column; None for what is absent everywhere."""
+    return [list(row) for row in zip(*(c.values for c in _columns(results)), strict=True)]
 
 
 def to_csv(results: Mapping[str, Any]) -> str:
@@ -66,30 +155,27 @@ def to_csv(results: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "method", *columns(results)])
-    for m in results["methods"]:
-        writer.writerow([m["kind"], m["name"], *values(results, m)])
+    for m, row in zip(results["methods"], values(results), strict=True):
+        writer.writerow([m["kind"], m["name"], *row])
     return text.getvalue()
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
     """Return a table with two decimals, the best of each column bold.
 
-    The policy that is chosen by the ground truth itself is never the best. A score that does not
-    exist is ``-``.
+    The policy that is chosen by the ground truth itself is never the best. Where the means of a
+    column are over different classes none is, and the next column says over how many each is. A
+    score that does not exist is ``-``.
     """
     methods = results["methods"]
-    scores = [values(results, m) for m in methods]
-    ranked = [v for m, v in zip(methods, scores, strict=True) if m["name"] != _YARDSTICK]
-    by_column = zip(*ranked, strict=True)
-    best = [max((v for v in column if v is not None), default=None) for column in by_column]
-    head = ["method", *columns(results)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for m, row in zip(methods, scores, strict=True):
-        marks = best if m["name"] != _YARDSTICK else [None] * len(row)
-        lines.append([method_label(m), *map(_cell, row, marks)])
+    shown = [c for c in _columns(results) if not (c.counts and c.alike)]
+    head = ["method", *(c.label for c in shown)]
+    cells = zip(*(_cells(c, methods) for c in shown), strict=True)
+    lines = [head, ["---", *["---:"] * len(shown)]]
+    lines += [[method_label(m), *row] for m, row in zip(methods, cells, strict=True)]
     told = "; ".join(filter(None, (f"IoU on {results['split']}, percent", overlap_note(results))))
     table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-    return f"{told}\n\n{table}\n"
+    return "\n\n".join([told, table, *notes(results)]) + "\n"
 
 
 def to_json(results: Mapping[str, Any]) -> str:
@@ -99,11 +185,12 @@ def to_json(results: Mapping[str, Any]) -> str:
     column for predictions of 255.
     """
     rows = [
-        {"kind": m["kind"], "method": m["name"], "values": values(results, m)}
+        {"kind": m["kind"], "method": m["name"], "values": row}
         | ({"confmat": m["confmat"]} if "confmat" in m else {})
-        for m in results["methods"]
+        for m, row in zip(results["methods"], values(results), strict=True)
     ]
-    told = {key: results[key] for key in ("split", "overlap", "classes")}
+    kept = ("split", "overlap", "classes", "classes_present", "not_scored")
+    told = {key: results[key] for key in kept}
     table = {**told, "unit": "percent", "columns": columns(results), "rows": rows}
     return json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -121,10 +208,55 @@ def overlap_note(results: Mapping[str, Any]) -> str:
     return " and ".join(f"{n} of its images are also in {split}" for split, n in shared.items())
 
 
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know: over which classes the means are, and what is missing."""
+    split, methods, present = (results[key] for key in ("split", "methods", "classes_present"))
+    if not present:
+        found = [f"no pixel of the ground truth of {split} is labelled: nothing is scored"]
+    elif means(results)["miou"].alike:
+        found = [f"mIoU is over the {len(present)} classes in the ground truth of {split}"]
+    else:
+        by_class = {
+            c: [method_label(m) for m in methods if m["iou"][c] is not None]
+            for c in results["classes"]
+            if c not in present
+        }
+        told = [f"{c} ({_some(names)})" for c, names in by_class.items() if names]
+        found = [
+            f"mIoU present is over the {len(present)} classes in the ground truth of {split}; mIoU "
+            f"counts as 0 what a method predicts beside them: {', '.join(told)}"
+        ]
+    found += missing(results["not_scored"])
+    fused = [m["name"] for m in methods if m["kind"] == "fusion"]
+    if fused and any(m["kind"] == "teacher" for m in results["not_scored"]):
+        rest = [m["name"] for m in methods if m["kind"] == "teacher"]
+        found.append(f"{' and '.join(fused)}: fused from {', '.join(rest)} alone")
+    return found
+
+
+def missing(not_scored: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a line for each method that is not scored."""
+    return [f"{method_label(m)}: {m['why']}" for m in not_scored]
+
+
+def _cells(column: _Column, methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    if column.counts:
+        return [str(v) for v in column.values]
+    pairs = list(zip(methods, column.values, strict=True))
+    ranked = [v for m, v in pairs if column.alike and m["name"] != _YARDSTICK and v is not None]
+    best = max(ranked, default=None)
+    return [_cell(v, None if m["name"] == _YARDSTICK else best) for m, v in pairs]
+
+
 def _cell(value: float | None, best: float | None) -> str:
     if value is None:
         return "-"
     return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _escaped(text: str) -> str:

@@ -171,6 +171,10 @@ def iou(target, prediction, n_classes, *, ignored):
     return result
 
 
+def present(target, n_classes):
+    return [bool((target == c).any()) for c in range(n_classes)]
+
+
 def certainty_sums(labels, certainty, n_classes):
     sums, support = [0.0] * n_classes, [0] * n_classes
     for label, value in zip(labels.ravel().tolist(), certainty.ravel().tolist(), strict=True):

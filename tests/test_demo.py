@@ -61,6 +61,12 @@ def test_demo(tmp_path):
         assert name in text
     assert "regret" in text
 
+    # it made all that an experiment has, and nothing of it is stale for what else it scored
+    check = [sys.executable, "-m", "ensdistill.cli", "status", "--check"]
+    file = tmp_path / "experiment.yaml"
+    done = subprocess.run([*check, "-c", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
     # the same bits as the run of the README's first command, where that was just made
     other = os.environ.get("ENSDISTILL_DEMO")
     if other:

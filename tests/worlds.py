@@ -23,6 +23,10 @@ TINY = {
 }
 
 
+# what `checks.files.check` returns where it looks at nothing
+UNCHECKED = {"splits": {}, "teachers": {}, "warnings": []}
+
+
 class World:
     """Images, ground truth and teachers below a folder, and the experiment file about them.
 

@@ -78,7 +78,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     render.policy(results.policy(decisions), results.certainty(experiment, decisions))
     render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
     click.echo()
-    render.scores(found, [])
+    render.scores(found)
     seconds = time.perf_counter() - begin
     if report.ran:
         click.echo(f"{len(report.ran)} steps in {seconds:.0f} s; results in {out / 'results.json'}")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
-from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from ensdistill.pipeline.node import Node
+from ensdistill.pipeline.plan import makeable, plan
 from ensdistill.stages.experiment import TRAIN, Experiment
-from ensdistill.stages.graph import evaluation_ids
+from ensdistill.stages.graph import evaluation_id, evaluation_ids
 from ensdistill.stages.results import (
     confmats,
     file_of,
-    not_covered,
+    not_scored,
     write_results,
     write_tables,
 )
-from ensdistill.stages.tables import WRITERS
+from ensdistill.stages.tables import WRITERS, missing
 
 
 def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -64,6 +67,9 @@ def command(
 ) -> None:
     """Score teachers, fusions, probes and student against ground truth, class by class.
 
+    Each is scored if it is there: a student that is not trained yet is a line below the table, and
+    --upstream trains it.
+
     Ground truth is opened here (and by a student told to watch a split), and decoded once: scoring
     another method later reads what is kept of it. `channel-oracle` takes
     each class from the teacher that is best at it by that ground truth: a yardstick for policies,
@@ -74,8 +80,13 @@ def command(
     workspace, and estimates.png shows class by class what was estimated of each teacher beside its
     IoU.
 
-    mIoU is over all classes, mIoU16 and mIoU13 over the declared subsets (mIoU13 is what papers
-    about SYNTHIA call mIoU*), each counted from the confusion matrix and never rescaled.
+    mIoU is the mean over every class that is in the ground truth or in the method's own prediction,
+    so that each class it only imagines counts as 0. mIoU present is the mean over the classes that
+    are in the ground truth, the same for all methods.
+
+    mIoU16 and mIoU13 are over the declared subsets (mIoU13 is what papers about SYNTHIA call
+    mIoU*), each counted from the confusion matrix and never rescaled. Where the means of a row are
+    over different classes, the table says over how many.
 
     \b
     Example:
@@ -83,9 +94,26 @@ def command(
       ensdistill evaluate --fusions all --table scores.md --table scores.csv
     """
     every = fusions == "all"
+    lacking: list[dict[str, str]] = []
+
+    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+        picked = pick_split(experiment, split)
+        wanted = evaluation_ids(nodes, picked)
+        if upstream:
+            return wanted
+        decisions = plan(nodes, experiment.workspace.scan())
+        found = makeable(decisions, wanted)
+        lacking.extend(not_scored(experiment, picked, decisions))
+        if evaluation_id(picked) not in found:
+            raise NotReadyError(
+                f"nothing can be scored on {picked} yet: {'; '.join(missing(lacking))}; or repeat "
+                "this command with --upstream"
+            )
+        return found
+
     experiment, report, decisions = execute(
         config,
-        lambda exp, nodes: evaluation_ids(nodes, pick_split(exp, split)),
+        choose,
         dry_run=dry_run,
         upstream=upstream,
         rehash=rehash,
@@ -95,6 +123,8 @@ def command(
     )
     if dry_run:
         say(experiment, report, decisions, dry_run=True, as_json=as_json, all_fusions=every)
+        for text in missing(lacking) if not as_json else ():
+            click.echo(text)
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
@@ -108,7 +138,7 @@ def command(
         click.echo(json.dumps(found, indent=1))
     else:
         render.report(report)
-        render.scores(found, not_covered(experiment, split, decisions))
+        render.scores(found)
         render.estimates(found["estimates"])
 
 

@@ -37,6 +37,8 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
     experiment = load(config, rehash=rehash)
     snapshot = experiment.workspace.scan()
     decisions = plan(build(experiment, ablation=True), snapshot)
+    if node not in decisions:  # one that only `evaluate --fusions all` makes
+        decisions = plan(build(experiment, ablation=True, all_fusions=True), snapshot)
     experiment.files.save()
     if node not in decisions:
         near = get_close_matches(node, decisions, n=1, cutoff=0.3) or list(decisions)

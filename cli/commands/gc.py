@@ -58,11 +58,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     workspace = experiments[0].workspace
     if not workspace.root.exists():
         raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
-    plans = [
-        plan(build(e, all_fusions=every, ablation=every), workspace.scan())
-        for e in experiments
-        for every in (False, True)
-    ]
+    plans = [plan(build(e, all_fusions=True, ablation=True), workspace.scan()) for e in experiments]
     wanted = {
         sha256
         for e in experiments

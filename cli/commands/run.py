@@ -63,8 +63,8 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         render.policy(chosen, results.certainty(experiment, decisions))
     if report.ran:
         render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
-    for split, scores in found.items():
-        render.scores(scores, results.not_covered(experiment, split, decisions))
+    for scores in found.values():
+        render.scores(scores)
     artifact = decisions["student"].artifact
     assert artifact is not None
     click.echo(f"student: {artifact.path}")

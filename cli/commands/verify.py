@@ -52,7 +52,8 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         count = len([f for f in folders if f not in drafts or f in damaged])
         outcome = None
         if mend and damaged:
-            nodes = build(experiment, opens=_opened(damaged))
+            opens = _opened(damaged)
+            nodes = build(experiment, opens=opens, all_fusions=True, ablation=True)
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
             experiment.files.save()
     if as_json:

@@ -22,6 +22,7 @@ __all__ = [
     "iou",
     "mean_iou",
     "pixel_accuracy",
+    "present",
     "rank_correlation",
 ]
 
@@ -190,6 +191,25 @@ def mean_iou(iou_values: NDArray[np.float64], classes: Sequence[int] | None = No
         iou_values = iou_values[list(classes)]
     scored = iou_values[~np.isnan(iou_values)]
     return float(scored.mean()) if scored.size else float("nan")
+
+
+def present(confmat: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C,) bool, which classes occur in the ground truth: the same for all that it judges.
+
+    `iou` also scores a class that only the prediction has (0), so that means over all scored
+    classes may be over different ones for different predictions; over these they are not.
+
+    Examples
+    --------
+    >>> confmat = np.array([[2, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 4]])
+    >>> iou(confmat).round(2)
+    array([0.67, 0.  , 0.  ])
+    >>> present(confmat)
+    array([ True, False,  True])
+    """
+    _check_confmat(confmat)
+    occurs: NDArray[np.bool_] = confmat.sum(axis=1) > 0
+    return occurs
 
 
 def coverage(confmat: NDArray[np.int64]) -> float:

@@ -11,6 +11,7 @@ from opened import opened
 from worlds import World
 
 from ensdistill.cli.__main__ import cli
+from ensdistill.data.toy import CLASSES
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 
 
@@ -78,7 +79,7 @@ def test_differences_are_to_the_first(evaluated):
             expected = second["iou"][c] - first["iou"][c] if known else None
             assert by_name[key]["delta"]["iou"][c][1] == expected
         assert by_name[key]["delta"]["miou"][::2] == [0, 0]
-        assert set(by_name[key]["delta"]) == {"miou", "miou16", "miou13", "iou"}
+        assert set(by_name[key]["delta"]) == {"miou", "miou_present", "miou16", "miou13", "iou"}
     assert compared["notes"] == []
 
 
@@ -154,6 +155,70 @@ def test_what_cannot_be_compared_is_refused(evaluated, tmp_path):
     (tmp_path / "fewer.json").write_text(json.dumps(fewer))
     with pytest.raises(ConfigError, match="car is among the classes of one alone"):
         call(one, tmp_path / "fewer.json")
+
+
+def test_means_over_different_classes_are_told_and_present_ones_are_not(world):
+    labels = [label for (split, _), label in world.truth.items() if split == "val"]
+    (train_id,) = set(range(19)) - {int(v) for label in labels for v in np.unique(label)}
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("evaluate")
+    world.teacher("a", lambda label: np.where(label == 0, train_id, label))
+    world.settings["workspace"] = "other"
+    world.write()
+    world.call("evaluate")
+    sources = (world.root / "work", world.root / "other")
+    compared = found(*sources)
+    a = next(m for m in compared["methods"] if m["method"] == "teacher a")
+    assert a["classes"]["miou"] == [18, 19]
+    assert a["classes"]["miou_present"] == [18, 18]
+    assert a["delta"]["miou_present"][1] == a["miou_present"][1] - a["miou_present"][0]
+    assert a["delta"]["miou"][1] != a["delta"]["miou_present"][1]
+    (note,) = (n for n in compared["notes"] if n.startswith("teacher a: mIoU is over different"))
+    said = "(18 in work/results.json, 19 in other/results.json; not in all: "
+    assert f"{said}{CLASSES[train_id]})" in note
+    assert not [n for n in compared["notes"] if "mIoU present" in n or n.startswith("teacher b")]
+    lines = call(*sources).splitlines()
+    at = next(k for k, line in enumerate(lines) if line.strip().startswith("teacher a, IoU"))
+    rows = [line.split() for line in lines[at : at + 30]]
+    (miou,) = (k for k, row in enumerate(rows) if row[:1] == ["mIoU"] and row[1] != "present")
+    assert rows[miou + 1] == ["over", "classes", "18", "19"]
+    assert rows[miou + 2][:2] == ["mIoU", "present"] and rows[miou + 3][:2] != ["over", "classes"]
+
+
+TABLE = """
+classes: [{name: one, colour: [1, 0, 0]}, {name: other, colour: [2, 0, 0]}]
+subsets: {some: [MEMBERS]}
+"""
+
+
+def test_subsets_of_one_name_and_other_members_are_told(world):
+    world.teacher("a", lambda label: label % 2)
+    world.teacher("b", lambda label: label % 2)
+    for (split, name), label in world.truth.items():
+        if split == "val":
+            world.save("labels", split, name, np.where(label == 255, 255, label % 2))
+    world.settings |= {"classes": {"table": "table.yaml"}, "fusion": {"method": "majority"}}
+    files = []
+    for members in ("one", "one, other"):
+        (world.root / "table.yaml").write_text(TABLE.replace("MEMBERS", members))
+        world.settings["workspace"] = f"work{len(files)}"
+        world.write()
+        world.call("evaluate")
+        files.append(world.root / world.settings["workspace"])
+    notes = found(*files)["notes"]
+    said = "(1 in work0/results.json, 2 in work1/results.json; not in all: other)"
+    assert any(f"some is over different classes {said}" in n for n in notes)
+    assert not [n for n in notes if "mIoU is over" in n]
+
+
+def test_results_of_an_earlier_version_are_refused_with_the_way_out(evaluated, tmp_path):
+    world, one, _ = evaluated
+    scores = json.loads((world.root / "work" / "results.json").read_text())
+    scores.pop("classes_present")
+    (tmp_path / "old.json").write_text(json.dumps(scores))
+    with pytest.raises(ConfigError, match="`ensdistill evaluate` writes one of an earlier version"):
+        call(one, tmp_path / "old.json")
 
 
 def test_other_ground_truth_is_refused(evaluated, tmp_path):

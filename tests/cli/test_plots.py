@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,8 +24,8 @@ def results(teachers):
         "certainty": {teachers[0]: values},
         "reliability": dict.fromkeys(teachers, values),
         "estimates": {
-            t: {"reliability": {"cosine": 0.5, "rank": None}}
-            | ({} if k else {"certainty": {"cosine": None, "rank": None}})
+            t: {"reliability": {"cosine": 0.5, "rank": None, "classes": 2}}
+            | ({} if k else {"certainty": {"cosine": None, "rank": None, "classes": 0}})
             for k, t in enumerate(teachers)
         },
     }
@@ -52,15 +53,14 @@ def test_ablation(tmp_path, compositions):
     ]
     none = {"label-model": None, "majority": None}
     bad = {"label-model": 0.1, "majority": 2.0}
-    found = {
-        "split": "val",
+    present = {
         "robustness": [
             {"bad": 0, "added": None, "loss": none},
             {"bad": 1, "added": "segments", "loss": bad},
         ],
         "flexibility": {"compositions": rows},
     }
-    plots.ablation(found, tmp_path / "chart.png")
+    plots.ablation({"split": "val", "present": present}, tmp_path / "chart.png")
     assert min(size(tmp_path / "chart.png")) > 300
 
 
@@ -75,6 +75,7 @@ def test_a_chart_that_did_not_change_is_not_written_again(tmp_path):
 
 
 def test_evaluate_draws_and_prints_the_estimates(world):
+    world.add_teacher("c", lambda label: np.where(label == 13, 14, label))
     world.settings["fusion"] = {"method": "label-model"}
     world.settings["student"]["steps"] = world.settings["probe"]["steps"] = 1
     world.write()
@@ -83,7 +84,7 @@ def test_evaluate_draws_and_prints_the_estimates(world):
     work = world.root / "work"
     assert not (work / "estimates.png").exists()
     found = json.loads((work / "results.json").read_text())
-    assert found["estimates"].keys() == {"a", "b"}
+    assert found["estimates"].keys() == {"a", "b", "c"}
     assert all(of.keys() == {"reliability"} for of in found["estimates"].values())
     assert 0.5 < found["estimates"]["a"]["reliability"]["cosine"] <= 1
     text = world.call("evaluate", "--fusions", "all", "--upstream")

@@ -12,6 +12,7 @@ import yaml
 from golden import make as golden
 
 from ensdistill.cli.page import page as rendered
+from ensdistill.stages.checks import labels
 from ensdistill.stages.experiment import load
 from ensdistill.stages.report import gather
 
@@ -181,8 +182,9 @@ def test_one_teacher_agrees_with_nobody(world):
     assert re.search(r"no teacher labels 6\d\.\d % of the pixels", text)
 
 
-def test_nothing_to_agree_on_is_no_share(world):
+def test_nothing_to_agree_on_is_no_share(world, monkeypatch):
     """Half of a pair labels nothing at all, and one class is in no map."""
+    monkeypatch.setattr(labels, "without_label", lambda _: None)  # which `check` refuses
     text = fused(world, a=painted(at_0=0), b=painted(), c=painted())
     assert "all teachers agree on 0.0 %" in text
     assert "b labels 0.0% of the pixels, the others 50.0%" in text

@@ -13,6 +13,7 @@ from ensdistill.stages.functional.scores import (
     iou,
     mean_iou,
     pixel_accuracy,
+    present,
     rank_correlation,
 )
 
@@ -65,6 +66,21 @@ def test_several_predictions_are_counted_in_areas_and_in_noise(shape):
 def test_iou_agrees_with_sets_of_pixels(ignored, pair):
     expected = oracles.iou(*pair, ignored=ignored)
     np.testing.assert_allclose(iou(one_confusion(*pair), ignored=ignored), expected, rtol=1e-15)
+
+
+@quick
+@given(pair=map_pairs())
+def test_what_is_present_is_what_the_target_holds_whatever_was_predicted(pair):
+    target, prediction, n_classes = pair
+    confmat = one_confusion(*pair)
+    assert present(confmat).tolist() == oracles.present(target, n_classes)
+    # every class of the target has an IoU, and one more only those of the prediction alone
+    scored = np.isfinite(iou(confmat))
+    seen = oracles.present(prediction[target != 255], n_classes)
+    assert scored.tolist() == [a or b for a, b in zip(present(confmat), seen, strict=True)]
+    expected = [v for v, p in zip(iou(confmat), present(confmat), strict=True) if p]
+    mean = mean_iou(iou(confmat), np.flatnonzero(present(confmat)).tolist())
+    assert mean == pytest.approx(np.mean(expected)) if expected else np.isnan(mean)
 
 
 @quick
@@ -168,6 +184,8 @@ def test_refusals():
         iou(np.zeros((3, 3), np.int64))
     with pytest.raises(TypeError, match="integers"):
         coverage(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"\(C, C \+ 1\)"):
+        present(np.zeros((3, 3), np.int64))
     with pytest.raises(ValueError, match="'wrong' or 'left_out'"):
         iou(np.zeros((3, 4), np.int64), ignored="right")
     with pytest.raises(ValueError, match="got shape"):

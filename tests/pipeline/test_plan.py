@@ -1,6 +1,8 @@
 """Deciding what must run, on graphs and snapshots that exist in memory only."""
 
 import re
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,13 @@ from ensdistill.pipeline.node import Item, Node, Work
 from ensdistill.pipeline.plan import (
     Change,
     State,
+    as_far_as_it_goes,
+    awaiting,
     closure,
     describe,
     differences,
+    left_out,
+    makeable,
     plan,
     still,
 )
@@ -328,6 +334,103 @@ def test_closure_takes_all_that_is_needed_and_nothing_else():
     assert closure(decisions, ["c"]) == {"a", "b", "c"}
     assert closure(decisions, ["d", "a"]) == {"a", "d"}
     assert closure(decisions, []) == set()
+
+
+SOURCES = ("one", "two")
+
+
+def takes_what_is_there(recipe=None):
+    """Two sources, what each is mapped to, and a node of the maps that there are, and of a base."""
+    sources = [node(s) for s in SOURCES]
+    maps = [node(f"of {s}", uses={"x": s}) for s in SOURCES]
+    uses = {"base": "base"} | {f"role:{s}": f"of {s}" for s in SOURCES}
+    judge = node("judge", recipe, uses=uses)
+    return [
+        *(*sources, node("base"), *maps),
+        replace(judge, any_of={f"of {s}": s for s in SOURCES}),
+    ]
+
+
+def made(nodes, names, found=()):
+    """Publish nodes one after the other as a run makes them; return all that is published."""
+    found = list(found)
+    for name in names:
+        decisions = plan(nodes, snapshot(*found))
+        decision = as_far_as_it_goes(decisions[name], decisions, snapshot(*found))
+        assert still(decision, decisions)
+        found.append(publish(decision))
+    return found
+
+
+def test_a_node_is_made_of_what_is_there_and_made_again_when_there_is_more():
+    nodes = takes_what_is_there()
+    whole = plan(nodes, snapshot())["judge"]
+    assert set(whole.work.uses) == {"base", "role:one", "role:two"}
+    assert left_out(whole) == []
+    part = made(nodes, ["one", "base", "of one", "judge"])
+    decision = plan(nodes, snapshot(*part))["judge"]
+    assert decision.state is State.FRESH
+    assert decision.fingerprint != whole.fingerprint
+    assert set(decision.work.uses) == {"base", "role:one"}
+    assert left_out(decision) == ["of two"]
+    assert awaiting(decision, ["of one"]) is decision
+    assert awaiting(decision, ["of two"]).state is State.WAITING
+    assert awaiting(decision, ["of two"]).reason == "waits for of two"
+    # from when the other is there, before and after it is mapped
+    for more in (["two"], ["two", "of two"]):
+        later = plan(nodes, snapshot(*made(nodes, more, part)))["judge"]
+        assert (later.state, later.fingerprint) == (State.STALE, whole.fingerprint)
+        assert "inputs.role:two is new" in later.reason
+    every = made(nodes, ["two", "of two", "judge"], part)
+    assert plan(nodes, snapshot(*every))["judge"].fingerprint == whole.fingerprint
+    # and it stays whole when a source is cleared away, as any node does
+    kept = [a for a in every if a.manifest.node not in ("two", "of two")]
+    assert plan(nodes, snapshot(*kept))["judge"].state is State.FRESH
+
+
+def test_what_was_begun_of_what_was_there_stands_as_it_is():
+    nodes = takes_what_is_there()
+    part = made(nodes, ["one", "base", "of one"])
+    decisions = plan(nodes, snapshot(*part))
+    assert decisions["judge"].state is State.MISSING
+    decision = as_far_as_it_goes(decisions["judge"], decisions, snapshot(*part))
+    begun = snapshot(*part, drafts={key(decision): 0})
+    assert plan(nodes, begun)["judge"].state is State.PARTIAL
+    torn = snapshot(*part, corrupt={key(decision): "torn"})
+    assert plan(nodes, torn)["judge"].state is State.CORRUPT
+
+
+def test_where_nothing_is_there_it_waits():
+    nodes = takes_what_is_there()
+    decisions = plan(nodes, snapshot(*made(nodes, ["base"])))
+    decision = as_far_as_it_goes(decisions["judge"], decisions, snapshot())
+    assert (decision.state, decision.reason) == (State.WAITING, "waits for one")
+
+
+def test_other_settings_of_it_are_told_against_what_was_made_of_less():
+    part = made(takes_what_is_there({"x": 1}), ["one", "base", "of one", "judge"])
+    decision = plan(takes_what_is_there({"x": 2}), snapshot(*part))["judge"]
+    assert decision.state is State.STALE
+    assert Change("recipe.x", 1, 2) in decision.changes
+
+
+def test_what_can_be_made_is_what_runs_through():
+    """Whatever is published and whatever is asked for: by trying."""
+    nodes = takes_what_is_there()
+    names = [n.id for n in nodes]
+    for there in (c for size in range(4) for c in combinations(["one", "two", "base"], size)):
+        published = made(nodes, there)
+        for targets in (c for size in range(7) for c in combinations(names, size)):
+            ran = set(there)
+            for name in (n for n in names if n in targets):
+                need = {
+                    **{"of one": {"one"}, "of two": {"two"}},
+                    "judge": {"base"},
+                }.get(name, set())
+                if need <= ran and (name != "judge" or ran & {"of one", "of two"}):
+                    ran.add(name)
+            decisions = plan(nodes, snapshot(*published))
+            assert makeable(decisions, targets) == [n for n in targets if n in ran]
 
 
 @pytest.mark.parametrize(

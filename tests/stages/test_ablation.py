@@ -15,6 +15,7 @@ from PIL import Image
 from worlds import World
 
 from ensdistill.data.pictures import read_values
+from ensdistill.data.toy import CLASSES
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.node import Work
 from ensdistill.stages import ablation, graph
@@ -97,12 +98,22 @@ def maps_of(world, split):
     return found
 
 
-def score(world, fuse):
-    """Return the mIoU of what `fuse` makes of the maps of each image of val, in percent."""
+def scores(world, fuse):
+    """Return three figures of what `fuse` makes of the maps of each image of val.
+
+    The mIoU in percent, over how many classes it is, and the mIoU over those in the ground truth.
+    """
     total = np.zeros((19, 20), np.int64)
     for image_id, maps in maps_of(world, "val").items():
         total += confusion(world.truth["val", image_id], fuse(maps)[None], 19)[0]
-    return 100 * mean_iou(iou(total))
+    found, there = iou(total), present_in(world)
+    return 100 * mean_iou(found), np.isfinite(found).sum(), 100 * np.mean(found[there])
+
+
+def present_in(world):
+    """Return the train ids that occur in the ground truth of val."""
+    labels = [label for (split, _), label in world.truth.items() if split == "val"]
+    return sorted({v for label in labels for v in np.unique(label)} - {255})
 
 
 def test_structure(ablated):
@@ -143,14 +154,62 @@ def test_bad_teachers_are_what_they_say(ablated, bad):
     votes = [labelmodel.count(maps[:size], 19) for maps in maps_of(world, "train").values()]
     model = labelmodel.fit(labelmodel.join(votes), 19)
     expected = {
-        "label-model": score(world, lambda maps: labelmodel.fuse(maps[:size], model)[0]),
-        "majority": score(world, lambda maps: majority(maps[:size], 19)),
+        "label-model": scores(world, lambda maps: labelmodel.fuse(maps[:size], model)[0]),
+        "majority": scores(world, lambda maps: majority(maps[:size], 19)),
     }
-    assert {m: row[m] for m in expected} == pytest.approx(expected)
-    without = found["robustness"][0]
-    assert row["loss"] == {m: without[m] - row[m] for m in expected}
     if bad:
-        assert row["miou"] == pytest.approx(score(world, lambda maps: maps[size - 1]))
+        expected["miou"] = scores(world, lambda maps: maps[size - 1])
+    present = found["present"]["robustness"][bad]
+    for key, (miou, classes, there) in expected.items():
+        assert (row[key], present[key]) == pytest.approx((miou, there))
+        assert row["classes"][key] == classes
+    methods = expected.keys() - {"miou"}
+    for rows in (found["robustness"], found["present"]["robustness"]):
+        assert rows[bad]["loss"] == {m: rows[0][m] - rows[bad][m] for m in methods}
+
+
+def test_means_over_classes_that_are_not_there_are_told_from_those_over_what_is(ablated):
+    """Random segments are of any class, so that the means of this world are over different ones."""
+    world, found = ablated
+    there = present_in(world)
+    assert found["classes_present"] == [CLASSES[c] for c in there]
+    counts = {row["added"]: row["classes"]["miou"] for row in found["robustness"]}
+    assert counts["segments"] == 19 > len(there) == counts["copy"]
+    segments = found["robustness"][1]
+    text = world.call("ablate")
+    whole, _, present = text.partition(f"Over those {len(there)} alone:")
+    assert f" {segments['miou']:.1f} (19) " in whole
+    assert f"({len(there)})" not in text
+    assert "compositions, mIoU, " in whole and "mIoU present" not in whole
+    assert "compositions, mIoU present, " in present and "(19)" not in present
+    assert f" {found['present']['robustness'][1]['miou']:.1f} " in present
+    # c takes cars for trucks, of which there are none
+    rows, others = (f["flexibility"]["compositions"] for f in (found, found["present"]))
+    for row, other in zip(rows, others, strict=True):
+        members = [TEACHERS.index(t) for t in row["teachers"]]
+        miou, classes, mean = scores(world, lambda maps, of=members: majority(maps[of], 19))
+        assert (row["majority"], other["majority"]) == pytest.approx((miou, mean))
+        assert row["classes"]["majority"] == classes
+        best = TEACHERS.index(row["best"])
+        assert row["classes"]["best_miou"] == scores(world, lambda maps, of=best: maps[of])[1]
+        alone = {t: scores(world, lambda maps, of=k: maps[of])[2] for k, t in enumerate(TEACHERS)}
+        assert other["best"] == max(row["teachers"], key=alone.get)
+        assert other["best_miou"] == pytest.approx(alone[other["best"]])
+    assert {n for row in rows for n in row["classes"].values()} == {18, 19}
+    flexibility = found["present"]["flexibility"]
+    gains = [other["majority"] - other["best_miou"] for other in others]
+    assert flexibility["margin"]["majority"] == pytest.approx(np.mean(gains))
+
+
+def test_where_all_means_are_over_what_is_there_one_table_is_enough(world, monkeypatch):
+    monkeypatch.setattr("ensdistill.stages.ablation.SHARE", 0.0)  # segments that are not relabelled
+    text = world.call("ablate", "--upstream")
+    found = in_json(world)
+    count = len(present_in(world))
+    assert f"each mIoU is over the {count} classes in the ground truth of val" in text
+    assert "mIoU present" not in text
+    for key in ("teachers", "flexibility"):
+        assert found["present"][key] == found[key]
 
 
 def test_shares_and_margins_follow_from_the_compositions(ablated):

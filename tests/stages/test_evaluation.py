@@ -81,6 +81,114 @@ def test_teachers_equal_a_naive_count(evaluated, teacher):
         assert method["iou"]["road"] == 0
 
 
+def truth_of(world):
+    """Return the ground truth of val as it was saved."""
+    return [label for (split, _), label in world.truth.items() if split == "val"]
+
+
+@pytest.fixture(scope="module")
+def imagined(tmp_path_factory):
+    """A world of teachers that see classes that are not there, and one that sees little at all."""
+    world = World(tmp_path_factory.mktemp("imagined"))
+    for (split, name), label in world.truth.items():
+        world.truth[split, name] = np.where(label > 13, 255, label)  # no trucks nor what follows
+        if split == "val":
+            world.save("labels", split, name, world.truth[split, name])
+    present = {int(v) for label in truth_of(world) for v in np.unique(label)} - {255}
+    world.teacher("a", lambda label: np.where(label == 0, 14, label))
+    world.teacher("b", lambda label: np.where(label == 0, 15, label))
+    world.add_teacher("c", lambda label: label)
+    world.add_teacher("little", lambda label: np.where(label > 2, 255, label))
+    world.settings["fusion"] = {"method": "label-model"}
+    world.write()
+    world.call("infer-teacher")
+    world.call("select-policy")
+    return world, sorted(present), CLASSES[14:16], world.json("evaluate")
+
+
+def test_means_are_over_the_classes_that_they_say(imagined):
+    world, present, (first, second), found = imagined
+    assert found["classes_present"] == [CLASSES[c] for c in present]
+    by_name = {m["name"]: m for m in found["methods"]}
+    truth = [(k, label) for k, label in world.truth.items() if k[0] == "val"]
+    for name in ("a", "b", "c", "little"):
+        predicted = [
+            read_values(world.root / f"teachers/{name}/val/{image_id}.png", palette=False)
+            for (_, image_id), _ in truth
+        ]
+        pairs = list(zip([label for _, label in truth], predicted, strict=True))
+        expected = {c: naive_iou(pairs, c) for c in range(len(CLASSES))}
+        scored = [v for v in expected.values() if v is not None]
+        m = by_name[name]
+        assert m["miou_present"] == pytest.approx(np.mean([expected[c] for c in present]))
+        assert m["miou"] == pytest.approx(np.mean(scored))
+        assert m["miou_classes"] == len(scored)
+    # as many classes, but others
+    assert by_name["a"]["miou_classes"] == by_name["b"]["miou_classes"] == len(present) + 1
+    assert by_name["a"]["iou"][first] == by_name["b"]["iou"][second] == 0
+    assert by_name["a"]["miou"] < by_name["a"]["miou_present"]
+    assert by_name["c"]["miou"] == by_name["c"]["miou_present"] == 100
+
+
+def test_the_table_says_over_which_classes_its_means_are(imagined):
+    world, present, (first, second), found = imagined
+    lines = world.call("evaluate").splitlines()
+    names = next(line for line in lines if line.startswith("class ")).split()[1:]
+    at = {line[:28].strip(): k for k, line in enumerate(lines)}
+
+    def row(label, after=0):
+        cells = lines[at[label] + after].rsplit(maxsplit=len(names))[-len(names) :]
+        return dict(zip(names, cells, strict=True))
+
+    miou = row("mIoU")
+    assert miou == {m["name"]: f"{m['miou']:.1f}" for m in found["methods"]}
+    assert lines[at["mIoU"] + 1].startswith("  over classes ")
+    counts = {m["name"]: str(m["miou_classes"]) for m in found["methods"]}
+    assert row("mIoU", 1) == counts
+    assert row("mIoU present") == {m["name"]: f"{m['miou_present']:.1f}" for m in found["methods"]}
+    assert not lines[at["mIoU present"] + 1].startswith("  over")
+    # of the 19 classes it covers few: others are left out of this mean, and not wrong in it
+    assert row("mIoU where covered")["little"] == "100.0"
+    assert row("mIoU where covered", 1)["little"] == str(len([c for c in present if c <= 2]))
+    (note,) = (line for line in lines if line.startswith("mIoU present is over "))
+    assert f"over the {len(present)} classes in the ground truth of val" in note
+    assert f"{first} (a" in note and f"{second} (b" in note
+    # and what is compared is compared over the same
+    best = max(m["miou_present"] for m in found["methods"] if m["kind"] == "teacher")
+    own = next(m["miou_present"] for m in found["methods"] if m["name"] == "label-model")
+    assert f"label-model against best teacher (c): {own - best:+.2f} mIoU present" in lines
+    oracle = next(m["miou_present"] for m in found["methods"] if m["name"] == "channel-oracle")
+    regrets = {m["name"]: f"{oracle - m['miou_present']:.1f}" for m in found["methods"]}
+    assert row("regret, mIoU present") == regrets
+    shares = {m["name"]: f"{100 * m['coverage']:.1f}" for m in found["methods"]}
+    assert row("coverage of labelled pixels") == shares
+
+
+def test_the_report_says_over_which_classes_its_means_are(imagined):
+    world, present, (first, _), found = imagined
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text()
+    a = next(m for m in found["methods"] if m["name"] == "a")
+    assert f"{a['miou']:.2f} <small>of {a['miou_classes']}</small>" in page
+    own = next(m for m in found["methods"] if m["name"] == "label-model")
+    assert f"percent over {own['miou_classes']} classes, with ground truth (val)" in page
+    assert f"<li>mIoU present is over the {len(present)} classes" in page
+    assert f"{first} (a" in page
+    assert '<span class="best">100.00</span>' in page  # of mIoU present, none of mIoU
+
+
+def test_estimates_say_over_how_many_classes_they_are(imagined):
+    world, _, _, found = imagined
+    for teacher, of in found["estimates"].items():
+        iou = next(m["iou"] for m in found["methods"] if m["name"] == teacher)
+        expected = found["reliability"][teacher]
+        both = [c for c in CLASSES if iou[c] is not None and expected[c] is not None]
+        assert of["reliability"]["classes"] == len(both)
+    counts = {of["reliability"]["classes"] for of in found["estimates"].values()}
+    assert len(counts) > 1
+    assert "reliability: classes" in world.call("evaluate")
+
+
 def test_oracle_is_at_least_as_good_as_its_parts_per_class_choice(evaluated):
     world, found = evaluated
     oracle = world.artifact("policy[oracle]@val").manifest.result["teacher"]

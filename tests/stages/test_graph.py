@@ -284,7 +284,7 @@ def test_a_labelled_split_without_predictions_scores_the_student_alone(world):
         teacher["labels"].pop("val")
     world.write()
     text = world.call("run")
-    assert "without label maps on val: a, b" in text
+    assert "a: no label maps of val are declared\nb: no label maps" in text
     results = json.loads((world.root / "work" / "results.json").read_text())
     assert [m["name"] for m in results["methods"]] == ["student"]
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from worlds import UNCHECKED
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.stages import doubts
@@ -193,9 +194,7 @@ def test_an_image_list_without_a_label_is_refused_in_words(world, monkeypatch):
     for (split, name), label in world.truth.items():
         for teacher in "abc":
             world.save(f"teachers/{teacher}", split, name, np.full_like(label, 255))
-    monkeypatch.setattr(
-        files, "check", lambda *_, **__: {"splits": {}, "teachers": {}, "warnings": []}
-    )
+    monkeypatch.setattr(files, "check", lambda *_, **__: UNCHECKED)
     assert "label-model: no teacher labels any pixel of 5 images" in world.refuse(
         "fuse", "--upstream"
     )

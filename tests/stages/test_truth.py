@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from worlds import UNCHECKED
 
 from ensdistill.data import pictures
 from ensdistill.stages.labelmaps import LabelMaps
@@ -76,7 +77,7 @@ def test_one_of_another_size_than_its_image_is_never_stored(world, monkeypatch):
     """`check` refuses it too: the store must not rely on that."""
     from ensdistill.stages.checks import files as check
 
-    monkeypatch.setattr(check, "check", lambda *_, **__: {})
+    monkeypatch.setattr(check, "check", lambda *_, **__: UNCHECKED)
     world.save("labels", "val", "val_000001_000019", np.zeros((24, 64)))
     text = world.refuse("evaluate", "--upstream")
     assert "val_000001_000019: label map of 24x64, expected 48x64" in text
