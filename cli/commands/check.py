@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,8 +22,9 @@ _SHOWN = 6  # classes of an image
 def command(config: Path, rehash: bool, as_json: bool) -> None:
     """Find everything that is wrong with the experiment file and its inputs.
 
-    Reads every image and every prediction once, and lets each network see one image (what it found
-    is remembered by content). Ground truth is listed, not opened.
+    Reads every image and every prediction once, lets each network see one image, and takes a step
+    with each network that is to be trained (what it found is remembered by content). Ground truth
+    is listed, not opened.
 
     \b
     Example:
@@ -29,11 +32,13 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     """
     from ensdistill.stages.checks.files import check
     from ensdistill.stages.checks.networks import try_networks
+    from ensdistill.stages.checks.trainings import try_trainings
     from ensdistill.stages.experiment import load
 
     experiment = load(config, rehash=rehash)
     with display() as shown:
         found = check(experiment, list(experiment.config.target), shown.bar("check"))
+        found["trainings"] = try_trainings(experiment, shown.bar("check"))
         for name, trial in try_networks(experiment, shown.bar("check")).items():
             found["teachers"][name]["trial"] = trial
     if as_json:
@@ -58,4 +63,34 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
             click.echo(f"  {image}: {', '.join(shares[:_SHOWN])}{more}")
             for warning in teacher["trial"]["warnings"]:
                 click.echo(f"  warning: {warning}")
+    for section, training in found["trainings"].items():
+        _training(section, training)
     click.echo("all inputs are as declared")
+
+
+def _training(section: str, training: Mapping[str, Any]) -> None:
+    from ensdistill.stages.training.records import duration
+
+    body, head, seconds = (training[key] for key in ("body", "head", "seconds_per_step"))
+    rates = f"body at {body['lr']:g}, head ({', '.join(head['names'])}, {head['tensors']} tensors)"
+    rates += f" at {head['lr']:g}"
+    if not head["tensors"]:
+        rates = f"all at {body['lr']:g}, as none of them is in the head (`head:` says which are)"
+    click.echo(
+        f"{section}: {training['network']}, {_many(training['weights'])} weights in "
+        f"{training['tensors']} tensors; {rates}"
+    )
+    click.echo(
+        f"  a step takes {seconds:.2g} s here, on {training['device']}, {training['steps']} steps "
+        f"about {duration(seconds * training['steps'])}"
+    )
+    if training["frozen"]:
+        click.echo(f"  not trained: {', '.join(training['frozen'])}")
+    if training["init"] is not None:
+        click.echo(f"  begins with {training['init']}")
+    for warning in training["warnings"]:
+        click.echo(f"  warning: {warning}")
+
+
+def _many(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
