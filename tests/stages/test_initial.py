@@ -14,7 +14,7 @@ from worlds import TINY, segformer
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.experiment import Init, load
+from ensdistill.stages.experiment import Init, Student, load
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.initial import describe_initial, initial_network
@@ -571,6 +571,17 @@ def test_a_training_refuses_a_rate_that_reaches_nothing(world):
     student_world(world, head_lr_factor=10.0)
     text = world.refuse("train-student", "--upstream")
     assert "student.head_lr_factor: 10 reaches no tensor" in text and '`head: ["out.*"]`' in text
+
+
+def test_what_is_written_about_first_weights_is_what_settings_take(repository):
+    text = (repository / "stages/networks/FACTORIES.md").read_text().partition("## To be")[2]
+    entry = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    student = Student.model_validate(entry["student"])
+    assert student.init.into == "encoder." and student.head_lr_factor == 10
+    header, *written = [yaml.safe_load(t) for t in re.findall(r"\| `([^`]*)` \|\n", text)]
+    assert header == "init" and len(written) == 7
+    for init in written:
+        Student(init=init)
 
 
 def test_the_file_of_first_weights_is_kept_by_gc(world):
