@@ -72,6 +72,7 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
     from ensdistill.stages.training.records import duration
 
     body, head, seconds = (training[key] for key in ("body", "head", "seconds_per_step"))
+    each = ", for each teacher" if section == "probe" else ""
     rates = f"body at {body['lr']:g}, head ({', '.join(head['names'])}, {head['tensors']} tensors)"
     rates += f" at {head['lr']:g}"
     if not head["tensors"]:
@@ -80,9 +81,10 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
         f"{section}: {training['network']}, {_many(training['weights'])} weights in "
         f"{training['tensors']} tensors; {rates}"
     )
+    step = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
     click.echo(
-        f"  a step takes {seconds:.2g} s here, on {training['device']}, {training['steps']} steps "
-        f"about {duration(seconds * training['steps'])}"
+        f"  a step takes {step} s here, on {training['device']}, {training['steps']} steps about "
+        f"{duration(seconds * training['steps'])}{each}"
     )
     if training["frozen"]:
         click.echo(f"  not trained: {', '.join(training['frozen'])}")

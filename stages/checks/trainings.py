@@ -71,6 +71,7 @@ def try_trainings(experiment: Experiment, progress: Progress) -> dict[str, Any]:
             facts = experiment.files.recalled(key, _KIND)
             if facts is None:
                 facts = _tried(section, getattr(config, section), work, device)
+                torch.cuda.empty_cache()  # teachers in other processes may need all of it
                 experiment.files.learn(key, _KIND, facts)
             found[section] = _told(experiment, section, work.local, facts)
         except EnsdistillError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +55,7 @@ def initial_network(
     """
     divisor, head = recipe.get("divisor", 1), recipe.get("head")
     classes = len(local.classes)
-    try:
+    with _under("network"):
         network = build_student(
             recipe["network"],
             classes,
@@ -64,8 +65,6 @@ def initial_network(
             weights=local.init is None,
             head=head,
         )
-    except DataError as error:
-        raise DataError(f"network: {error}") from error
     _require_head(network, head)
     report: dict[str, Any] = {}
     if isinstance(network, HfSegmentation) and network.loaded is not None:
@@ -96,6 +95,15 @@ def describe_initial(report: Mapping[str, Any], local: Local) -> str:
     return "; ".join(parts)
 
 
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """Name the key that an error is about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
 def _require_head(network: nn.Module, head: Sequence[str] | None) -> None:
     names = [plain_name(name) for name in network.state_dict()]
     for pattern in head or ():
@@ -119,10 +127,8 @@ def _way(recipe: Mapping[str, Any]) -> Way:
 
 
 def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, Any]:
-    try:
+    with _under("init"):
         tensors = read_tensors(file, trusted=False, advice="save a state_dict alone")
-    except DataError as error:
-        raise DataError(f"init: {error}") from error
     own = network.state_dict()
     for key, prefix, names, whose in (
         ("strip", way.strip, tensors, str(file)),
@@ -133,7 +139,8 @@ def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, A
                 f"init.{key}: no tensor of {whose} begins with {prefix}; they begin with "
                 f"{', '.join(some_of(beginnings(names)))}"
             )
-    found = fit(network, tensors, file, way)
+    with _under("init"):
+        found = fit(network, tensors, file, way)
     anew = [name for name in own if in_head(name, way.head)]
     if way.keep and not set(anew) & set(found.wanted):
         where = f"below {way.into}" if way.into else "of the network"

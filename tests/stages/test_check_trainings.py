@@ -468,10 +468,13 @@ def test_a_step_s_time_is_that_of_a_whole_batch(code_world, monkeypatch):
     monkeypatch.setattr(loop.Training, "rehearse", lambda *_: 3.0)
     code_world.settings["student"]["batch_size"] = 10
     code_world.write()
-    assert found(code_world)["student"]["seconds_per_step"] == 15.0
+    assert found(code_world)["student"]["seconds_per_step"] == 15
     code_world.settings["student"]["steps"] = 480
     code_world.write()
     assert "a step takes 15 s here, on cpu, 480 steps about 2.0 h" in code_world.call("check")
+    code_world.settings["student"]["batch_size"] = 100
+    code_world.write()
+    assert "a step takes 150 s here" in code_world.call("check")
 
 
 def test_noise_bears_all_classes():

@@ -316,10 +316,12 @@ def test_a_folder_whose_head_has_other_names_is_loaded_by_its_patterns(tmp_path)
             ["head: 'decodr.*' fits no name of the network; they begin with encoder.*, decoder.*"],
         ),
         (None, ["Decoder.*"], ["head: 'Decoder.*' fits no name"]),
+        ({"strip": "more"}, None, ["init: ", "holds x.weight twice, under different prefixes"]),
     ],
 )
 def test_what_reaches_nothing_is_refused(root, init, patterns, words):
-    text = refused(root, build().state_dict(), init, patterns)
+    more = {"more.x.weight": torch.zeros(1), "more.model.x.weight": torch.zeros(1)}
+    text = refused(root, build().state_dict() | more, init, patterns)
     assert all(word in text for word in words)
     assert text.startswith(("init", "head"))
 
