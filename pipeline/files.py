@@ -106,7 +106,11 @@ class FileCache:
         DataError
             If the file cannot be read.
         """
-        fact: Mapping[str, Any] | None = self._facts.get(f"{kind}:{self.digest(path)}")
+        return self.recalled(self.digest(path), kind)
+
+    def recalled(self, sha256: str, kind: str) -> Mapping[str, Any] | None:
+        """Return what was learnt of content with this digest, None if nothing was."""
+        fact: Mapping[str, Any] | None = self._facts.get(f"{kind}:{sha256}")
         return fact
 
     def learn(self, sha256: str, kind: str, fact: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ensdistill.data import classes as tables
 from ensdistill.data import images
@@ -360,16 +360,44 @@ class StudentNetwork(Built):
         return self.arch or "mobilenetv2-deeplabv3plus"
 
 
+def _ends_in_a_dot(text: str) -> str:
+    """Return the beginning of dotted names as names have it."""
+    if not (plain := text.strip(".")):
+        raise ValueError(f"expected what names begin with, such as encoder, found {text!r}")
+    return f"{plain}."
+
+
+Prefix = Annotated[str, AfterValidator(_ends_in_a_dot)]
+
+
+class Init(Section):
+    """The first weights of a training, from a file.
+
+    All tensors of the network are what the file holds, or with `into` those whose names begin with
+    it; the others stay as they were made, and so does the head, unless it is to `keep` what the
+    file has for it. With `strip` only names of the file that begin with it count, without it.
+    """
+
+    file: str
+    into: Prefix | None = None
+    strip: Prefix | None = None
+    head: Literal["new", "keep"] = "new"
+
+
 class Training(Section):
     """How a probe or a student is trained. Sizes are height, width in pixels.
 
     `recipe: paper` stands for the settings of `recipes.PAPER`; whatever is given beside it holds.
+    `head` are patterns (``decoder.*``) of the names that are the network's head, without the
+    prefixes of wrappers; left out, it is what is called ``head``, ``decode_head``,
+    ``auxiliary_head``, ``segmentation_head`` or ``classifier``.
     """
 
     recipe: Literal["paper"] | None = None
     network: StudentNetwork = StudentNetwork()
     trust: Literal["none", "code"] = "none"
-    init: str | None = None
+    init: Init | None = None
+    head: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     steps: Positive
     batch_size: Annotated[int, Field(ge=2)] = 8
     accumulate: Positive = 1
@@ -405,6 +433,15 @@ class Training(Section):
         if isinstance(given, Mapping) and given.get("recipe") == "paper":
             return {**{k: setting.value for k, setting in PAPER.items()}, **given}
         return given
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _file_alone(cls, given: Any) -> Any:
+        if given is None or isinstance(given, Mapping | Init):
+            return given
+        if isinstance(given, str):
+            return {"file": given}
+        raise ValueError(f"expected a file, or {{file: FILE, into: NAME, ...}}, found {given!r}")
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -631,7 +668,7 @@ class Experiment:
         built: list[Built] = [t.network for t in config.teachers if t.network is not None]
         built += [t.network for t in trainings]
         texts = [path for network in built for path in network.paths]
-        texts += [t.init for t in trainings if t.init is not None]
+        texts += [t.init.file for t in trainings if t.init is not None]
         return [self.folder(text) for text in texts]
 
     def network_path(self, network: Network) -> Path:

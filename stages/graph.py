@@ -33,6 +33,7 @@ from ensdistill.stages.experiment import (
     TRAIN,
     Built,
     Experiment,
+    Init,
     Network,
     Student,
     Teacher,
@@ -250,6 +251,19 @@ def uncovered(experiment: Experiment, split: str) -> list[str]:
     """Return the teachers that cannot label a split, by what the experiment file says."""
     covering = _Graph(experiment, ()).covering(split)
     return [t.name for t in experiment.teachers if t.name not in covering]
+
+
+def training(experiment: Experiment, section: str) -> Node:
+    """Return the training that a section describes, without the labels that it learns from.
+
+    So it can be tried before there are any.
+    """
+    graph, settings = _Graph(experiment, ()), getattr(experiment.config, section)
+
+    def plan(upstream: Upstream) -> Work:
+        return Work(graph.training_recipe(settings), local=graph.training_local(settings, upstream))
+
+    return graph.node(section, section, section, [], plan, f"{section}:run", "check")
 
 
 def truth_id(split: str) -> str:
@@ -1060,15 +1074,19 @@ class _Graph:
 
     def training_recipe(self, settings: Training) -> dict[str, Json]:
         """Return the part of a probe's or student's settings that changes the numbers."""
-        skip = {"recipe", "network", "trust", "init", "watch", "watch_every", "keep"}
+        skip = {"recipe", "network", "trust", "init", "head", "watch", "watch_every", "keep"}
         skip |= {"pixel_weights"}
         recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in skip}
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.architecture
         if settings.network.paths:
             network, _ = self.training_files(settings)
-        if (init := self.init(settings)) is not None:
-            recipe["init"] = self.experiment.files.digest(init)
+        if settings.init is not None:
+            file = self.experiment.files.digest(self.init(settings.init, settings))
+            how = settings.init.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+            recipe["init"] = {"file": file, **how} if how else file
+        if settings.head is not None:
+            recipe["head"] = sorted(set(settings.head))
         recipe |= _divisor(settings.network)
         return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
 
@@ -1088,7 +1106,8 @@ class _Graph:
         if settings.network.hf is not None:
             more["network"] = self.experiment.folder(settings.network.hf)
             _, more["weights"] = self.training_files(settings)
-        if (init := self.init(settings)) is not None:
+        if settings.init is not None:
+            init = self.init(settings.init, settings)
             more["init"] = init
             more["weights"] |= {str(init): self.experiment.files.digest(init)}
         if isinstance(settings, Student) and settings.watch is not None:
@@ -1097,11 +1116,9 @@ class _Graph:
             more |= {"to_target": truth.to_target, "palette": truth.palette}
         return self.local(TRAIN, upstream, **more)
 
-    def init(self, settings: Training) -> Path | None:
+    def init(self, init: Init, settings: Training) -> Path:
         """Return the file of a training's first weights."""
-        if settings.init is None:
-            return None
-        path = self.experiment.folder(settings.init)
+        path = self.experiment.folder(init.file)
         if not path.is_file():
             raise DataError(f"{_section(settings)}.init: {path} is no file")
         return path

@@ -22,8 +22,9 @@ _SHOWN = 6  # classes
 def command(config: Path, rehash: bool, as_json: bool) -> None:
     """Find everything that is wrong with the experiment file and its inputs.
 
-    Reads every image and every prediction once, and lets each network see one image (what it found
-    is remembered by content). Ground truth is listed, not opened.
+    Reads every image and every prediction once, lets each network see one image, and takes a step
+    with each network that is to be trained (what it found is remembered by content). Ground truth
+    is listed, not opened.
 
     \b
     Example:
@@ -32,11 +33,13 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     from ensdistill.stages.checks.files import check, warnings_of
     from ensdistill.stages.checks.networks import try_networks
     from ensdistill.stages.checks.settings import sentences, unread
+    from ensdistill.stages.checks.trainings import try_trainings
     from ensdistill.stages.experiment import load
 
     experiment = load(config, rehash=rehash)
     with display() as shown:
         found = check(experiment, list(experiment.config.target), shown.bar("check"))
+        found["trainings"] = try_trainings(experiment, shown.bar("check"))
         for name, trial in try_networks(experiment, shown.bar("check")).items():
             found["teachers"][name]["trial"] = trial
     found["unread"] = unread(experiment)
@@ -50,6 +53,8 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         click.echo(f"{name}: {split['images']} images of {sizes}{more}{labelled}")
     for name, teacher in found["teachers"].items():
         _teacher(name, teacher)
+    for section, training in found["trainings"].items():
+        _training(section, training)
     for text in sentences(found["unread"]):
         click.echo(text)
     warnings = warnings_of(found)
@@ -78,6 +83,34 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if "trial" in teacher:
         shares = _some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
         click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
+
+
+def _training(section: str, training: Mapping[str, Any]) -> None:
+    from ensdistill.stages.training.records import duration
+
+    body, head, seconds = (training[key] for key in ("body", "head", "seconds_per_step"))
+    each = ", for each teacher" if section == "probe" else ""
+    rates = f"body at {body['lr']:g}, head ({', '.join(head['names'])}, {head['tensors']} tensors)"
+    rates += f" at {head['lr']:g}"
+    if not head["tensors"]:
+        rates = f"all at {body['lr']:g}, as none of them is in the head (`head:` says which are)"
+    click.echo(
+        f"{section}: {training['network']}, {_many(training['weights'])} weights in "
+        f"{training['tensors']} tensors; {rates}"
+    )
+    step = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
+    click.echo(
+        f"  a step takes {step} s here, on {training['device']}, {training['steps']} steps about "
+        f"{duration(seconds * training['steps'])}{each}"
+    )
+    if training["frozen"]:
+        click.echo(f"  not trained: {', '.join(training['frozen'])}")
+    if training["init"] is not None:
+        click.echo(f"  begins with {training['init']}")
+
+
+def _many(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
 
 
 def _share(name: str, share: float) -> str:

@@ -163,7 +163,8 @@ def warnings_of(found: Mapping[str, Any]) -> list[str]:
         about += [(_of_labels(name, split), of) for split, of in teacher["labels"].items()]
         about.append((f"teachers[{name}]", teacher.get("trial")))
     told = [f"{of}: {text}" for of, facts in about if facts for text in facts["warnings"]]
-    return told + list(found["warnings"])
+    of_trainings = [text for t in found.get("trainings", {}).values() for text in t["warnings"]]
+    return [*told, *of_trainings, *found["warnings"]]
 
 
 def _of_truth(split: str) -> str:

@@ -51,7 +51,7 @@ def build_from_code(factory: Factory) -> nn.Module:
         # what it prints must not get between our results
         with chdir(factory.root), redirect_stdout(sys.stderr):
             found = getattr(importlib.import_module(name), function)(**factory.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's parser of arguments ends the process
         raise DataError(
             f"{factory.root}: {factory.function} failed ({type(error).__name__}: {error})"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ from ensdistill.stages.networks.students import (
 from ensdistill.stages.networks.universal import UniversalSegmentation, hf_teacher
 
 WEIGHTS: Final = "model.safetensors"
+_DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?|mps|xpu")
 
 
 class FrozenNetwork:
@@ -304,17 +306,30 @@ def pick_device(name: str) -> torch.device:
     Raises
     ------
     DataError
-        If the device does not exist here.
+        If it is no device, or not here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DataError(f"runtime.device: {name!r} is no device") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DataError(f"runtime.device: {name} was asked for, but torch sees no CUDA device")
-    return device
+    if not _DEVICE.fullmatch(name):
+        raise DataError(
+            f"runtime.device: {name!r} is no device; expected auto, cpu, cuda, cuda:N, mps or xpu"
+        )
+    seen = _devices()
+    if name not in seen:
+        raise DataError(
+            f"runtime.device: {name} was asked for, but torch sees no such device; it sees "
+            f"{', '.join(seen)}"
+        )
+    return torch.device(name)
+
+
+def _devices() -> list[str]:
+    """Return the devices that torch sees here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = ["cuda", *(f"cuda:{k}" for k in range(count))] if count else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    xpu = ["xpu"] if torch.xpu.is_available() else []
+    return ["cpu", *cuda, *mps, *xpu]
 
 
 def platform_facts(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +14,12 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Local
-from ensdistill.stages.networks.state_dicts import read_tensors, some_of
+from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
+from ensdistill.stages.networks.state_dicts import below, read_tensors, some_of
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     build_student,
     in_head,
-    named_as_in,
     pad_to_multiple,
     plain_name,
 )
@@ -30,38 +32,45 @@ def initial_network(
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """Build the network of a probe or a student as it is before the first step.
 
-    With `init` its body is loaded from there and its head made anew, whatever weights a folder of
-    transformers holds. What no gradient reaches (an auxiliary head, above all) is frozen.
+    With `init` its body, or what the recipe says of it, is loaded from there and its head made
+    anew, whatever weights a folder of transformers holds. What no gradient reaches (an auxiliary
+    head, above all) is frozen.
 
     Returns
     -------
     nn.Module
         (N, 3, H, W) float32 to (N, C, h, w) logits.
     dict or None
-        ``loaded``: number of tensors; ``head``: the tensors made anew; ``unexpected``: those of
-        the file that the network lacks; ``frozen``: those that no gradient reaches. Of many names
-        the first, and how many more. None where there is nothing to tell.
+        ``loaded``: number of tensors; ``head``: the tensors made anew; ``left``: others that were
+        not to be loaded; ``unexpected``: those of the file that the network lacks; ``frozen``:
+        those that no gradient reaches. Of many names the first, and how many more. ``headless``
+        where all was loaded, as none of its names is in the head. None where there is nothing to
+        tell.
 
     Raises
     ------
     DataError
-        If the weights are not those of the body, or the network does not return logits.
+        If the network cannot be built or does not return logits, `head` is none of it, or the
+        weights are not its own. The text begins with the key that is wrong.
     """
-    divisor = recipe.get("divisor", 1)
+    divisor, head = recipe.get("divisor", 1), recipe.get("head")
     classes = len(local.classes)
-    network = build_student(
-        recipe["network"],
-        classes,
-        local.network,
-        recipe["seed"],
-        local.factory,
-        weights=local.init is None,
-    )
+    with _under("network"):
+        network = build_student(
+            recipe["network"],
+            classes,
+            local.network,
+            recipe["seed"],
+            local.factory,
+            weights=local.init is None,
+            head=head,
+        )
+    _require_head(network, head)
     report: dict[str, Any] = {}
     if isinstance(network, HfSegmentation) and network.loaded is not None:
         report = {k: v if k == "loaded" else some_of(v) for k, v in network.loaded.items()}
     if local.init is not None:
-        report = _load_body(network, local.init)
+        report = _load(network, local.init, _way(recipe), classes)
     frozen = _freeze_unreached(network, classes, recipe["crop"], divisor)
     if frozen and not isinstance(recipe["network"], str):  # of our own it is known
         report["frozen"] = some_of(frozen)
@@ -75,46 +84,94 @@ def describe_initial(report: Mapping[str, Any], local: Local) -> str:
         parts.append(f"{report['loaded']} tensors of {local.init or local.network}")
     for key, text in (
         ("head", "made anew in the head"),
+        ("left", "left as they were made"),
         ("unexpected", "not used of that file"),
         ("frozen", "not trained, as no gradient reaches them"),
     ):
         if report.get(key):
             parts.append(f"{text}: {', '.join(report[key])}")
+    if report.get("headless"):
+        parts.append("none was made anew, as none of its names is in the head (`head:` says which)")
     return "; ".join(parts)
 
 
-def _load_body(network: nn.Module, file: Path) -> dict[str, Any]:
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """Name the key that an error is about."""
     try:
-        found = read_tensors(file, trusted=False, advice="save a state_dict alone")
+        yield
     except DataError as error:
-        raise DataError(f"init: {error}") from error
-    if isinstance(network, HfSegmentation):
-        found = named_as_in(network, found)
+        raise DataError(f"{key}: {error}") from error
+
+
+def _require_head(network: nn.Module, head: Sequence[str] | None) -> None:
+    names = [plain_name(name) for name in network.state_dict()]
+    for pattern in head or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise DataError(
+                f"head: {pattern!r} fits no name of the network; they begin with "
+                f"{', '.join(beginnings(names))}, such as {names[-1]}"
+            )
+
+
+def _way(recipe: Mapping[str, Any]) -> Way:
+    """Return how the first weights are loaded; a recipe may hold the file's digest alone."""
+    init, head = recipe.get("init"), recipe.get("head")
+    given = init if isinstance(init, Mapping) else {}
+    return Way(
+        given.get("into", ""),
+        given.get("strip", ""),
+        given.get("head") == "keep",
+        None if head is None else tuple(head),
+    )
+
+
+def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, Any]:
+    with _under("init"):
+        tensors = read_tensors(file, trusted=False, advice="save a state_dict alone")
     own = network.state_dict()
-    body = {k: v for k, v in own.items() if not in_head(k)}
-    loaded, problems = {}, []
-    for name, tensor in body.items():
-        other = found.get(plain_name(name))
-        if other is not None and other.shape == tensor.shape:
-            loaded[name] = other
-        elif other is not None:
-            problems.append(f"{name} is {list(other.shape)} there and {list(tensor.shape)} here")
-        # a counter that only cumulative BatchNorm reads, absent from old checkpoints
-        elif not name.endswith("num_batches_tracked"):
-            problems.append(f"{name} {list(tensor.shape)} is not there")
-    if problems:
+    for key, prefix, names, whose in (
+        ("strip", way.strip, tensors, str(file)),
+        ("into", way.into, own, "the network"),
+    ):
+        if not below(names, prefix):
+            raise DataError(
+                f"init.{key}: no tensor of {whose} begins with {prefix}; they begin with "
+                f"{', '.join(some_of(beginnings(names)))}"
+            )
+    with _under("init"):
+        found = fit(network, tensors, file, way)
+    anew = [name for name in own if in_head(name, way.head)]
+    if way.keep and not set(anew) & set(found.wanted):
+        where = f"below {way.into}" if way.into else "of the network"
+        raise DataError(f"init.head: there is none to keep: no tensor {where} is in the head")
+    if not found.wanted:
         raise DataError(
-            f"init: {file} lacks {len(problems)} of the {len(body)} tensors of the network's body "
-            f"in their shapes: {'; '.join(some_of(problems))}; it holds {', '.join(some_of(found))}"
-            ". Give the weights of this network, or no `init`"
+            "init: all that it could load is in the head, and made anew; say `head: keep` on "
+            "`init`, or which names are the head, by `head: [PATTERN]` beside it"
         )
-    network.load_state_dict(loaded, strict=False)
-    known = {plain_name(name) for name in own}
-    return {
-        "loaded": len(loaded),
-        "head": some_of(plain_name(name) for name in own if in_head(name)),
-        "unexpected": some_of(name for name in found if name not in known),
+    headless = not (anew or way.into or way.keep)
+    if found.problems:
+        part = way.into[:-1] or ("head and body" if way.keep else "body")
+        none = " (none of its names is in the head, so that all have to be)" if headless else ""
+        raise DataError(
+            f"init: {file} lacks {len(found.problems)} of the {len(found.wanted)} tensors of the "
+            f"network's {part} in their shapes{none}: "
+            f"{'; '.join(some_of(found.problems.values()))}; it holds {', '.join(some_of(tensors))}"
+            f". {advice(network, tensors, file, way, classes)}"
+        )
+    network.load_state_dict(found.loaded, strict=False)
+    wanted = {*found.wanted, *anew}
+    report: dict[str, Any] = {
+        "loaded": len(found.loaded),
+        "head": some_of(plain_name(name) for name in anew if name not in found.loaded),
+        "unexpected": some_of(found.unused),
     }
+    if left := [plain_name(name) for name in own if name not in wanted]:
+        report["left"] = some_of(left)
+    if headless:
+        report["headless"] = True
+    return report
 
 
 def _freeze_unreached(

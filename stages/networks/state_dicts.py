@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -28,28 +28,24 @@ _ADVICE: Final = (
 
 
 def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[str, Tensor]:
-    """Return the tensors of a file by their plain names.
+    """Return the tensors of a file by their names.
 
     Parameters
     ----------
     file : Path
         ``.safetensors``, or what `torch.save` wrote: a state_dict, a mapping that has one as
-        ``state_dict``, ``model`` or the like, or a whole network.
+        ``state_dict``, ``model`` or the like, a mapping of several, whose names then begin with
+        its keys, or a whole network.
     trusted : bool
         Whether code that the file names may run; else it is refused.
     advice : str
         What to do about a file that names code.
 
-    Returns
-    -------
-    dict
-        Without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``).
-
     Raises
     ------
     DataError
-        If the file is damaged or holds no weights, two tensors by one name, or names code and is
-        not trusted; the error says what it names.
+        If the file is damaged or holds no weights, or names code and is not trusted; the error says
+        what it names.
     """
     try:
         if file.suffix == ".safetensors":
@@ -69,17 +65,57 @@ def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[st
     while inner := [k for k in _WITHIN if isinstance(_items(content).get(k), Mapping | nn.Module)]:
         content = _items(content)[inner[0]]
     tensors = {k: v for k, v in _items(content).items() if isinstance(v, Tensor)}
+    tensors = tensors or dict(_nested(content))
     if not tensors:
         kind = ", ".join(some_of(map(str, _items(content)))) or type(content).__name__
         raise DataError(f"{file} holds no weights, but {kind}; save a state_dict")
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if plain.setdefault(plain_name(name), tensor) is not tensor:
+    return tensors
+
+
+def plain_tensors(tensors: Mapping[str, Tensor], file: Path, strip: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a file by their plain names.
+
+    Parameters
+    ----------
+    tensors : mapping
+        What `read_tensors` returned.
+    file : Path
+        Where they are from.
+    strip : str
+        What the names that count begin with, and lose (see `below`).
+
+    Returns
+    -------
+    dict
+        Without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``).
+
+    Raises
+    ------
+    DataError
+        If there are two tensors by one name.
+    """
+    found: dict[str, Tensor] = {}
+    for name, plain in below(tensors, strip).items():
+        if found.setdefault(plain, tensors[name]) is not tensors[name]:
             raise DataError(
-                f"{file} holds {plain_name(name)} twice, under different prefixes; save the "
-                "state_dict of one network"
+                f"{file} holds {plain} twice, under different prefixes; save the state_dict of one "
+                "network"
             )
-    return plain
+    return found
+
+
+def below(names: Collection[str], prefix: str) -> dict[str, str]:
+    """Return the names that begin with a prefix, each with the plain name that is left of it.
+
+    Where none does as it is, all of them and the prefix are compared by their plain names: whether
+    a file was written by a wrapped network is nothing that its user need know.
+    """
+    found = {n: plain_name(n.removeprefix(prefix)) for n in names if n.startswith(prefix)}
+    if found:
+        return found
+    plain = {name: plain_name(name) for name in names}
+    prefix = plain_name(prefix)
+    return {n: rest.removeprefix(prefix) for n, rest in plain.items() if rest.startswith(prefix)}
 
 
 def load_weights(
@@ -106,7 +142,7 @@ def load_weights(
     DataError
         If a tensor is missing, unexpected or of another shape, or a pattern fits no name.
     """
-    found = read_tensors(file, trusted=trusted)
+    found = plain_tensors(read_tensors(file, trusted=trusted), file)
     if isinstance(module, HfSegmentation):
         found = named_as_in(module, found)
         found = {plain_name(name): tensor for name, tensor in found.items()}
@@ -159,6 +195,15 @@ def _code_in(file: Path, error: pickle.UnpicklingError) -> list[str]:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
         return re.findall(r"GLOBAL (\S+)", str(error))  # an old format: the first alone is known
+
+
+def _nested(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of mappings in mappings by their dotted names; an optimizer's have none."""
+    for key, value in _items(content).items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield prefix + key, value
+        elif isinstance(key, str):
+            yield from _nested(value, f"{prefix}{key}.")
 
 
 def _items(content: Any) -> Mapping[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,6 +146,7 @@ def build_student(
     factory: Factory | None = None,
     *,
     weights: bool = True,
+    head: Sequence[str] | None = None,
 ) -> nn.Module:
     """Build a network whose first weights depend on nothing but `seed` (and the folder or code).
 
@@ -164,6 +166,8 @@ def build_student(
         The user's code.
     weights : bool
         Whether to load the weights of a transformers folder.
+    head : sequence of str, optional
+        See `in_head`; of a folder's weights, the head's need not fit.
 
     Raises
     ------
@@ -182,7 +186,7 @@ def build_student(
         network = mobilenetv2_deeplabv3plus(classes)
     else:
         assert folder is not None
-        network = hf_segmentation(folder, classes, weights=weights)
+        network = hf_segmentation(folder, classes, weights=weights, head=head)
     # Models of transformers that were converted from TensorFlow have its momentum of 0.997; in
     # torch's sense that makes evaluation use the last batch only.
     for module in network.modules():
@@ -192,7 +196,12 @@ def build_student(
 
 
 def hf_segmentation(
-    folder: Path, classes: int | None = None, *, weights: bool = True, trusted: bool = False
+    folder: Path,
+    classes: int | None = None,
+    *,
+    weights: bool = True,
+    trusted: bool = False,
+    head: Sequence[str] | None = None,
 ) -> HfSegmentation:
     """Load a transformers folder; auxiliary heads, whose logits nobody reads, are left out.
 
@@ -206,6 +215,8 @@ def hf_segmentation(
         Whether to load the weights: with `classes` if there are any, else they are required.
     trusted : bool
         Whether code in the folder may run.
+    head : sequence of str, optional
+        See `in_head`.
 
     Raises
     ------
@@ -233,17 +244,19 @@ def hf_segmentation(
     if classes is None:
         _require_trained(folder, report)
     missing = sorted(report["missing_keys"])
-    other = sorted(
+    other = sorted(report["mismatched_keys"])
+    bad = [name for name in missing if not in_head(name, head)]
+    bad += [
         f"{name} ({list(there)} there and {list(here)} here)"
-        for name, there, here in report["mismatched_keys"]
-    )
-    bad = [text for text in (*missing, *other) if not in_head(text)]
+        for name, there, here in other
+        if not in_head(name, head)
+    ]
     if bad:
         raise DataError(
             f"{folder}: {len(bad)} weights of the network's body are missing or of another shape, "
             f"such as {bad[0]}; without any .safetensors in it the folder stands for random weights"
         )
-    anew = {*missing, *(name for name, *_ in report["mismatched_keys"])}
+    anew = {*missing, *(name for name, *_ in other)}
     return HfSegmentation(
         model,
         {
@@ -369,6 +382,13 @@ def plain_name(name: str) -> str:
     return name
 
 
-def in_head(name: str) -> bool:
-    """Whether a parameter or buffer of that name belongs to a network's head."""
-    return plain_name(name).split(".")[0] in _HEADS
+def in_head(name: str, head: Sequence[str] | None = None) -> bool:
+    """Whether a parameter or buffer of that name belongs to a network's head.
+
+    `head` are patterns (``decoder.*``) of the plain names that do; without them, a head is known by
+    how it is usually called.
+    """
+    plain = plain_name(name)
+    if head is None:
+        return plain.split(".")[0] in _HEADS
+    return any(fnmatchcase(plain, pattern) for pattern in head)

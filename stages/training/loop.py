@@ -8,6 +8,7 @@ same number of threads and ranks).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -127,9 +128,18 @@ class Training:
         Where to report.
     folder : Path or None
         The draft; None for a rank that writes nothing.
+    ranks : Ranks, optional
+        Who trains; left out, all processes that were started together.
+
+    Raises
+    ------
+    DataError
+        If the network, its first weights or its optimizer cannot be made.
     """
 
-    def __init__(self, order: Order, progress: Progress, folder: Path | None):
+    def __init__(
+        self, order: Order, progress: Progress, folder: Path | None, ranks: Ranks | None = None
+    ):
         recipe, local = order.recipe, order.local
         local.require_weights()
         set_threads(local.threads)
@@ -140,16 +150,19 @@ class Training:
         self.folder = folder
         self.device = own_device(pick_device(local.device))
         torch.backends.cudnn.benchmark = True  # crops are all of one size
-        self.ranks: Ranks = meet(self.device)
+        self.ranks: Ranks = meet(self.device) if ranks is None else ranks
         self.preprocessing = Preprocessing.from_settings(
             _own_normalisation(local.network),
             recipe["preprocess"],
             {"size": recipe["input_size"]},
         )
-        self.network, self.initialised = initial_network(recipe, local)
-        self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._training_mode()
-        self.optimizer = build_optimizer(self.network, recipe)
+        try:
+            self.network, self.initialised = initial_network(recipe, local)
+            self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._training_mode()
+            self.optimizer = build_optimizer(self.network, recipe)
+        except DataError as error:
+            raise DataError(f"{order.node}.{error}") from error
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=recipe["precision"] == "float16"
         )
@@ -212,6 +225,23 @@ class Training:
                 self.pace.epoch_done()
             self.progress.advance(1, self.log.note(self.pace))
         return self._finish()
+
+    def rehearse(self, batch: Sample) -> float:
+        """Take two steps on one batch, and return the seconds that the second one took.
+
+        Raises
+        ------
+        DataError
+            If the loss is no number.
+        """
+        step_of, seconds = self.stepper(), 0.0
+        for step in range(2):
+            begin = time.perf_counter()
+            loss, _ = step_of(step, batch)
+            self.log.losses.append(loss)
+            self._require_finite(step + 1)  # which waits for the device
+            seconds = time.perf_counter() - begin
+        return seconds
 
     def facts(self) -> dict[str, Any]:
         """Return what decided the last bits of the result, and how fast it was made."""

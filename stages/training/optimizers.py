@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.fitting import beginnings
+from ensdistill.stages.networks.state_dicts import some_of
 from ensdistill.stages.networks.students import in_head
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def trained(
+    network: nn.Module, head: Sequence[str] | None
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return what is trained of a network's body and of its head, by name (see `in_head`)."""
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    of_head = {name: p for name, p in named.items() if in_head(name, head)}
+    return {name: p for name, p in named.items() if name not in of_head}, of_head
+
+
 def build_optimizer(network: nn.Module, recipe: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over the weights that are trained, the head at its own rate."""
-    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-    body, head = ([p for n, p in named if in_head(n) is is_head] for is_head in (False, True))
+    """Return SGD or AdamW over the weights that are trained, the head at its own rate.
+
+    Raises
+    ------
+    DataError
+        If the head has a rate of its own, and none of its weights is trained.
+    """
+    body, head = trained(network, recipe.get("head"))
+    factor = recipe["head_lr_factor"]
+    if factor != 1 and not head:
+        names = beginnings(body)
+        raise DataError(
+            f"head_lr_factor: {factor:g} reaches no tensor, as no weight that is trained is in the "
+            f"head. Their names begin with {', '.join(some_of(names))}; say which are the head, "
+            f'such as `head: ["{names[-1]}"]`'
+        )
     groups = [
-        {"params": body, "lr_factor": 1.0},
-        {"params": head, "lr_factor": recipe["head_lr_factor"]},
+        {"params": list(body.values()), "lr_factor": 1.0},
+        {"params": list(head.values()), "lr_factor": factor},
     ]
     if recipe["optimizer"] == "sgd":
         return torch.optim.SGD(

@@ -144,7 +144,7 @@ class Pace:
     def estimate(self, left: int) -> str:
         """Return what a step costs, in words, and what the `left` ones will."""
         seconds = self._size * self._seconds / self._images
-        return f"{seconds:.2f} s a step, {left} steps left: about {_duration(seconds * left)}"
+        return f"{seconds:.2f} s a step, {left} steps left: about {duration(seconds * left)}"
 
     def facts(self) -> dict[str, Any]:
         """Return images a second, and the share of waiting for data in all and by epoch."""
@@ -171,7 +171,8 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * 3600:

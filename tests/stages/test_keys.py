@@ -295,6 +295,33 @@ def test_the_spelling_of_a_number_is_in_no_key(origin):
     assert found[0] == found[1]
 
 
+def test_first_weights_have_one_key_however_they_are_written(origin):
+    def recipe(**given):
+        other = copy.deepcopy(origin.settings)
+        other["student"] |= given
+        origin.file.write_text(yaml.safe_dump(other))
+        try:
+            return decided(origin)["student"].work.recipe
+        finally:
+            origin.write()
+
+    bare = recipe()
+    assert bare.keys().isdisjoint({"init", "head"})
+    sha256 = load(origin.file).files.digest(origin.root / "init.pt")
+    plain = recipe(init="init.pt")
+    assert plain == bare | {"init": sha256}
+    assert recipe(init={"file": "init.pt"}) == plain
+    assert recipe(init={"file": "init.pt", "into": None, "head": "new"}) == plain
+    given = [
+        recipe(init={"file": "init.pt", "into": f"encoder{dot}", "strip": f"module.net{dot}"})
+        for dot in ("", ".")
+    ]
+    into = {"file": sha256, "into": "encoder.", "strip": "module.net."}
+    assert given[0] == given[1] == bare | {"init": into}
+    heads = recipe(head=["out.*", "decoder.*"]), recipe(head=["decoder.*", "out.*", "out.*"])
+    assert heads[0] == heads[1] == bare | {"head": ["decoder.*", "out.*"]}
+
+
 def test_every_runtime_field_was_tried():
     assert set(Config.model_fields["runtime"].annotation.model_fields) == {
         "device",
@@ -492,8 +519,15 @@ def training(section, direct):
         cases[f"{section}.network.{field}"] = (*own, direct)
     folder = {f"{section}.network": {"hf": "network"}}
     cases[f"{section}.network.hf"] = (folder, {f"{section}.network.hf": "network-2"}, direct)
-    init = f"{section}.init"
-    cases[init] = ({init: "init.pt"}, {init: "init-2.pt"}, direct)
+    init = {f"{section}.init": {"file": "init.pt"}}
+    for field, value in (
+        ("file", "init-2.pt"),
+        ("into", "encoder"),
+        ("strip", "module."),
+        ("head", "keep"),
+    ):
+        cases[f"{section}.init.{field}"] = (init, {f"{section}.init.{field}": value}, direct)
+    cases[f"{section}.head"] = ({}, {f"{section}.head": ["decoder.*"]}, direct)
     cases[f"{section}.nesterov"] = (sgd, sgd | {f"{section}.nesterov": True}, direct)
     return cases
 

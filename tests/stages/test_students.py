@@ -604,6 +604,7 @@ def test_a_network_that_does_not_fit_is_refused_before_the_first_step(tmp_path, 
         ("return 1", ["returned int", "torch.nn.Module"]),
         ("raise ValueError('no such backbone')", ["model:build failed (ValueError: no such"]),
         ("import missing_package", ["missing_package"]),
+        ("import argparse; argparse.ArgumentParser().parse_args(['x'])", ["(SystemExit: 2)"]),
     ],
 )
 def test_a_function_that_fails_is_told_with_its_reason(tmp_path, build, words):

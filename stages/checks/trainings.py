@@ -1,0 +1,218 @@
+"""What a probe and the student are going to train, tried before there are labels for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import redirect_stdout
+from fnmatch import fnmatchcase
+from importlib.metadata import distributions
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensdistill.data.pixels import Pixels
+from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
+from ensdistill.pipeline.fingerprint import Json, digest
+from ensdistill.pipeline.node import Progress, Work
+from ensdistill.pipeline.plan import plan
+from ensdistill.pipeline.workspace import Snapshot
+from ensdistill.stages.experiment import TRAIN, Experiment, Training
+from ensdistill.stages.functional.augmentation import draw_look
+from ensdistill.stages.graph import VERSIONS, Local, build, training
+from ensdistill.stages.networks.fitting import beginnings
+from ensdistill.stages.networks.frozen import pick_device, platform_facts, set_threads
+from ensdistill.stages.networks.initial import describe_initial
+from ensdistill.stages.networks.state_dicts import some_of
+from ensdistill.stages.networks.students import plain_name
+from ensdistill.stages.training import loop
+from ensdistill.stages.training.optimizers import trained
+from ensdistill.stages.training.ranks import Ranks
+from ensdistill.stages.training.samples import Sample
+
+_KIND: Final = "training"  # in the memory of facts; change it when what is found out changes
+_CROPS: Final = 2  # of which every batch has as many, whatever it is cut into
+
+
+def try_trainings(experiment: Experiment, progress: Progress) -> dict[str, Any]:
+    """Build probe and student once, and let two crops of noise through a step of each.
+
+    The student's, and the probe's where this experiment trains probes, or gives them a network or
+    first weights of their own. What was found is remembered by the recipe, which holds the digests
+    of code and weights, and by what else decides it: device, threads and the packages installed.
+
+    Returns
+    -------
+    dict
+        ``student`` and ``probe``, each to ``network``, ``weights`` and ``tensors`` (how many are
+        trained), ``body`` and ``head`` (``lr``, ``tensors`` and ``names``), ``frozen`` (names of
+        what is not trained), ``init`` (what was loaded, as a sentence), ``device``, ``steps``,
+        ``seconds_per_step`` (of a whole batch, on this machine) and ``warnings``.
+
+    Raises
+    ------
+    DataError
+        With all problems found, each with its key.
+    """
+    config = experiment.config
+    device = pick_device(config.runtime.device)
+    set_threads(config.runtime.threads)
+    installed = sorted(f"{d.name} {d.version}" for d in distributions())
+    where: list[Json] = [*platform_facts(device).values(), _model(device), *installed]
+    sections = _sections(experiment)
+    progress.start(len(sections), 0, "trainings")
+    found, problems = {}, []
+    for section in sections:
+        try:
+            work = _work(experiment, section)
+            key = digest([VERSIONS[section], work.recipe, where])
+            facts = experiment.files.recalled(key, _KIND)
+            if facts is None:
+                facts = _tried(section, getattr(config, section), work, device)
+                torch.cuda.empty_cache()  # teachers in other processes may need all of it
+                experiment.files.learn(key, _KIND, facts)
+            found[section] = _told(experiment, section, work.local, facts)
+        except EnsdistillError as error:
+            problems.append(str(error))
+        progress.advance()
+    experiment.files.save()
+    raise_all(problems, DataError)
+    return found
+
+
+def _sections(experiment: Experiment) -> list[str]:
+    """Return the sections whose trainings are worth a try, in the order in which they train."""
+    config = experiment.config
+    own = "probe" in config.model_fields_set and {"network", "init"} & config.probe.model_fields_set
+    probes = own or any(node.stage == "probe" for node in build(experiment))
+    return ["probe", "student"] if probes else ["student"]
+
+
+def _work(experiment: Experiment, section: str) -> Work:
+    work = plan([training(experiment, section)], Snapshot({}, {}, {}))[section].work
+    assert work is not None
+    return work
+
+
+def _model(device: torch.device) -> str:
+    """Return what a device is, as far as its name does not say."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def _tried(section: str, settings: Training, work: Work, device: torch.device) -> dict[str, Any]:
+    """Return what a training's network is, and what a step of it costs."""
+    recipe = work.recipe | {"batch_size": _CROPS, "accumulate": 1}
+    order = loop.Order(section, recipe, work.local, {}, Pixels(work.local.digests))
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with redirect_stdout(sys.stderr):  # what its code prints must not get into our results
+            attempt = loop.Training(order, loop.Silence(), None, Ranks())
+            seconds = attempt.rehearse(_noise(recipe, len(work.local.classes)))
+    except EnsdistillError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DataError(
+            f"{section}.crop: {_CROPS} crops of {_size(recipe)} are too many for the memory of "
+            f"{device}; make them smaller"
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{section}.network: it fails in a step on {_CROPS} crops of {_size(recipe)} on "
+            f"{device} ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+    return {
+        **_facts(attempt.network, work.recipe),
+        "init": attempt.initialised,
+        "device": str(device),
+        "seconds_per_step": seconds * settings.batch_size / _CROPS,
+    }
+
+
+def _noise(recipe: Mapping[str, Any], classes: int) -> Sample:
+    """Return crops of random pixels, which bear all classes."""
+    height, width = recipe["crop"]
+    shape = (_CROPS, height, width)
+    random = torch.Generator().manual_seed(recipe["seed"])
+    looks = np.random.default_rng(recipe["seed"])
+    look = [draw_look(looks, recipe["colour"], recipe["blur"]) for _ in range(_CROPS)]
+    label = torch.arange(_CROPS * height * width) % classes
+    return Sample(
+        torch.randint(0, 256, (*shape, 3), generator=random, dtype=torch.uint8),
+        label.to(torch.uint8).view(shape),
+        torch.empty((_CROPS, 0, 0), dtype=torch.uint8),
+        torch.from_numpy(np.stack(look)),
+    )
+
+
+def _facts(network: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how much of a network is trained, and at which rates."""
+    body, head = trained(network, recipe.get("head"))
+    resting = [plain_name(n) for n, p in network.named_parameters() if not p.requires_grad]
+    weights = body | head
+    modules = beginnings(weights)
+
+    def group(parameters: Collection[str], factor: float) -> dict[str, Any]:
+        """Return how many tensors are trained at a rate, and the modules that they are in."""
+        among = [plain_name(name) for name in parameters]
+        names = [m for m in modules if any(fnmatchcase(name, m) for name in among)]
+        return {"lr": recipe["lr"] * factor, "tensors": len(parameters), "names": some_of(names)}
+
+    own = {} if "head" not in recipe else {"names": some_of(recipe["head"])}
+    return {
+        "weights": sum(p.numel() for p in weights.values()),
+        "tensors": len(weights),
+        "body": group(body, 1),
+        "head": group(head, recipe["head_lr_factor"]) | own,
+        "frozen": some_of(resting),
+    }
+
+
+def _told(
+    experiment: Experiment, section: str, local: Local, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what was found of a training, with what is of this experiment."""
+    settings: Training = getattr(experiment.config, section)
+    network = settings.network
+    loaded = {k: v for k, v in (facts["init"] or {}).items() if k != "frozen"}
+    return {
+        "network": network.hf or network.factory or network.architecture,
+        **facts,
+        "init": describe_initial(loaded, local) if loaded else None,
+        "steps": settings.steps,
+        "warnings": _too_large(experiment, section, settings),
+    }
+
+
+def _too_large(experiment: Experiment, section: str, settings: Training) -> list[str]:
+    """Return what there is to say of crops that no image fills, however far it is enlarged."""
+    known = [experiment.files.recall(p.image, "photograph") for p in experiment.pictures(TRAIN)]
+    sizes = {(fact["height"], fact["width"]) for fact in known if fact is not None}
+    if settings.input_size is not None:
+        sizes = {settings.input_size}
+    if not sizes:
+        return []
+    (height, width), most = settings.crop, settings.scale[1]
+
+    def filled(size: tuple[int, int]) -> float:
+        """Return the share of a crop that an image of a size fills at the largest scale."""
+        h, w = (max(1, round(side * most)) for side in size)
+        return min(height, h) * min(width, w) / (height * width)
+
+    best = max(sorted(sizes), key=filled)
+    if filled(best) == 1:
+        return []
+    enlarged = "" if most == 1 else f", {most:g} times that at the largest `scale`"
+    return [
+        f"{section}.crop: {height}x{width} pixels (height x width) are more than any image has: "
+        f"{best[0]}x{best[1]} at most{enlarged}. At least {100 * (1 - filled(best)):.0f} % of each "
+        f"crop is padding without a label; set `crop: [{min(height, best[0])}, "
+        f"{min(width, best[1])}]`, or a larger `input_size`"
+    ]
+
+
+def _size(recipe: Mapping[str, Any]) -> str:
+    return "x".join(map(str, recipe["crop"]))
