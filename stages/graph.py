@@ -384,7 +384,7 @@ class _Graph:
             "preprocess": _settings(teacher.preprocess),
             **_divisor(network),
         }
-        for key in ("ignore_keys", "output", "void_channels", "precision"):
+        for key in ("ignore_keys", "output", "void_channels", "take", "precision"):
             if (value := getattr(network, key)) != Network.model_fields[key].default:
                 recipe[key] = sorted(value) if isinstance(value, tuple) else value
         return recipe

@@ -56,6 +56,8 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
             more = f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else ""
             image = Path(teacher["trial"]["image"]).name
             click.echo(f"  {image}: {', '.join(shares[:_SHOWN])}{more}")
+            if teacher["trial"]["taken"] is not None:
+                click.echo(f"  takes {teacher['trial']['taken']}")
             for warning in teacher["trial"]["warnings"]:
                 click.echo(f"  warning: {warning}")
     click.echo("all inputs are as declared")

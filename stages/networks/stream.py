@@ -149,6 +149,8 @@ def stream(
                 batch = [decoded.result() for decoded in coming.popleft()]
             fetch()
             launched = _launch(network, batch, want, clock, say)
+            for text in network.remarks():
+                say(text)
             if network.device.type == "cpu":
                 yield _finish(launched, clock)
                 continue

@@ -16,7 +16,6 @@ from torch.nn import functional
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Factory
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.foreign import scores_of
 
 _HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
@@ -74,9 +73,22 @@ class HfSegmentation(nn.Module):
         self.config: Any = model.config
         self.loaded = loaded
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (N, C, h, w) logits at the model's own stride."""
-        return scores_of(self.model(pixel_values=images))
+    def forward(self, images: Tensor) -> Any:
+        """Return (N, C, h, w) logits at the model's own stride.
+
+        Code that came with a folder may return something else than the library's models do; that
+        is passed on.
+        """
+        from transformers.utils import ModelOutput
+
+        answer = self.answer(images)
+        return (
+            answer["logits"] if isinstance(answer, ModelOutput) and "logits" in answer else answer
+        )
+
+    def answer(self, images: Tensor) -> Any:
+        """Return all that the model does."""
+        return self.model(pixel_values=images)
 
 
 class Padded(nn.Module):
