@@ -38,7 +38,7 @@ from ensdistill.stages.experiment import (
     Teacher,
     Training,
 )
-from ensdistill.stages.networks.folders import onnx_data_files
+from ensdistill.stages.networks.folders import onnx_data_files, require_own_files
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
@@ -1035,6 +1035,7 @@ class _Graph:
         """
         if not folder.is_dir():
             raise DataError(f"{where}: {folder} is no folder")
+        require_own_files(folder)
         kinds = (".json", ".safetensors", ".txt", *([".py"] if code else []))
         found = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.is_file())
         if not found:

@@ -58,6 +58,12 @@ def require_declared(experiment: Experiment, teacher: Teacher) -> None:
             f"{len(table)}; declare the teacher's own `classes:`"
         )
     if network.kind == "hf":
+        if isinstance(found, list) and len({*found}) != len(found):
+            twice = next(name for name in found if found.count(name) > 1)
+            raise DataError(
+                f"{where}: {path}/config.json has {twice!r} twice in `id2label`; expected each "
+                "class once, and `void_channels` for the channels that are none"
+            )
         require_trusted_code(path, trusted=teacher.trust == "code")
         hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
     if isinstance(found, list):
