@@ -15,7 +15,7 @@ reruns no network.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -1071,6 +1071,14 @@ class _Graph:
             raise DataError(f"{where}.files.{gone[0]} is no file")
         digest_of = self.experiment.files.digest
         code = _code_below(root)
+        known = {os.path.realpath(path) for path in code}
+        for key, text in _texts(dict(network.kwargs)):
+            path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
+            if os.path.isfile(path) and os.path.realpath(path) not in known:  # noqa: PTH113
+                raise DataError(
+                    f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
+                    "the network's key; give it in `files`, whose paths the function gets by name"
+                )
         found: dict[str, Json] = {
             "factory": network.factory,
             "kwargs": dict(network.kwargs),
@@ -1092,6 +1100,15 @@ def _code_below(root: Path) -> list[Path]:
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
         found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
     return sorted(found)
+
+
+def _texts(content: Json, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in a JSON value, with their keys."""
+    if isinstance(content, str):
+        yield key, content
+    elif isinstance(content, (dict, list, tuple)):
+        for k, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _texts(value, f"{key}.{k}" if key else str(k))
 
 
 def _at(split: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ from ensdistill.stages.networks.folders import (
 )
 from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.reads import Reads
 from ensdistill.stages.networks.state_dicts import load_weights
 from ensdistill.stages.networks.stream import Clock, Request, Want, stream
 from ensdistill.stages.networks.students import (
@@ -66,6 +68,8 @@ class FrozenNetwork:
         How its answer is to be read.
     divisor : int
         Images are padded to multiples of it.
+    reads : Reads, optional
+        Notes the files that it reads; it has seen how the module was made.
     channels_last : bool
         How tensors lie in memory.
     workers : int
@@ -87,6 +91,7 @@ class FrozenNetwork:
         reading: Reading | None = None,
         *,
         divisor: int = 1,
+        reads: Reads | None = None,
         channels_last: bool = True,
         workers: int = 1,
         about: Mapping[str, Any] | None = None,
@@ -99,7 +104,7 @@ class FrozenNetwork:
         self.device = device
         self.reading = reading or Reading()
         align_corners = preprocessing.align_corners
-        self._answer = _Answer(module, self.reading, align_corners=align_corners)
+        self._answer = _Answer(module, self.reading, reads, align_corners=align_corners)
         self.module = pad_to_multiple(self._answer, divisor, align_corners=align_corners)
         self.module = self.module.to(device).eval()
         if channels_last:
@@ -255,18 +260,22 @@ class _Answer(nn.Module):
         What there is to say after its first answer.
     """
 
-    def __init__(self, module: nn.Module, reading: Reading, *, align_corners: bool):
+    def __init__(
+        self, module: nn.Module, reading: Reading, reads: Reads | None, *, align_corners: bool
+    ):
         super().__init__()
         self.module = module
         self.taken: str | None = None
         self.remarks: list[str] = []
         self._new = True
         self._reading = reading
+        self._reads = reads
         self._align_corners = align_corners
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what `Reading.read` does."""
-        answer = self._ask(images)
+        with (self._reads if self._new else None) or nullcontext():
+            answer = self._ask(images)
         found = self._reading.read(answer, len(images), align_corners=self._align_corners)
         if self._new:
             self._new = False
@@ -281,7 +290,8 @@ class _Answer(nn.Module):
     def _look(self, answer: Any, found: Tensor) -> None:
         if self._reading.take is not None:
             self.taken = self._reading.taken(answer)
-        self.remarks += filter(None, [self._reading.doubt(found)])
+        read = None if self._reads is None else self._reads.remark()
+        self.remarks += filter(None, (read, self._reading.doubt(found)))
 
 
 def pick_device(name: str) -> torch.device:
@@ -335,12 +345,17 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
-    module, declared = _load(folder, recipe, local, device)
+    reads = None
+    if local.trusted or local.factory is not None:
+        known = [*local.weights, str(folder / NETWORK), str(folder / WEIGHTS)]
+        reads = Reads(known, folder if local.factory is None else local.factory.root)
+    with reads or nullcontext():
+        module, declared = _load(folder, recipe, local, device)
     # what was recorded was recorded for tensors that lie the other way
     free = recipe["source"] in ("hf", "student")
     channels_last = local.channels_last and free
     runtime = {"channels_last": channels_last, "workers": local.workers}
-    return freeze(module, declared, recipe, device, **runtime)
+    return freeze(module, declared, recipe, device, reads=reads, **runtime)
 
 
 def _load(
