@@ -1071,10 +1071,9 @@ class _Graph:
             raise DataError(f"{where}.files.{gone[0]} is no file")
         digest_of = self.experiment.files.digest
         code = _code_below(root)
-        known = {os.path.realpath(path) for path in code}
         for key, text in _texts(dict(network.kwargs)):
             path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
-            if os.path.isfile(path) and os.path.realpath(path) not in known:  # noqa: PTH113
+            if os.path.isfile(path) and not _is_among(path, code):  # noqa: PTH113
                 raise DataError(
                     f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
                     "the network's key; give it in `files`, whose paths the function gets by name"
@@ -1100,6 +1099,10 @@ def _code_below(root: Path) -> list[Path]:
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
         found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
     return sorted(found)
+
+
+def _is_among(path: str, files: Sequence[Path]) -> bool:
+    return os.path.realpath(path) in map(os.path.realpath, files)
 
 
 def _texts(content: Json, key: str = "") -> Iterator[tuple[str, str]]:

@@ -152,13 +152,13 @@ def stream(
             for text in network.remarks():
                 say(text)
             if network.device.type == "cpu":
-                yield _finish(launched, clock)
+                yield _finish(network, launched, clock)
                 continue
             if before:
-                yield _finish(before, clock)
+                yield _finish(network, before, clock)
             before = launched
         if before:
-            yield _finish(before, clock)
+            yield _finish(network, before, clock)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -248,7 +248,9 @@ def _given(certainty: Tensor | None) -> Tensor:
     return certainty
 
 
-def _finish(launched: list[_Launched], clock: Clock) -> list[tuple[npt.NDArray[Any], ...]]:
+def _finish(
+    network: FrozenNetwork, launched: list[_Launched], clock: Clock
+) -> list[tuple[npt.NDArray[Any], ...]]:
     """Wait for results and return them."""
     found = []
     for requests, results, sound, times in launched:
@@ -257,6 +259,7 @@ def _finish(launched: list[_Launched], clock: Clock) -> list[tuple[npt.NDArray[A
             clock.network += times[0].elapsed_time(times[1]) / 1000
         for request, tensors, numbers in zip(requests, results, sound, strict=True):
             if not bool(numbers):
-                raise DataError(f"the network's output for {request.image} is not a number")
+                below = ", or below 0" if network.reading.output == "probabilities" else ""
+                raise DataError(f"the network's output for {request.image} is not a number{below}")
             found.append(tuple(np.asarray(t.numpy()) for t in tensors))
     return found

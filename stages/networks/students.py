@@ -341,7 +341,7 @@ def _require_trained(folder: Path, report: Mapping[str, Any]) -> None:
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
             "never trained for segmentation and cannot teach"
         )
-    for name, there, here in report["mismatched_keys"]:
+    for name, there, here in sorted(report["mismatched_keys"]):
         raise DataError(
             f"{folder}: {name} is {list(there)} in the weights and {list(here)} by config.json, "
             "whose `id2label` says how many classes the head has; expected the config that these "

@@ -380,3 +380,27 @@ def test_what_is_below_0_is_no_probability():
 def test_of_what_is_not_a_number_nothing_is_said_here():
     bad = torch.full((1, 2, 2, 2), float("nan"))
     assert Reading().doubt(bad) is None and Reading("probabilities").doubt(bad) is None
+
+
+def test_of_later_images_too_it_is_said_that_a_probability_is_below_0(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from ensdistill.pipeline.fingerprint import file_digest
+    from ensdistill.stages.networks.frozen import FrozenNetwork
+    from ensdistill.stages.networks.preprocessing import Preprocessing
+    from ensdistill.stages.networks.stream import Clock, Request
+
+    class Brightness(torch.nn.Module):
+        def forward(self, images):
+            return images.mean(1, keepdim=True).expand(-1, 2, -1, -1)
+
+    batches = []
+    for name, value in (("bright", 255), ("dark", 0)):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+        batches.append([Request(str(path), file_digest(path))])
+    reading = Reading("probabilities")
+    network = FrozenNetwork(Brightness(), Preprocessing(), torch.device("cpu"), reading)
+    with pytest.raises(DataError, match=r"dark\.png is not a number, or below 0"):
+        list(network.stream(batches, "labels", Clock(), print))
