@@ -6,6 +6,7 @@ Light on purpose: `status` reads it, and must answer before torch would be impor
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,6 +163,22 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _output_name(given: Any) -> str:
+    """Return the name or position of a network's output as a text."""
+    if isinstance(given, str) and given:
+        return given
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return str(given)
+    raise ValueError(f"expected the name or the position (0, 1, ...) of an output, found {given!r}")
+
+
+def _output_weight(key: Any, given: Any) -> float:
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not number or not 0 < abs(given) <= sys.float_info.max:
+        raise ValueError(f"the weight of {key!r} is {given!r}; expected a number other than 0")
+    return float(given)
+
+
 def _require_trust(network: Built, trust: str, where: str) -> None:
     if (code := network.code) is not None and trust != "code":
         raise ValueError(
@@ -227,7 +244,8 @@ class Network(Built):
     files. `state_dict` holds the weights where `hf` or `factory` gives the architecture alone; keys
     that match a pattern of `ignore_keys` may be on one side only. `hf` may also be a hub's
     ``owner/name`` with the `revision`, 40 hex digits. `output` says what it returns, for each of
-    its channels but the `void_channels`.
+    its channels but the `void_channels`; where it returns several outputs, `take` which of them, by
+    name or position (``1``, ``out``, ``aux/0``), or the weights of those whose sum is meant.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (
@@ -248,7 +266,21 @@ class Network(Built):
     ignore_keys: tuple[str, ...] = ()
     output: Literal["logits", "probabilities", "ids"] = "logits"
     void_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    take: str | Mapping[str, float] | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @field_validator("take", mode="before")
+    @classmethod
+    def _one_form(cls, given: Any) -> Any:
+        """Return names as texts and weights as numbers: `1` and `"1"` are one."""
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            return _output_name(given)
+        weights = {_output_name(key): _output_weight(key, value) for key, value in given.items()}
+        if len(weights) != len(given) or not given:
+            raise ValueError(f"expected the weight of each output once, found {dict(given)}")
+        return weights
 
     @model_validator(mode="after")
     def _one_kind(self) -> Network:
@@ -267,6 +299,7 @@ class Network(Built):
         for key, given in (
             ("void_channels", bool(self.void_channels)),
             ("divisor", self.divisor != 1),
+            ("take: {...}", isinstance(self.take, Mapping)),
         ):
             if self.output == "ids" and given:
                 raise ValueError(f"`{key}` is for scores; a network whose output is `ids` has none")

@@ -15,7 +15,7 @@ reruns no network.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ensdistill.stages.experiment import (
     Teacher,
     Training,
 )
-from ensdistill.stages.networks.folders import onnx_data_files
+from ensdistill.stages.networks.folders import onnx_data_files, require_own_files
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
@@ -434,7 +434,7 @@ class _Graph:
             "preprocess": _settings(teacher.preprocess),
             **_divisor(network),
         }
-        for key in ("ignore_keys", "output", "void_channels", "precision"):
+        for key in ("ignore_keys", "output", "void_channels", "take", "precision"):
             if (value := getattr(network, key)) != Network.model_fields[key].default:
                 recipe[key] = sorted(value) if isinstance(value, tuple) else value
         return recipe
@@ -1139,6 +1139,7 @@ class _Graph:
         """
         if not folder.is_dir():
             raise DataError(f"{where}: {folder} is no folder")
+        require_own_files(folder)
         kinds = (".json", ".safetensors", ".txt", *([".py"] if code else []))
         found = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.is_file())
         if not found:
@@ -1174,6 +1175,13 @@ class _Graph:
             raise DataError(f"{where}.files.{gone[0]} is no file")
         digest_of = self.experiment.files.digest
         code = _code_below(root)
+        for key, text in _texts(dict(network.kwargs)):
+            path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
+            if os.path.isfile(path) and not _is_among(path, code):  # noqa: PTH113
+                raise DataError(
+                    f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
+                    "the network's key; give it in `files`, whose paths the function gets by name"
+                )
         found: dict[str, Json] = {
             "factory": network.factory,
             "kwargs": dict(network.kwargs),
@@ -1195,6 +1203,19 @@ def _code_below(root: Path) -> list[Path]:
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
         found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
     return sorted(found)
+
+
+def _is_among(path: str, files: Sequence[Path]) -> bool:
+    return os.path.realpath(path) in map(os.path.realpath, files)
+
+
+def _texts(content: Json, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in a JSON value, with their keys."""
+    if isinstance(content, str):
+        yield key, content
+    elif isinstance(content, (dict, list, tuple)):
+        for k, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _texts(value, f"{key}.{k}" if key else str(k))
 
 
 def _at(split: str) -> str:

@@ -125,7 +125,7 @@ def see_all(
     with (
         closing(network),
         Queue() as queue,
-        closing(network.stream(requests, want, clock, job.progress.message)) as found,
+        closing(network.stream(requests, want, clock, speaker(job))) as found,
     ):
         for batch, of_batch in zip(batches, found, strict=True):
             with clock.spent("write"):
@@ -138,6 +138,11 @@ def see_all(
     job.progress.message(
         f"{job.node.id}: {len(missing) / seconds:.1f} images/s ({clock.shares(seconds)})"
     )
+
+
+def speaker(job: Job) -> Callable[[str], None]:
+    """Return what reports a network's messages as those of a node."""
+    return lambda text: job.progress.message(f"{job.node.id}: {text}")
 
 
 def open_network(work: Work, folder: Path | None) -> FrozenNetwork | FactoryNetwork:

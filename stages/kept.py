@@ -15,7 +15,7 @@ from ensdistill.data.images import Picture
 from ensdistill.data.pictures import STEPS, UInt8, read_certainty
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.graph import Local
-from ensdistill.stages.infer import open_network, see_all
+from ensdistill.stages.infer import open_network, see_all, speaker
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
 from ensdistill.stages.parallel import for_each
 
@@ -80,7 +80,7 @@ def _look(job: Job, network: FrozenNetwork | FactoryNetwork, picture: Picture) -
     from ensdistill.stages.networks.stream import Clock, Request
 
     request = Request(str(picture.image), job.work.local.digests[str(picture.image)])
-    [[(found,)]] = network.stream([[request]], "soft", Clock(), job.progress.message)
+    [[(found,)]] = network.stream([[request]], "soft", Clock(), speaker(job))
     rows, columns = found.shape
     return rows, columns
 

@@ -83,6 +83,8 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if "trial" in teacher:
         shares = _some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
         click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
+        if teacher["trial"]["taken"] is not None:
+            click.echo(f"  takes {teacher['trial']['taken']}")
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:

@@ -58,6 +58,12 @@ def require_declared(experiment: Experiment, teacher: Teacher) -> None:
             f"{len(table)}; declare the teacher's own `classes:`"
         )
     if network.kind == "hf":
+        if isinstance(found, list) and len({*found}) != len(found):
+            twice = next(name for name in found if found.count(name) > 1)
+            raise DataError(
+                f"{where}: {path}/config.json has {twice!r} twice in `id2label`; expected each "
+                "class once, and `void_channels` for the channels that are none"
+            )
         require_trusted_code(path, trusted=teacher.trust == "code")
         hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
     if isinstance(found, list):
@@ -93,7 +99,8 @@ def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     -------
     dict
         Teacher's name to ``image``, ``labels`` (the share of the image that it calls each of its
-        own classes, the largest first) and ``warnings``.
+        own classes, the largest first), ``taken`` (of its outputs, where the file says which) and
+        ``warnings``.
 
     Raises
     ------
@@ -111,7 +118,7 @@ def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
         work = decisions[infer_id(teacher.name)].work
         assert work is not None
         try:
-            found[teacher.name] = _try(experiment, teacher, work, progress)
+            found[teacher.name] = _try(experiment, teacher, work)
         except EnsdistillError as error:
             problems.append(f"teachers[{teacher.name}]: {error}")
         progress.advance()
@@ -120,16 +127,15 @@ def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def _try(
-    experiment: Experiment, teacher: Teacher, work: Work, progress: Progress
-) -> dict[str, Any]:
+def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]:
     local: Local = work.local
     image = local.pictures[0].image
-    kind = f"trial-{digest([VERSIONS['infer'], work.recipe])}"
-    counts = experiment.files.recall(image, kind)
-    if counts is None:
-        counts = _labels(work, image, progress)
-        experiment.files.learn(local.digests[str(image)], kind, counts)
+    kind = f"look-{digest([VERSIONS['infer'], work.recipe])}"
+    seen = experiment.files.recall(image, kind)
+    if seen is None:
+        seen = _look(work, image)
+        experiment.files.learn(local.digests[str(image)], kind, seen)
+    counts = seen["labels"]
     classes = experiment.teacher_table(teacher).classes
     wrong = [v for v in counts if int(v) not in {*range(len(classes)), IGNORE_INDEX}]
     if wrong:
@@ -140,7 +146,7 @@ def _try(
     pixels = sum(counts.values())
     names = {v: "ignored" if int(v) == IGNORE_INDEX else classes[int(v)] for v in counts}
     largest = sorted(counts, key=lambda v: (-counts[v], int(v)))
-    warnings = []
+    warnings = list(seen["said"])
     if len(counts) == 1:
         warnings.append(
             f"it calls the whole of {image} {names[largest[0]]}: are its weights, its `preprocess` "
@@ -149,21 +155,28 @@ def _try(
     return {
         "image": str(image),
         "labels": {names[v]: counts[v] / pixels for v in largest},
+        "taken": seen["taken"],
         "warnings": warnings,
     }
 
 
-def _labels(work: Work, image: Path, progress: Progress) -> dict[str, int]:
-    """Return how many pixels of an image a network gives to each of its own ids."""
+def _look(work: Work, image: Path) -> dict[str, Any]:
+    """Return what a network says of an image.
+
+    ``labels``: how many pixels it gives to each of its own ids; ``taken``: which of its outputs
+    that is; ``said``: what it had to say.
+    """
     from ensdistill.stages.infer import open_network
     from ensdistill.stages.networks.stream import Clock, Request
 
     local: Local = work.local
     request = Request(str(image), local.digests[str(image)])
+    said: list[str] = []
     with closing(open_network(work, local.network)) as network:
-        [[(labels,)]] = network.stream([[request]], "labels", Clock(), progress.message)
+        [[(labels,)]] = network.stream([[request]], "labels", Clock(), said.append)
     values, pixels = np.unique(labels, return_counts=True)
-    return {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
+    counts = {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
+    return {"labels": counts, "taken": network.facts.get("taken"), "said": said}
 
 
 def _plain(name: str) -> str:

@@ -127,6 +127,7 @@ def _tried(section: str, settings: Training, work: Work, device: torch.device) -
     return {
         **_facts(attempt.network, work.recipe),
         "init": attempt.initialised,
+        "read": attempt.read,
         "device": str(device),
         "seconds_per_step": seconds * settings.batch_size / _CROPS,
     }
@@ -178,12 +179,13 @@ def _told(
     settings: Training = getattr(experiment.config, section)
     network = settings.network
     loaded = {k: v for k, v in (facts["init"] or {}).items() if k != "frozen"}
+    read = [] if facts["read"] is None else [f"{section}: {facts['read']}"]
     return {
         "network": network.hf or network.factory or network.architecture,
         **facts,
         "init": describe_initial(loaded, local) if loaded else None,
         "steps": settings.steps,
-        "warnings": _too_large(experiment, section, settings),
+        "warnings": [*read, *_too_large(experiment, section, settings)],
     }
 
 

@@ -22,6 +22,7 @@ from ensdistill.stages.experiment import Experiment
 from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh
 from ensdistill.stages.graph import Local
+from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.folders import read_description
 from ensdistill.stages.networks.frozen import WEIGHTS, load_student
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -312,7 +313,7 @@ def require_same(student: Student, again: nn.Module, target: Path) -> None:
         with torch.inference_mode():
             expected: Tensor = student.network(images)
             try:
-                found: Tensor = again(images)
+                found = Reading().read(again(images), len(images))
             except Exception as error:
                 reason = str(error).strip().split("\n")[0]
                 raise DataError(_differs(target, size, f"fails ({reason})")) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed, scores_of
+from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
 
 
 class Program(nn.Module):
@@ -25,7 +26,7 @@ class Program(nn.Module):
     Parameters
     ----------
     program : nn.Module
-        From images to what `foreign.scores_of` understands.
+        From images to whatever it answers.
     file : Path
         Where it is from, for errors.
     fixed : Fixed
@@ -52,12 +53,12 @@ class Program(nn.Module):
         self.training = mode
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the scores of (N, 3, H, W) float32 images."""
-        return run_as_fixed(self._scores, images.to(self._dtype), self._fixed, self._file)
+    def forward(self, images: Tensor) -> Any:
+        """Return what it answers to (N, 3, H, W) float32 images."""
+        return run_as_fixed(self._answer, images.to(self._dtype), self._fixed, self._file)
 
-    def _scores(self, images: Tensor) -> Tensor:
-        return scores_of(self.program(images))
+    def _answer(self, images: Tensor) -> Any:
+        return self.program(images)
 
 
 def exported_network(file: Path, device: torch.device) -> Program:
@@ -73,7 +74,7 @@ def exported_network(file: Path, device: torch.device) -> Program:
     Returns
     -------
     Program
-        (N, 3, H, W) float32 to scores.
+        (N, 3, H, W) float32 to whatever it answers.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def torchscript_network(file: Path, device: torch.device) -> Program:
     Returns
     -------
     Program
-        (N, 3, H, W) float32 to scores.
+        (N, 3, H, W) float32 to whatever it answers.
 
     Raises
     ------
@@ -140,10 +141,10 @@ def torchscript_network(file: Path, device: torch.device) -> Program:
 
 
 class _Script(Program):
-    def _scores(self, images: Tensor) -> Tensor:
+    def _answer(self, images: Tensor) -> Any:
         # else it is rewritten after the first images, and the last bits depend on their number
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return super()._scores(images)
+            return super()._answer(images)
 
 
 def _training(program: ExportedProgram) -> Iterator[str]:

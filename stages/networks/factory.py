@@ -70,6 +70,7 @@ class FactoryNetwork:
             start_new_session=True,  # an interrupt is for us; it ends when we do
         )
         order = asdict(factory) | {"root": str(factory.root), "recipe": dict(recipe)}
+        order["hashed"] = list(local.weights)
         if local.state_dict is not None:
             order["state_dict"] = str(local.state_dict.resolve())
         runtime = ("trusted", "device", "threads", "channels_last", "workers")
@@ -194,19 +195,21 @@ def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) 
 def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     from ensdistill.stages.networks.code import require_module
     from ensdistill.stages.networks.frozen import freeze, pick_device, set_threads
+    from ensdistill.stages.networks.reads import Reads
     from ensdistill.stages.networks.state_dicts import load_weights
 
     set_threads(order["threads"])
     sys.path.insert(0, order["root"])
     name, function = order["function"].split(":")
-    found = getattr(importlib.import_module(name), function)(**order["kwargs"])
+    with Reads(order["hashed"], Path(order["root"])) as reads:
+        found = getattr(importlib.import_module(name), function)(**order["kwargs"])
     module = require_module(found, order["function"])
     recipe = order["recipe"]
     if "state_dict" in order:
         ignore = recipe.get("ignore_keys", ())
         load_weights(module, Path(order["state_dict"]), trusted=order["trusted"], ignore=ignore)
     runtime = {key: order[key] for key in ("channels_last", "workers")}
-    return freeze(module, {}, recipe, pick_device(order["device"]), **runtime)
+    return freeze(module, {}, recipe, pick_device(order["device"]), reads=reads, **runtime)
 
 
 if __name__ == "__main__":

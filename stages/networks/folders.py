@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,28 @@ from typing import Any, Final
 from ensdistill.pipeline.errors import DataError
 
 NETWORK: Final = "network.json"
+_LONGEST: Final = 100_000_000  # bytes of a header, by safetensors' own rule
 _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
+INDEX: Final = "model.safetensors.index.json"
+_WEIGHTS: Final = ("model.safetensors", INDEX)
+# The last layers of transformers' models: of one channel a class, and of one more for no object.
+_HEAD: Final = re.compile(
+    r"(decode_head\.classifier|segmentation_head\.classifier\.convolution|head\.head\.4"
+    r"|decoder\.head)\.weight"
+)
+_HEAD_OF_QUERIES: Final = re.compile(
+    r"(.*\.)?(class_predictor|class_embed|class_labels_classifier)\.weight"
+)
+# Types of models whose `backbone` alone names a config elsewhere.
+BACKBONES: Final = (
+    "detr",
+    "dpt",
+    "mask2former",
+    "maskformer",
+    "oneformer",
+    "tipsv2_dpt",
+    "upernet",
+)
 
 
 def network_classes(
@@ -33,7 +54,8 @@ def network_classes(
     Raises
     ------
     DataError
-        If the folder does not hold such a network with weights as safetensors, or not all of it.
+        If the folder does not hold such a network with weights as safetensors, or not all of it,
+        or its head has another number of classes than its config.
     """
     if weights and not any((folder / name).is_file() for name in _WEIGHTS):
         raise DataError(
@@ -44,15 +66,172 @@ def network_classes(
         description = read_description(folder)
         require_no_code(folder, description)
         return list(description["classes"])
+    require_own_files(folder)
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        if "id2label" not in config:  # transformers leaves out what equals its default of two
-            return int(config.get("num_labels", 2))
-        labels = {int(k): str(v) for k, v in config["id2label"].items()}
-        names = [labels[i] for i in range(len(labels))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{where}: {folder}/config.json cannot be read ({error!r})") from error
-    return len(names) if all(n == f"LABEL_{i}" for i, n in enumerate(names)) else names
+        config = json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)
+        names = _label_names(config, f"{where}: {path}")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where}: {path} cannot be read ({error!r})") from error
+    count = names if isinstance(names, int) else len(names)
+    head = _head(folder) if weights and "auto_map" not in config else None
+    if head is not None and head[1] != count:
+        raise DataError(
+            f"{where}: {path} has {count} classes by its `id2label`, and the weights are of a head "
+            f"of {head[1]} classes ({head[0]}); write all of them into `id2label`, in the order of "
+            "the head's channels"
+        )
+    return names
+
+
+def _label_names(config: Mapping[str, Any], where: str) -> list[str] | int:
+    """Return the names of the classes in a `config.json`, or their number where it has none."""
+    labels = config.get("id2label")
+    if labels is None:  # transformers leaves out what equals its default of two
+        return int(config.get("num_labels") or 2)
+    named = {int(k): str(v) for k, v in labels.items()}
+    count = len(labels)
+    if named.keys() != set(range(count)):
+        why = f"lacks {min(set(range(count)) - named.keys())}"
+        if named.keys() == set(range(1, count + 1)):
+            why = "begins at 1"
+        raise DataError(
+            f"{where}: `id2label` {why}; expected each of 0 to {count - 1} once, as the channels "
+            "of the head are counted"
+        )
+    if config.get("num_labels") not in (None, count):
+        raise DataError(
+            f"{where}: `num_labels` is {config['num_labels']!r}, and `id2label` names {count} "
+            "classes; take `num_labels` away, or name all classes"
+        )
+    names = [named[i] for i in range(count)]
+    return count if all(n == f"LABEL_{i}" for i, n in enumerate(names)) else names
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of a key that appears twice, JSON would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
+    return found
+
+
+def _head(folder: Path) -> tuple[str, int] | None:
+    """Return the last layer of a transformers folder's weights and the number of its classes.
+
+    Read from the headers of the files; None where no layer has a name that is known.
+    """
+    for file in _weight_files(folder):
+        for name, shape in _shapes(file).items():
+            if shape and (_HEAD.fullmatch(name) or _HEAD_OF_QUERIES.fullmatch(name)):
+                return name, shape[0] - (_HEAD.fullmatch(name) is None)
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    whole = folder / _WEIGHTS[0]
+    return [whole] if whole.is_file() else [folder / name for name in shards(folder / INDEX)]
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Return the shapes of a safetensors file's tensors by name; of a damaged file nothing."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, _LONGEST)))
+        return {name: list(of["shape"]) for name, of in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}  # what is wrong with it shows when it is loaded
+
+
+def shards(index: Path) -> list[str]:
+    """Return the names of the files that hold the weights which an index lists, sorted.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or names anything but safetensors files beside it: what lies
+        elsewhere is part of no key.
+    """
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{index}: cannot be read ({error!r})") from error
+    for name in names:
+        beside = isinstance(name, str) and name == re.sub(r"[/\\\0]", "", name)
+        if not beside or Path(name).suffix != ".safetensors":
+            raise DataError(
+                f"{index}: weight_map names {name!r}; expected safetensors files in the same "
+                "folder, by their names without a folder: what lies elsewhere is not part of the "
+                "network's key. Put them beside it"
+            )
+    return sorted(names)
+
+
+def require_own_files(folder: Path) -> None:
+    """Refuse a transformers folder that would read files which are not those in it.
+
+    Raises
+    ------
+    DataError
+        If its files name weights, a base model, a backbone or a config that lie elsewhere, or
+        weights that are not there.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        gone = [name for name in shards(index) if not (folder / name).is_file()]
+        if gone and index == folder / INDEX and not (folder / _WEIGHTS[0]).is_file():
+            raise DataError(
+                f"{index}: weight_map names {gone[0]!r}, which is not there; expected all files "
+                "that it names in the same folder"
+            )
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        raise DataError(
+            f"{adapter}: an adapter changes the weights of another model, where the package peft "
+            "is installed; merge the two and save the whole: `model.merge_and_unload()"
+            ".save_pretrained(FOLDER)`"
+        )
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        backbones = list(_backbones(config))
+    except RecursionError as error:
+        raise DataError(f"{path}: cannot be read, so deep are its values in each other") from error
+    except (OSError, ValueError):
+        return  # what is wrong with it shows when it is loaded
+    if not isinstance(config, dict):
+        return
+    if config.get("transformers_weights") not in (None, *_WEIGHTS):
+        raise DataError(
+            f"{path}: transformers_weights names {config['transformers_weights']!r}; expected "
+            f"weights in {_WEIGHTS[0]}: rename them, and take that key away"
+        )
+    if config.get("configuration_files"):
+        raise DataError(
+            f"{path}: configuration_files names {config['configuration_files']!r}, of which one "
+            "would be read in its place; write the one that is meant into config.json"
+        )
+    for name in backbones:
+        raise DataError(
+            f"{path}: backbone is {name!r} and there is no backbone_config, so that its settings "
+            "would be asked of a hub; write them into backbone_config, as `model.save_pretrained` "
+            "of transformers 5 does, and take backbone and use_pretrained_backbone away"
+        )
+
+
+def _backbones(content: Any) -> Iterator[Any]:
+    """Yield the backbones that a config, or one in it, gives by name alone."""
+    if isinstance(content, dict):
+        kind = content.get("model_type")
+        named = kind in BACKBONES and content.get("backbone_config") is None
+        # of timm it is a name for code, and its weights are among the others
+        of_timm = kind == "detr" and content.get("use_timm_backbone", True)
+        if named and not (of_timm and not content.get("backbone_kwargs")):
+            yield from filter(None, [content.get("backbone")])
+        content = list(content.values())
+    for value in content if isinstance(content, list) else ():
+        yield from _backbones(value)
 
 
 def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,6 +382,11 @@ def require_trusted_code(folder: Path, *, trusted: bool) -> None:
             raise DataError(
                 f"{path}: its `auto_map` names code of another repository ({away[0]}), which may "
                 "change; copy those files into the folder and name them without `--`"
+            )
+        if away := [code for code in named if "/" in code or "\\" in code]:
+            raise DataError(
+                f"{path}: its `auto_map` names code in another folder ({away[0]}), which is not "
+                f"part of the network's key; put those modules beside {name}"
             )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from ensdistill.stages.functional.unify import (
     unify,
 )
 from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import (
     NETWORK,
@@ -36,9 +38,9 @@ from ensdistill.stages.networks.folders import (
     read_description,
     require_no_code,
 )
-from ensdistill.stages.networks.foreign import scores_of
 from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.reads import Reads
 from ensdistill.stages.networks.state_dicts import load_weights
 from ensdistill.stages.networks.stream import Clock, Request, Want, stream
 from ensdistill.stages.networks.students import (
@@ -59,13 +61,17 @@ class FrozenNetwork:
     Parameters
     ----------
     module : nn.Module
-        (N, 3, H, W) float32 to (N, C, h, w) scores, or to ids.
+        (N, 3, H, W) float32 to whatever it answers.
     preprocessing : Preprocessing
         What happens to a photograph before.
     device : torch.device
         Where it runs.
     reading : Reading, optional
-        How its output is to be read.
+        How its answer is to be read.
+    divisor : int
+        Images are padded to multiples of it.
+    reads : Reads, optional
+        Notes the files that it reads; it has seen how the module was made.
     channels_last : bool
         How tensors lie in memory.
     workers : int
@@ -86,6 +92,8 @@ class FrozenNetwork:
         device: torch.device,
         reading: Reading | None = None,
         *,
+        divisor: int = 1,
+        reads: Reads | None = None,
         channels_last: bool = True,
         workers: int = 1,
         about: Mapping[str, Any] | None = None,
@@ -94,18 +102,27 @@ class FrozenNetwork:
         self.at_once: int | None = None
         self._workers = workers
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.module = module.to(device).eval()
-        if channels_last:
-            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing = preprocessing
         self.device = device
         self.reading = reading or Reading()
+        align_corners = preprocessing.align_corners
+        self._answer = _Answer(module, self.reading, reads, align_corners=align_corners)
+        self.module = pad_to_multiple(self._answer, divisor, align_corners=align_corners)
+        self.module = self.module.to(device).eval()
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the last bits of its results."""
+        """What decides the last bits of its results, and what was taken of its answers."""
         halved = {} if self.at_once is None else {"batch_size": self.at_once}
-        return platform_facts(self.device) | dict(self._about) | halved
+        taken = {} if self._answer.taken is None else {"taken": self._answer.taken}
+        return platform_facts(self.device) | dict(self._about) | halved | taken
+
+    def remarks(self) -> list[str]:
+        """Return what there is to say after the first answer, once."""
+        said, self._answer.remarks = self._answer.remarks, []
+        return said
 
     def close(self) -> None:
         """Nothing to do: it goes with this process."""
@@ -143,7 +160,7 @@ class FrozenNetwork:
         if self.reading.output == "ids":
             return [
                 Unified(resize_ids(ids, size), None, torch.tensor(True))
-                for ids in self._ids(inputs[0])
+                for ids in self._run(inputs[0])
             ]
         return [
             unify(
@@ -205,26 +222,10 @@ class FrozenNetwork:
     def _scores(self, batch: Tensor) -> Tensor:
         """Return (N, C, h, w) scores of the channels that stand for classes."""
         found = self._run(batch)
-        if found.ndim != 4 or not found.is_floating_point():
-            raise DataError(
-                f"the network returned {tuple(found.shape)} {found.dtype}; expected (N, C, h, w) "
-                f"{self.reading.output}"
-            )
-        kept = self.reading.channels(found.shape[1])
-        return found if len(kept) == found.shape[1] else found[:, kept]
-
-    def _ids(self, batch: Tensor) -> Tensor:
-        found = self._run(batch)
-        if found.ndim == 4 and found.shape[1] == 1:
-            found = found[:, 0]
-        if found.ndim != 3 or found.is_floating_point():
-            raise DataError(
-                f"the network returned {tuple(found.shape)} {found.dtype}; expected (N, h, w) or "
-                "(N, 1, h, w) whole numbers, as `output: ids` says"
-            )
-        return found
+        return found[:, self.reading.channels(found.shape[1])] if self.reading.void else found
 
     def _run(self, batch: Tensor) -> Tensor:
+        """Return what was read of the network's answer (see `Reading.read`)."""
         x = self.preprocessing.normalise(batch).contiguous(memory_format=self._layout)
         half = self.reading.precision
         try:
@@ -250,54 +251,49 @@ class FrozenNetwork:
         return found
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How what a network returns is to be read.
+class _Answer(nn.Module):
+    """A network of which one tensor is read, whatever it answers.
 
     Attributes
     ----------
-    output : str
-        ``"logits"``, ``"probabilities"`` or ``"ids"``.
-    classes : int or None
-        Channels that stand for classes; None takes all there are.
-    void : tuple of int
-        Channels that stand for none.
-    precision : str
-        Of torch's autocast; ``"float32"`` is none.
+    taken : str or None
+        What was taken of its first answer, where the experiment says which.
+    remarks : list of str
+        What there is to say after its first answer.
     """
 
-    output: Literal["logits", "probabilities", "ids"] = "logits"
-    classes: int | None = None
-    void: tuple[int, ...] = ()
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    def __init__(
+        self, module: nn.Module, reading: Reading, reads: Reads | None, *, align_corners: bool
+    ):
+        super().__init__()
+        self.module = module
+        self.taken: str | None = None
+        self.remarks: list[str] = []
+        self._new = True
+        self._reading = reading
+        self._reads = reads
+        self._align_corners = align_corners
 
-    @classmethod
-    def from_recipe(cls, recipe: Mapping[str, Any]) -> Reading:
-        """Return what a teacher's recipe says."""
-        return cls(
-            recipe.get("output", "logits"),
-            len(recipe["teacher_classes"]) if "teacher_classes" in recipe else None,
-            tuple(recipe.get("void_channels", ())),
-            recipe.get("precision", "float32"),
-        )
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what `Reading.read` does."""
+        with (self._reads if self._new else None) or nullcontext():
+            answer = self._ask(images)
+        found = self._reading.read(answer, len(images), align_corners=self._align_corners)
+        if self._new:
+            self._new = False
+            self._look(answer, found)
+        return found
 
-    def channels(self, count: int) -> list[int]:
-        """Return which of `count` channels stand for classes.
+    def _ask(self, images: Tensor) -> Any:
+        if self._reading.take is not None and isinstance(self.module, HfSegmentation):
+            return self.module.answer(images)
+        return self.module(images)
 
-        Raises
-        ------
-        DataError
-            If they are not as many as were declared.
-        """
-        beyond = [k for k in self.void if k >= count]
-        kept = [k for k in range(count) if k not in self.void]
-        if beyond or self.classes not in (None, len(kept)):
-            void = f" beside void_channels {list(self.void)}" if self.void else ""
-            raise DataError(
-                f"the network has {count} channels, the declared table {self.classes} "
-                f"classes{void}; declare the teacher's own `classes:`, or its `void_channels`"
-            )
-        return kept
+    def _look(self, answer: Any, found: Tensor) -> None:
+        if self._reading.take is not None:
+            self.taken = self._reading.taken(answer)
+        read = None if self._reads is None else self._reads.remark()
+        self.remarks += filter(None, (read, self._reading.doubt(found)))
 
 
 def pick_device(name: str) -> torch.device:
@@ -364,37 +360,34 @@ def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -
     local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
-    declared: Mapping[str, Any] = {}
-    if recipe["source"] == "student":
-        module, declared = load_student(folder, recipe, local)
-    elif recipe["source"] == "hf":
-        module = _load_hf(folder, recipe, local)
-        declared = hf_preprocessing(folder, recipe["preprocess"])
-    elif recipe["source"] == "onnx":
-        data = {p.name: p for p in onnx_data_files(folder)}
-        module = onnx_network(folder, data, device, local.threads)
-    elif recipe["source"] == "exported":
-        module = exported_network(folder, device)
-    else:
-        module = torchscript_network(folder, device)
+    reads = None
+    if local.trusted or local.factory is not None:
+        known = [*local.weights, str(folder / NETWORK), str(folder / WEIGHTS)]
+        reads = Reads(known, folder if local.factory is None else local.factory.root)
+    with reads or nullcontext():
+        module, declared = _load(folder, recipe, local, device)
     # what was recorded was recorded for tensors that lie the other way
     free = recipe["source"] in ("hf", "student")
     channels_last = local.channels_last and free
-    return freeze(
-        module, declared, recipe, device, channels_last=channels_last, workers=local.workers
-    )
+    runtime = {"channels_last": channels_last, "workers": local.workers}
+    return freeze(module, declared, recipe, device, reads=reads, **runtime)
 
 
-class _Scores(nn.Module):
-    """A network that returns its scores alone."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return scores."""
-        return scores_of(self.module(images))
+def _load(
+    folder: Path, recipe: Mapping[str, Any], local: Local, device: torch.device
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Return a network of whatever kind, and the preprocessing that it comes with."""
+    kind = recipe["source"]
+    if kind == "student":
+        return load_student(folder, recipe, local)
+    if kind == "hf":
+        network = _load_hf(folder, recipe, local)
+        return network, hf_preprocessing(folder, recipe["preprocess"])
+    if kind == "onnx":
+        data = {p.name: p for p in onnx_data_files(folder)}
+        return onnx_network(folder, data, device, local.threads), {}
+    load = exported_network if kind == "exported" else torchscript_network
+    return load(folder, device), {}
 
 
 def freeze(
@@ -421,10 +414,9 @@ def freeze(
     reading = Reading.from_recipe(recipe)
     if isinstance(module, UniversalSegmentation):
         reading = replace(reading, output=module.output)
-    divisor = recipe.get("divisor", 1)
-    padded = pad_to_multiple(_Scores(module), divisor, align_corners=settings.align_corners)
     about = module.facts if isinstance(module, OnnxNetwork) else None
-    return FrozenNetwork(padded, settings, device, reading, about=about, **runtime)
+    divisor = recipe.get("divisor", 1)
+    return FrozenNetwork(module, settings, device, reading, divisor=divisor, about=about, **runtime)
 
 
 def _load_hf(folder: Path, recipe: Mapping[str, Any], local: Local) -> nn.Module:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Final
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.folders import INDEX, shards
 
 _FILES: Final = ["*.json", "*.safetensors", "*.txt"]  # weights, what they are, and vocabularies
 _REVISION: Final = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_INDEX: Final = "model.safetensors.index.json"
 
 
 def hub_folder(repo_id: str, revision: str, *, download: bool) -> Path:
@@ -77,10 +76,6 @@ def _absent(folder: Path) -> str | None:
     """Return the first file that a model needs and that is not there."""
     if not (folder / "config.json").is_file():
         return "config.json"
-    if (folder / _INDEX).is_file():
-        try:
-            shards = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DataError(f"{folder / _INDEX}: cannot be read ({error!r})") from error
-        return next((name for name in sorted(shards) if not (folder / name).is_file()), None)
+    if (folder / INDEX).is_file():
+        return next((n for n in shards(folder / INDEX) if not (folder / n).is_file()), None)
     return None if (folder / "model.safetensors").is_file() else "model.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,17 +16,16 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
 
 _IMAGES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMBERS: Final = re.compile(r"tensor\((?!string)\w+\)")
 
 
 class OnnxNetwork(nn.Module):
-    """A session of onnxruntime, from images to scores, on the device of the images.
+    """A session of onnxruntime, from images to its outputs by name, on the device of the images.
 
     Parameters
     ----------
     session : onnxruntime.InferenceSession
         With one input of images.
-    output : str
-        The name of what it is to answer.
     device : torch.device
         Where the session runs.
     file : Path
@@ -37,32 +37,35 @@ class OnnxNetwork(nn.Module):
         What decides the last bits of its results.
     """
 
-    def __init__(self, session: Any, output: str, device: torch.device, file: Path):
+    def __init__(self, session: Any, device: torch.device, file: Path):
         super().__init__()
         self._session = session
-        self._output = output
         self._device = device
         self._file = file
         taken = session.get_inputs()[0]
         self._input = taken.name
         self._dtype = _IMAGES[taken.type]
+        # texts, sequences and maps are never the answer
+        self._outputs = [o.name for o in session.get_outputs() if _NUMBERS.fullmatch(o.type)]
         batch, _, height, width = _sizes(taken.shape)
         self._fixed = Fixed(batch, height, width)
         import onnxruntime
 
         self.facts = {"onnxruntime": onnxruntime.__version__}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the scores of (N, 3, H, W) float32 images, or what else the output holds."""
-        return run_as_fixed(self._run, images, self._fixed, self._file)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs for (N, 3, H, W) float32 images, in the model's order."""
+        found: dict[str, Tensor] = run_as_fixed(self._run, images, self._fixed, self._file)
+        return found
 
-    def _run(self, images: Tensor) -> Tensor:
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
         half = self._dtype == np.float16
         images = images.to(self._device, torch.float16 if half else torch.float32).contiguous()
         place = (self._device.type, self._device.index or 0)
         binding = self._session.io_binding()
         binding.bind_input(self._input, *place, self._dtype, images.shape, images.data_ptr())
-        binding.bind_output(self._output, *place)
+        for name in self._outputs:
+            binding.bind_output(name, *place)
         if self._device.type == "cuda":
             # onnxruntime has a stream of its own
             torch.cuda.current_stream(self._device).synchronize()
@@ -73,8 +76,9 @@ class OnnxNetwork(nn.Module):
                 raise torch.OutOfMemoryError(reason(error)) from error
             raise
         binding.synchronize_outputs()
-        # a view of the session's memory, which it may use again
-        return from_dlpack(binding.get_outputs()[0]).clone()
+        # views of the session's memory, which it may use again
+        found = (from_dlpack(output).clone() for output in binding.get_outputs())
+        return dict(zip(self._outputs, found, strict=True))
 
 
 def onnx_network(
@@ -82,7 +86,6 @@ def onnx_network(
     data: Mapping[str, Path],
     device: torch.device,
     threads: int | None,
-    output: str | None = None,
 ) -> OnnxNetwork:
     """Load an ONNX model. It can neither run code nor read other files than those given.
 
@@ -97,13 +100,11 @@ def onnx_network(
         Where it runs: the CPU, or CUDA with onnxruntime-gpu.
     threads : int or None
         Threads of its operators; None leaves onnxruntime's own choice.
-    output : str or None
-        Which of its outputs; None for the only one, or the first of four dimensions.
 
     Returns
     -------
     OnnxNetwork
-        (N, 3, H, W) float32 to scores, or to ids where the model ends with an argmax.
+        (N, 3, H, W) float32 to its outputs by name.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def onnx_network(
     if device.type == "cuda":
         _require_cuda(file, device, session.get_providers())
     _require_images(file, session.get_inputs())
-    return OnnxNetwork(session, _pick(file, session.get_outputs(), output), device, file)
+    return OnnxNetwork(session, device, file)
 
 
 def _require_cuda(file: Path, device: torch.device, providers: Sequence[str]) -> None:
@@ -199,22 +200,6 @@ def _require_images(file: Path, inputs: Sequence[Any]) -> None:
     shape = _sizes(inputs[0].shape)
     if len(shape) != 4 or shape[1] not in (None, 3) or inputs[0].type not in _IMAGES:
         raise DataError(f"{file} takes {found}; {expected}")
-
-
-def _pick(file: Path, outputs: Sequence[Any], name: str | None) -> str:
-    listed = ", ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
-    if name is not None:
-        if name not in {o.name for o in outputs}:
-            raise DataError(f"{file} has no output {name!r}; it has {listed}")
-        return name
-    if len(outputs) == 1:
-        return str(outputs[0].name)
-    for found in outputs:
-        if len(found.shape) == 4:
-            return str(found.name)
-    raise DataError(
-        f"{file} has several outputs, none of them of four dimensions ({listed}); name one"
-    )
 
 
 def _sizes(shape: Sequence[Any]) -> list[int | None]:

@@ -149,14 +149,16 @@ def stream(
                 batch = [decoded.result() for decoded in coming.popleft()]
             fetch()
             launched = _launch(network, batch, want, clock, say)
+            for text in network.remarks():
+                say(text)
             if network.device.type == "cpu":
-                yield _finish(launched, clock)
+                yield _finish(network, launched, clock)
                 continue
             if before:
-                yield _finish(before, clock)
+                yield _finish(network, before, clock)
             before = launched
         if before:
-            yield _finish(before, clock)
+            yield _finish(network, before, clock)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -246,7 +248,9 @@ def _given(certainty: Tensor | None) -> Tensor:
     return certainty
 
 
-def _finish(launched: list[_Launched], clock: Clock) -> list[tuple[npt.NDArray[Any], ...]]:
+def _finish(
+    network: FrozenNetwork, launched: list[_Launched], clock: Clock
+) -> list[tuple[npt.NDArray[Any], ...]]:
     """Wait for results and return them."""
     found = []
     for requests, results, sound, times in launched:
@@ -255,6 +259,7 @@ def _finish(launched: list[_Launched], clock: Clock) -> list[tuple[npt.NDArray[A
             clock.network += times[0].elapsed_time(times[1]) / 1000
         for request, tensors, numbers in zip(requests, results, sound, strict=True):
             if not bool(numbers):
-                raise DataError(f"the network's output for {request.image} is not a number")
+                below = ", or below 0" if network.reading.output == "probabilities" else ""
+                raise DataError(f"the network's output for {request.image} is not a number{below}")
             found.append(tuple(np.asarray(t.numpy()) for t in tensors))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from torch.nn import functional
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Factory
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.foreign import scores_of
+from ensdistill.stages.networks.folders import require_own_files
 
 _HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
@@ -75,9 +76,22 @@ class HfSegmentation(nn.Module):
         self.config: Any = model.config
         self.loaded = loaded
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (N, C, h, w) logits at the model's own stride."""
-        return scores_of(self.model(pixel_values=images))
+    def forward(self, images: Tensor) -> Any:
+        """Return (N, C, h, w) logits at the model's own stride.
+
+        Code that came with a folder may return something else than the library's models do; that
+        is passed on.
+        """
+        from transformers.utils import ModelOutput
+
+        answer = self.answer(images)
+        return (
+            answer["logits"] if isinstance(answer, ModelOutput) and "logits" in answer else answer
+        )
+
+    def answer(self, images: Tensor) -> Any:
+        """Return all that the model does."""
+        return self.model(pixel_values=images)
 
 
 class Padded(nn.Module):
@@ -226,6 +240,7 @@ def hf_segmentation(
     """
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
+    require_own_files(folder)
     more = {} if classes is None else {"num_labels": classes}
     with _refused(folder, "semantic segmentation"):
         config = AutoConfig.from_pretrained(
@@ -238,9 +253,7 @@ def hf_segmentation(
                 config, dtype=torch.float32, trust_remote_code=trusted
             )
             return HfSegmentation(model)
-        model, report = _from_folder(
-            AutoModelForSemanticSegmentation, folder, config, trusted, anew=classes is not None
-        )
+        model, report = _from_folder(AutoModelForSemanticSegmentation, folder, config, trusted)
     if classes is None:
         _require_trained(folder, report)
     missing = sorted(report["missing_keys"])
@@ -288,6 +301,7 @@ def hf_universal(
     """
     from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
+    require_own_files(folder)
     with _refused(folder, "universal segmentation"):
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trusted
@@ -299,16 +313,15 @@ def hf_universal(
                 config, dtype=torch.float32, trust_remote_code=trusted
             )
             return model, config
-        model, report = _from_folder(
-            AutoModelForUniversalSegmentation, folder, config, trusted, anew=False
-        )
+        model, report = _from_folder(AutoModelForUniversalSegmentation, folder, config, trusted)
     _require_trained(folder, report)
     return model, config
 
 
 def _from_folder(
-    auto: Any, folder: Path, config: Any, trusted: bool, *, anew: bool
+    auto: Any, folder: Path, config: Any, trusted: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a model, and what its weights lack, have besides and have in other shapes."""
     with quiet():
         model, report = auto.from_pretrained(
             folder,
@@ -317,7 +330,7 @@ def _from_folder(
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trusted,
-            ignore_mismatched_sizes=anew,
+            ignore_mismatched_sizes=True,  # else it refuses without saying which
             output_loading_info=True,
         )
     return model, report
@@ -328,7 +341,9 @@ def _refused(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise DataError(f"{folder}: transformers cannot load it for {what} ({error})") from error
+        # its log, to which it may point, is silent
+        text = re.sub(r" For details look at .* report!", "", " ".join(str(error).split()))
+        raise DataError(f"{folder}: transformers cannot load it for {what} ({text})") from error
 
 
 def _require_trained(folder: Path, report: Mapping[str, Any]) -> None:
@@ -338,6 +353,12 @@ def _require_trained(folder: Path, report: Mapping[str, Any]) -> None:
         raise DataError(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}: the network was "
             "never trained for segmentation and cannot teach"
+        )
+    for name, there, here in sorted(report["mismatched_keys"]):
+        raise DataError(
+            f"{folder}: {name} is {list(there)} in the weights and {list(here)} by config.json, "
+            "whose `id2label` says how many classes the head has; expected the config that these "
+            "weights were saved with"
         )
 
 

@@ -46,9 +46,10 @@ class UniversalSegmentation(HfSegmentation):
         self._folder = folder
         self.register_buffer("_task", task, persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def answer(self, images: Tensor) -> Tensor:
         """Return (N, C, h, w) scores, at least 0, at the masks' own stride."""
-        return run_as_fixed(self._scores, images, self._fixed, self._folder)
+        found: Tensor = run_as_fixed(self._scores, images, self._fixed, self._folder)
+        return found
 
     def _scores(self, images: Tensor) -> Tensor:
         more = {}

@@ -41,6 +41,7 @@ from ensdistill.stages.networks.frozen import (
 )
 from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.networks.reads import Reads
 from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.optimizers import (
@@ -156,13 +157,18 @@ class Training:
             recipe["preprocess"],
             {"size": recipe["input_size"]},
         )
+        reads = None
+        if local.factory is not None:
+            reads = Reads(local.weights, local.factory.root)
         try:
-            self.network, self.initialised = initial_network(recipe, local)
+            with reads or nullcontext():  # it is also tried there
+                self.network, self.initialised = initial_network(recipe, local)
             self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._training_mode()
             self.optimizer = build_optimizer(self.network, recipe)
         except DataError as error:
             raise DataError(f"{order.node}.{error}") from error
+        self.read = None if reads is None else reads.remark()
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=recipe["precision"] == "float16"
         )
@@ -198,6 +204,8 @@ class Training:
         start = self._restore()
         if self.initialised is not None and start == 0:
             self._say(describe_initial(self.initialised, self.local))
+        if self.read is not None:
+            self._say(self.read)
         samples = self.samples()
         self.progress.start(steps, start, "steps")
         watch = recipe.get("watch")

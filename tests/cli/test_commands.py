@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ensdistill.cli.__main__ import COMMANDS, cli
 from ensdistill.pipeline.config import read_model
-from ensdistill.stages.experiment import Config
+from ensdistill.stages.experiment import Config, Teacher
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -93,6 +93,14 @@ def test_templates_are_valid_experiments(tmp_path, template):
     done = shell("check", "-c", "made.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "target.train" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_networks_in_the_comments_of_a_template_are_valid(repository):
+    text = (repository / "cli/templates/cityscapes.yaml").read_text()
+    lines = [line[1:] for line in text.split("\n") if line.startswith("#  ")]
+    teachers = [Teacher.model_validate(t) for t in yaml.safe_load("\n".join(lines))]
+    taken = {t.name: t.network.take for t in teachers}
+    assert taken == {"DACS": None, "R-MRNet": {"0": 0.5, "1": 1.0}}
 
 
 def test_the_cityscapes_template_holds_the_papers_recipe(tmp_path):

@@ -28,6 +28,21 @@ class Net(nn.Module):
     def forward(self, images):
         return self.head(images)
 """
+MULTI = """
+from torch import nn
+
+class ResNetMulti(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer5 = nn.Conv2d(3, num_classes, 1)
+        self.layer6 = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x):
+        return self.layer5(x), self.layer6(x)
+
+def DeeplabMulti(num_classes=21):
+    return ResNetMulti(num_classes)
+"""
 STAND_INS = {
     "smp": {
         "segmentation_models_pytorch.py": NET
@@ -102,13 +117,24 @@ def deeplabv3_resnet50(
     return Two(num_classes)
 """,
     },
+    "adaptsegnet": {"model/__init__.py": "", "model/deeplab_multi.py": MULTI},
+    "r-mrnet": {
+        "model/__init__.py": "",
+        "model/deeplab_multi.py": MULTI.replace(
+            "(num_classes=21):",
+            "(num_classes=21, use_se=False, train_bn=False, norm_style='bn', droprate=0.1):\n"
+            "    assert (use_se, norm_style) == (True, 'bn')",
+        ),
+    },
 }
 
 
-def weights(label, prefix="head"):
-    """Return weights of a convolution that answers with one label everywhere."""
+def weights(label, prefix="head", second=None):
+    """Return weights of a convolution that answers with one label, and almost a second."""
     bias = torch.zeros(19)
     bias[label] = 1
+    if second is not None:
+        bias[second] = 0.9
     return {f"{prefix}.weight": torch.zeros(19, 3, 1, 1), f"{prefix}.bias": bias}
 
 
@@ -117,8 +143,21 @@ STATES = {
     "timm": weights(3),
     "mmseg": {"meta": {"epoch": 1}, "state_dict": weights(4)},
     "torchvision": weights(5) | weights(6, "aux_classifier"),
+    "adaptsegnet": weights(6, "layer5") | weights(7, "layer6"),
+    # the auxiliary output prefers 6 and the main one 8; half of the one and the other 9
+    "r-mrnet": {
+        f"module.{name}": value
+        for name, value in (weights(6, "layer5", second=9) | weights(8, "layer6", second=9)).items()
+    },
 }
-ANSWERS = {"smp": "building", "timm": "wall", "mmseg": "fence", "torchvision": "pole"}
+ANSWERS = {
+    "smp": "building",
+    "timm": "wall",
+    "mmseg": "fence",
+    "torchvision": "pole",
+    "adaptsegnet": "traffic sign",
+    "r-mrnet": "terrain",
+}
 
 
 @pytest.fixture
@@ -143,7 +182,7 @@ def follow(tmp_path):
 
 def test_every_library_of_the_text_is_run_here():
     assert list(ENTRIES) == list(STAND_INS) == list(STATES)
-    assert TEXT.count("```python") == len(ENTRIES)
+    assert TEXT.count("```python") == len(ENTRIES) == len(ANSWERS)
     for entry, path, _ in ENTRIES.values():
         teacher = Teacher.model_validate(yaml.safe_load(entry))
         module = teacher.network.factory.split(":")[0]
@@ -152,7 +191,7 @@ def test_every_library_of_the_text_is_run_here():
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "mmseg" else pytest.param(n, marks=pytest.mark.slow) for n in ENTRIES],
+    [n if n in ("mmseg", "r-mrnet") else pytest.param(n, marks=pytest.mark.slow) for n in ENTRIES],
 )
 def test_a_file_of_the_text_teaches(follow, name):
     world = follow(name, STATES[name])
@@ -167,13 +206,23 @@ def test_a_file_of_the_text_teaches(follow, name):
 def test_weights_that_fit_only_in_part_are_refused(follow, name, change):
     state = {k: dict(v) if isinstance(v, dict) else v for k, v in STATES[name].items()}
     inner = state.get("state_dict", state)
+    bias = next(key for key in inner if key.endswith("bias"))
     if change == "missing":
-        del inner["head.bias"]
+        del inner[bias]
     else:
         inner["neck.bias"] = torch.zeros(1)
     text = follow(name, state).refuse("infer-teacher", name)
     assert text.startswith("DataError") and "Error(s) in loading state_dict" in text
-    assert ("head.bias" if change == "missing" else "neck.bias") in text
+    assert (bias.removeprefix("module.") if change == "missing" else "neck.bias") in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision", "adaptsegnet", "r-mrnet"])
+def test_what_is_taken_has_to_be_said(follow, name):
+    world = follow(name, STATES[name])
+    del world.settings["teachers"][-1]["network"]["take"]
+    world.write()
+    assert "several outputs" in world.refuse("infer-teacher", name)
 
 
 @pytest.mark.slow

@@ -574,6 +574,7 @@ CASES = {
     ),
     "teachers.network.output": ({}, {"teachers.2.network.output": "probabilities"}, N),
     "teachers.network.void_channels": ({}, {"teachers.2.network.void_channels": [0]}, N),
+    "teachers.network.take": ({}, {"teachers.2.network.take": "logits"}, N),
     "teachers.network.precision": ({}, {"teachers.2.network.precision": "bfloat16"}, N),
     "teachers.certainty": (
         {"teachers.0.certainty": {"train": "teachers/a/train"}},

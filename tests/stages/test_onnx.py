@@ -21,8 +21,14 @@ CPU = torch.device("cpu")
 IMAGES = ("N", 3, "H", "W")
 
 
-def load(file, output=None, threads=1):
-    return onnx_network(file, {p.name: p for p in onnx_data_files(file)}, CPU, threads, output)
+def load(file, threads=1):
+    return onnx_network(file, {p.name: p for p in onnx_data_files(file)}, CPU, threads)
+
+
+def scores(network, images):
+    """Return the only output of a model."""
+    [found] = network(images).values()
+    return found
 
 
 def external(location, name="weight"):
@@ -72,15 +78,15 @@ def test_a_model_answers_as_the_network_did(tmp_path, external_data):
     for size in ((1, 3, 32, 48), (3, 3, 65, 97)):
         images = torch.randn(size)
         with torch.inference_mode():
-            answer = found(images)
+            answer = scores(found, images)
             torch.testing.assert_close(answer, network(images), atol=1e-5, rtol=0)
-            assert torch.equal(answer, found(images))
+            assert torch.equal(answer, scores(found, images))
     assert found.facts.keys() == {"onnxruntime"}
 
 
 def test_an_answer_is_not_overwritten_by_the_next(tmp_path):
     found = load(save(tmp_path / "n.onnx", weights=[internal()]))
-    first = found(torch.ones(1, 3, 4, 4))
+    first = scores(found, torch.ones(1, 3, 4, 4))
     found(torch.zeros(1, 3, 4, 4))
     assert (first == 3).all()
 
@@ -160,7 +166,7 @@ def test_weights_come_from_the_file_beside_it_alone(tmp_path, monkeypatch):
         np.full(6, value, np.float32).tofile(place / "n.onnx.data")
     monkeypatch.chdir(elsewhere)
     save(folder / "n.onnx", weights=[external("n.onnx.data")])
-    assert (load(folder / "n.onnx")(torch.ones(1, 3, 4, 4)) == 3).all()
+    assert (scores(load(folder / "n.onnx"), torch.ones(1, 3, 4, 4)) == 3).all()
     (folder / "n.onnx.data").write_bytes(b"short")
     with pytest.raises(DataError, match=r"n\.onnx is no model"):
         load(folder / "n.onnx")
@@ -187,7 +193,7 @@ def test_a_model_for_one_image_of_one_size(tmp_path):
     found = load(save(tmp_path / "n.onnx", None, [internal()], taken, outputs))
     images = torch.randn(3, 3, 4, 6)
     expected = images.sum(1, keepdim=True).expand(3, 2, 4, 6)
-    torch.testing.assert_close(found(images), expected)
+    torch.testing.assert_close(scores(found, images), expected)
     with pytest.raises(DataError, match=r"4x6.*these are 8x12.*size: \[4, 6\]"):
         found(torch.zeros(1, 3, 8, 12))
 
@@ -196,7 +202,7 @@ def test_half_precision_is_served(tmp_path):
     weight = onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float16), "weight")
     outputs = [("scores", TensorProto.FLOAT16, None)]
     found = load(save(tmp_path / "n.onnx", None, [weight], [("images", 10, IMAGES)], outputs))
-    answer = found(torch.ones(1, 3, 4, 4))
+    answer = scores(found, torch.ones(1, 3, 4, 4))
     assert answer.dtype == torch.float16 and (answer == 3).all()
 
 
@@ -210,32 +216,50 @@ def test_ids_are_passed_on_as_they_are(tmp_path, keepdims):
     weight[1] = 1
     weights = [onnx.numpy_helper.from_array(weight, "weight")]
     file = save(tmp_path / "n.onnx", nodes, weights, outputs=[("ids", TensorProto.INT64, None)])
-    answer = load(file)(torch.ones(2, 3, 4, 6))
+    answer = scores(load(file), torch.ones(2, 3, 4, 6))
     assert answer.dtype == torch.int64 and (answer == 1).all()
     assert answer.shape == ((2, 1, 4, 6) if keepdims else (2, 4, 6))
 
 
-def test_of_several_outputs_the_first_of_four_dimensions_or_the_named_one(tmp_path):
+def several(file, types=("scores", "less", ("mean", 1, ("N", 2)))):
+    """Write a model of several outputs."""
     nodes = [
         helper.make_node("Conv", ["images", "weight"], ["scores"]),
         helper.make_node("Neg", ["scores"], ["less"]),
         helper.make_node("ReduceMean", ["scores"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("SequenceConstruct", ["scores", "less"], ["both"]),
     ]
-    outputs = [("mean", 1, ("N", 2)), "scores", "less"]
-    file = save(tmp_path / "n.onnx", nodes, [internal()], outputs=outputs)
-    images = torch.ones(1, 3, 4, 4)
-    assert (load(file)(images) == 3).all()
-    assert (load(file, "less")(images) == -3).all()
-    with pytest.raises(DataError, match=r"no output 'aux'; it has mean .*, scores .*, less"):
-        load(file, "aux")
-    save(
-        tmp_path / "n.onnx",
-        [*nodes, helper.make_node("Relu", ["mean"], ["a"])],
-        [internal()],
-        outputs=[("mean", 1, ("N", 2)), ("a", 1, ("N", 2))],
-    )
-    with pytest.raises(DataError, match=r"none of them of four dimensions \(mean .*, a .*name one"):
-        load(file)
+    return save(file, nodes, [internal()], outputs=types)
+
+
+def test_all_outputs_are_answered_by_name_and_in_their_order(tmp_path):
+    answer = load(several(tmp_path / "n.onnx"))(torch.ones(1, 3, 4, 4))
+    assert list(answer) == ["scores", "less", "mean"]
+    assert [float(tensor.flatten()[0]) for tensor in answer.values()] == [3, -3, 3]
+    assert answer["mean"].shape == (1, 2)
+
+
+def test_outputs_of_one_image_at_a_time_are_put_together_by_name(tmp_path):
+    shapes = [("scores", 1, (1, 2, 4, 4)), ("mean", 1, (1, 2))]
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["scores"]),
+        helper.make_node("ReduceMean", ["scores"], ["mean"], axes=[2, 3], keepdims=0),
+    ]
+    taken = [("images", 1, (1, 3, 4, 4))]
+    found = load(save(tmp_path / "n.onnx", nodes, [internal()], taken, shapes))
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 3, 4, 4).contiguous()
+    answer = found(images)
+    assert list(answer) == ["scores", "mean"]
+    assert answer["scores"].shape == (3, 2, 4, 4)
+    assert answer["mean"].tolist() == [[0, 0], [3, 3], [6, 6]]
+
+
+def test_outputs_that_hold_no_numbers_are_left_out(tmp_path):
+    several(tmp_path / "n.onnx", ("scores",))
+    model = onnx.load(tmp_path / "n.onnx")
+    model.graph.output.append(helper.make_tensor_sequence_value_info("both", 1, ("N", 2, "H", "W")))
+    (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    assert list(load(tmp_path / "n.onnx")(torch.ones(1, 3, 4, 4))) == ["scores"]
 
 
 @pytest.mark.parametrize(
@@ -319,9 +343,9 @@ def test_cuda_answers_as_the_cpu_does(tmp_path):
         pytest.skip("needs onnxruntime-gpu")
     file = save(tmp_path / "n.onnx", weights=[internal()])
     images = torch.randn(2, 3, 32, 48)
-    answer = onnx_network(file, {}, torch.device("cuda:0"), None)(images.cuda())
+    answer = scores(onnx_network(file, {}, torch.device("cuda:0"), None), images.cuda())
     assert answer.is_cuda
-    torch.testing.assert_close(answer.cpu(), load(file)(images), atol=1e-2, rtol=0)
+    torch.testing.assert_close(answer.cpu(), scores(load(file), images), atol=1e-2, rtol=0)
 
 
 def test_threads_are_those_asked_for(tmp_path):
