@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.tables import method_label, overlap_note, score_label
@@ -235,8 +236,9 @@ def repaired(outcome: Repair) -> None:
         click.echo(f"{r.node}: {items}, {r.seconds:.1f} s")
     for node_id in outcome.different:
         click.echo(f"{node_id} came out different from before: what is below it is stale now")
-    for folder, why in outcome.left.items():
-        click.echo(f"{folder}: left as it is ({why})")
+    left = ((why, f"{folder}: left as it is ({why})") for folder, why in outcome.left.items())
+    for line in grouped(left):
+        click.echo(line)
     if not outcome.left:
         click.echo("all damage is made good")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ensdistill.pipeline.errors import DataError, raise_all
+from ensdistill.pipeline.errors import DataError, grouped, raise_all
 
 # What Cityscapes appends to `<city>_<seq>_<frame>`.
 _SUFFIXES: Final = (
@@ -118,8 +118,9 @@ def from_list(file: str, base: Path, where: str) -> list[Picture]:
         image_id(Path(r[0].strip()).name): path.parent / r[1].strip() for r in rows if labelled
     }
     pictures = [Picture(i, Path(image), labels.get(i)) for i, image in images.items()]
-    gone = [p for pic in pictures for p in (pic.image, pic.labels) if p and not p.is_file()]
-    raise_all([f"{path}: lists {p}, which is no file" for p in gone], DataError)
+    listed = [("image", p.image) for p in pictures] + [("labels", p.labels) for p in pictures]
+    gone = [(role, p) for role, p in listed if p is not None and not p.is_file()]
+    raise_all(grouped((r, f"{path}: lists {p}, which is no file") for r, p in gone), DataError)
     return pictures
 
 

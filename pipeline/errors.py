@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Final
+
+_FEW: Final = 3  # problems of one cause that are said one by one
 
 
 class EnsdistillError(Exception):
@@ -49,3 +53,31 @@ def raise_all(problems: Sequence[str], error: type[EnsdistillError]) -> None:
         shown = problems[:20]
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise error(f"{len(problems)} problems:\n  " + "\n  ".join(shown) + more)
+
+
+def grouped(problems: Iterable[tuple[Hashable, str]]) -> list[str]:
+    """Return lines for problems of which many share a cause, so that none hides another.
+
+    Parameters
+    ----------
+    problems : iterable of (cause, text)
+        What is mended in one go where it is shared, such as a folder and the kind of finding; and a
+        text complete in itself.
+
+    Returns
+    -------
+    list of str
+        In order: of each cause all texts where they are few, else the first, with how many more
+        there are.
+    """
+    listed = list(problems)
+    counts = Counter(cause for cause, _ in listed)
+    said: set[Hashable] = set()
+    lines = []
+    for cause, text in listed:
+        if counts[cause] <= _FEW:
+            lines.append(text)
+        elif cause not in said:
+            said.add(cause)
+            lines.append(f"{text} (and {counts[cause] - 1} more like it)")
+    return lines

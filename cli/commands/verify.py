@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import announced
 from ensdistill.cli.progress import display
-from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.errors import NotReadyError, grouped
 from ensdistill.pipeline.repair import Repair, repair
 from ensdistill.pipeline.verify import Damage, damages
 from ensdistill.stages.experiment import load
@@ -57,19 +58,25 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_json(count, damaged, outcome), indent=1))
     else:
-        for found in damaged.values():
-            for damage in found:
-                click.echo(str(damage))
-        text = "no damage in any"
-        if damaged:
-            text = f"{sum(map(len, damaged.values()))} damages in {len(damaged)}"
-        click.echo(f"{text} of {count} artifacts, {render.size(total)} read")
+        each = [damage for found in damaged.values() for damage in found]
+        lines = grouped((_cause(damage), str(damage)) for damage in each)
+        for line in lines:
+            click.echo(line)
+        text = f"{len(each)} damages in {len(damaged)}" if each else "no damage in any"
+        more = "; --json names each" if len(lines) < len(each) else ""
+        click.echo(f"{text} of {count} artifacts, {render.size(total)} read{more}")
         if outcome is not None:
             render.repaired(outcome)
         elif damaged:
             click.echo("`ensdistill verify --repair` makes it good")
     if damaged if outcome is None else outcome.left:
         raise click.exceptions.Exit(1)
+
+
+def _cause(damage: Damage) -> tuple[object, ...]:
+    """Return what the damage of many images has in common; a field or file of its own has none."""
+    file = None if damage.item else damage.file
+    return damage.folder, file, damage.field, re.sub(r"\d+", "", damage.reason)
 
 
 def _opened(damaged: Iterable[Path]) -> list[str]:

@@ -1,5 +1,6 @@
 """`ensdistill verify`, on artifacts of every stage."""
 
+import json
 import random
 import shutil
 
@@ -69,6 +70,23 @@ def test_two_hundred_flipped_bits_are_all_found_and_named(world):
             assert all("line" in d.reason for d in found)
         path.write_bytes(before)
     assert "no damage" in world.call("verify")
+
+
+def test_damage_of_many_images_hides_no_other(world):
+    for name in "ab":
+        for k in range(5):
+            chunk = world.artifact(f"infer[{name}]").path / "labels.zarr" / f"c.{k}.0.0"
+            flip(chunk) if name == "a" or k == 0 else chunk.unlink()
+    manifest = world.artifact("policy").path / "manifest.json"
+    flip(manifest, manifest.read_bytes().index(b'"seconds"') + 12)
+    a, b, gone, field, count, _ = world.call("verify", expect=1).splitlines()
+    assert "c.0.0.0 (item " in a and a.endswith("are not what was written (and 4 more like it)")
+    assert "c.0.0.0 (item " in b and b.endswith("are not what was written")
+    assert "c.1.0.0 (item " in gone and gone.endswith("is gone (and 3 more like it)")
+    assert "manifest.json (field seconds)" in field
+    assert count.startswith("11 damages in 3 of 18 artifacts, ")
+    assert count.endswith("; --json names each")
+    assert len(json.loads(world.call("verify", "--json", expect=1))["damages"]) == 11
 
 
 def test_the_command_names_file_and_image_and_exits_with_1(world):

@@ -152,6 +152,18 @@ def test_a_cityscapes_tree_is_read_with_and_without_ground_truth(touch, monkeypa
         from_cityscapes("cs", "test", base, "target.test")
 
 
+def test_many_images_that_are_gone_do_not_hide_a_label_file(touch):
+    base = touch("l/0.png", "i/30.png")
+    rows = [f"i/{k}.png\tl/0.png" for k in range(30)] + ["i/30.png\tl/gone.png"]
+    (base / "list.txt").write_text("\n".join(rows))
+    with pytest.raises(DataError) as refusal:
+        from_list("list.txt", base, "x")
+    first, images, labels = str(refusal.value).splitlines()
+    assert first == "2 problems:"
+    assert images.endswith("i/0.png, which is no file (and 29 more like it)")
+    assert labels.endswith("l/gone.png, which is no file")
+
+
 def test_a_list_is_read_relative_to_itself(touch):
     base = touch("lists/i/b.png", "lists/i/a.png", "lists/l/a.png", "lists/l/x.png")
     file = base / "lists/val.txt"
