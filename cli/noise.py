@@ -119,8 +119,10 @@ def _relay(out: int, encoding: str, say: Say) -> None:
 def _lines(out: int) -> Iterator[list[bytes]]:
     """Yield the lines that come out of a pipe, some at a time, up to one that ends with `_END`."""
     rest = b""
+    coming = select.poll()
+    coming.register(out, select.POLLIN)
     while True:
-        select.select([out], [], [])
+        coming.poll()
         time.sleep(_MOMENT)
         *lines, rest = (rest + os.read(out, _ROOM)).split(b"\n")
         if len(rest) > _LONGEST:

@@ -129,7 +129,7 @@ class Display:
         if self._console is not None:
             self._console.print(Text(text), soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(f"{text}\n", end="", file=sys.stderr, flush=True)  # whole, whoever else writes
 
     def bar(self, name: str) -> Bar:
         """Return a new bar."""

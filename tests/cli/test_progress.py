@@ -399,3 +399,21 @@ def test_a_display_leaves_all_as_it_was():
         assert state() != before
         raise KeyboardInterrupt
     assert state() == before
+
+
+def test_every_bar_of_a_run_ends_full(world, monkeypatch):
+    bars, bar_of = [], Display.bar
+
+    def bar(display, name):
+        bars.append(bar_of(display, name))
+        return bars[-1]
+
+    monkeypatch.setattr(Display, "bar", bar)
+    world.call("run")
+    found = {bar.name: bar.counted() for bar in bars}
+    assert found["infer[a]@val"] == "3/3 images"
+    assert found["student"] == "6/6 steps"
+    assert found["evaluation@val"] == "3/3 images"
+    for counted in found.values():
+        done, total = counted.split()[0].split("/")
+        assert done == total
