@@ -108,12 +108,15 @@ def _relay(out: int, encoding: str, say: Say) -> None:
                 shown.append(_more(again))
             shown.append(text)
             last, again = text, 0
-        # without a reader all who write would wait for ever, so nothing ends this
-        with suppress(Exception):
-            if shown:
-                say("\n".join(shown))
+        if shown:
+            _try(say, "\n".join(shown))
     if again:
-        say(_more(again))
+        _try(say, _more(again))
+
+
+def _try(say: Say, text: str) -> None:
+    with suppress(Exception):  # without a reader all who write would wait for ever
+        say(text)
 
 
 def _lines(out: int) -> Iterator[list[bytes]]:
@@ -176,7 +179,8 @@ class _Told:
         """Say how often each came again."""
         for text, times in self._found.values():
             if times > 1:
-                self._say(f"{text} {_more(times - 1)}")
+                with suppress(OSError):  # what else there is to say matters more
+                    self._say(f"{text} {_more(times - 1)}")
 
 
 def _more(times: int) -> str:

@@ -163,11 +163,11 @@ class Display:
                 _OfBar(Bar.course, Column()),  # gives way where the terminal is narrow
             )
             # what others write comes through `relayed`
-            quiet = Progress(
+            bars = Progress(
                 *columns, console=self._console, redirect_stdout=False, redirect_stderr=False
             )
             try:
-                with quiet as self.bars, relayed(self.say):
+                with bars as self.bars, relayed(self.say):
                     yield
             finally:
                 self.bars = self._console = None

@@ -409,6 +409,8 @@ def test_every_bar_of_a_run_ends_full(world, monkeypatch):
         return bars[-1]
 
     monkeypatch.setattr(Display, "bar", bar)
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
     world.call("run")
     found = {bar.name: bar.counted() for bar in bars}
     assert found["infer[a]@val"] == "3/3 images"
