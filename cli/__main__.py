@@ -7,6 +7,7 @@ import keyword
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -64,7 +65,7 @@ class Group(click.Group):
 
 @click.command(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ensdistill", message="%(prog)s %(version)s")
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of errors, and all warnings.")
 def cli(verbose: bool) -> None:
     """Make one strong segmentation student out of any set of domain-adapted teachers.
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verbose = any(a in ("-v", "--verbose") for a in (arguments or sys.argv[1:]))
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            code = _with_ranks(arguments)
+            code = _with_ranks(arguments, verbose=verbose)
         else:
             code = _command(arguments)
     except click.exceptions.Exit as error:
@@ -120,13 +121,15 @@ def _command(arguments: Any) -> Any:
     return cli.main(arguments, prog_name="ensdistill", standalone_mode=False)
 
 
-def _with_ranks(arguments: Any) -> Any:
+def _with_ranks(arguments: Any, *, verbose: bool) -> Any:
     """Run the command at rank 0 of ``torchrun``, and what it trains at all ranks."""
     from ensdistill.stages.training import loop, ranks
 
     if not ranks.launched():
         return _command(arguments)
     if ranks.join() > 0:
+        if not verbose:
+            warnings.simplefilter("ignore")  # rank 0 is told the same
         with suppress(EnsdistillError, KeyboardInterrupt):  # rank 0 says it
             ranks.follow(loop.follow)
             return 0

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from ensdistill.cli import charts
-from ensdistill.cli.render import size
+from ensdistill.pipeline.figures import duration, size
 from ensdistill.stages.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
@@ -177,14 +177,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    """Return a time as a person reads it."""
-    if value is None:
-        return "-"
-    if value < 100:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+    return "-" if value is None else duration(value)
 
 
 def _data(content: bytes, mime: str) -> str:

@@ -1,35 +1,28 @@
-"""Progress on stderr: a bar with rate and remaining time, or a line now and then in a log."""
+"""Progress on stderr: a bar with speed and remaining time, or a line now and then in a log."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, TextIO
 
+import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
-_LOG_SECONDS = 15.0
+from ensdistill.cli.noise import each_once, relayed, stdout_for_results
+from ensdistill.cli.rate import Rate
+from ensdistill.pipeline.figures import duration, size, speed
 
-
-class _Rate(ProgressColumn):
-    """Units a second over the last seconds."""
-
-    def render(self, task: Task) -> Text:
-        """Return the rate, or nothing while it is unknown."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s")
+_LOG_SECONDS: Final = 15.0  # between two lines of a log
+_SILENCE: Final = 60.0  # seconds without a unit that a log tells of; the next time twice as many
+_QUIET: Final = 10.0  # seconds without a unit after which there is no estimate
 
 
 class Bar:
@@ -44,41 +37,77 @@ class Bar:
     """
 
     def __init__(self, display: Display, name: str):
+        self.name = name
         self._display = display
-        self._name = name
         self._lock = threading.Lock()
-        self._total = self._done = self._first = 0
-        self._unit = ""
-        self._begin = self._said = time.monotonic()
-        self._task: int | None = None
+        self._task: TaskID | None = None
+        self._begin(0, 0, "")
+
+    def _begin(self, total: int, done: int, unit: str) -> None:
+        self._total, self._done, self._unit, self._note = total, done, unit, ""
+        self._rate = Rate(time.monotonic())
+        self._said, self._patience = done, _SILENCE
 
     def start(self, total: int, done: int, unit: str) -> None:
-        """Begin: `done` of `total` units exist already."""
-        self._total, self._done, self._first, self._unit = total, done, done, unit
-        self._begin = self._said = time.monotonic()
-        bars = self._display.bars
-        if bars is not None:
-            self._task = bars.add_task(self._name, total=total, completed=done, unit=unit, note="")
+        """Begin, perhaps anew with other units: `done` of `total` exist already."""
+        with self._lock:
+            self._begin(total, done, unit)
+            self._task = self._display.show(self, self._task, total, done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` further units are done."""
         with self._lock:
             self._done += count
-            bars = self._display.bars
-            if bars is not None and self._task is not None:
-                bars.update(self._task, advance=count, note=note)  # type: ignore[arg-type]
-            elif time.monotonic() - self._said >= _LOG_SECONDS:
-                self._said = time.monotonic()
-                rate = (self._done - self._first) / (self._said - self._begin)
-                left = (self._total - self._done) / rate
-                self._display.say(
-                    f"{self._name}: {self._done}/{self._total} {self._unit}, "
-                    f"{rate:.1f}/s, {left:.0f} s left {note}".rstrip()
-                )
+            self._note = note
+            self._rate.add(count, time.monotonic())
+            if self._task is not None and self._display.bars is not None:
+                self._display.bars.advance(self._task, count)
 
     def message(self, text: str) -> None:
         """Say something once."""
         self._display.say(text)
+
+    def counted(self) -> str:
+        """Return how much is done of how much."""
+        if self._unit == "bytes":
+            return f"{size(self._done)} of {size(self._total)}"
+        return f"{self._done}/{self._total} {self._unit}"
+
+    def course(self) -> str:
+        """Return speed and remaining time, as far as they are known, and the last note."""
+        now, rate = time.monotonic(), self._rate
+        each, silence, missing = rate.seconds_each, now - rate.last, self._total - self._done
+        found = [] if each is None else [speed(each, self._unit)]
+        if missing > 0 and silence > max(_QUIET, 3 * (each or 0)):
+            found.append(f"nothing for {duration(silence)}")
+        elif missing > 0 and (left := rate.left(missing, now)) is not None:
+            found.append(f"{duration(left)} left")
+        return ", ".join([*found, *filter(None, [self._note])])
+
+    def news(self) -> str | None:
+        """Return a line for a log: how far it is, or that nothing comes; None without either."""
+        with self._lock:
+            if self._done >= self._total:
+                return None
+            if self._done != self._said:
+                self._said, self._patience = self._done, _SILENCE
+            elif time.monotonic() - self._rate.last < self._patience:
+                return None
+            else:
+                self._patience *= 2
+            return f"{self.name}: {', '.join(filter(None, [self.counted(), self.course()]))}"
+
+
+class _OfBar(ProgressColumn):
+    """What a bar says of itself."""
+
+    def __init__(self, text: Callable[[Bar], str], column: Column):
+        super().__init__(column)
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        """Return it for the bar of a task."""
+        return Text(self._text(task.fields["bar"]), no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -91,35 +120,115 @@ class Display:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
         self.bars: Progress | None = None
+        self._console: Console | None = None
+        self._all: list[Bar] = []
 
     def say(self, text: str) -> None:
         """Write one line."""
-        if self.bars is not None:
-            self._console.print(text, markup=False)
+        if self._console is not None:
+            self._console.print(Text(text), soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(f"{text}\n", end="", file=sys.stderr, flush=True)  # whole, whoever else writes
 
     def bar(self, name: str) -> Bar:
         """Return a new bar."""
-        return Bar(self, name)
+        bar = Bar(self, name)
+        self._all.append(bar)
+        return bar
+
+    def show(self, bar: Bar, task: TaskID | None, total: int, done: int) -> TaskID | None:
+        """Show a bar from its beginning, in the place where it was; None if there are no bars."""
+        if self.bars is None:
+            return None
+        if task is not None:
+            self.bars.reset(task, total=total, completed=done, visible=True)
+            return task
+        for old in self.bars.tasks:  # what does not fit is cut off below, where the work is
+            seen = sum(of.visible for of in self.bars.tasks)
+            if old.visible and old.finished and seen >= self.bars.console.height // 2:
+                self.bars.update(old.id, visible=False)
+        return self.bars.add_task(bar.name, total=total, completed=done, bar=bar)
+
+    @contextmanager
+    def at_terminal(self) -> Iterator[None]:
+        """Show bars, and between them and whatever else is written no line that is torn."""
+        encoding = sys.stderr.encoding
+        with os.fdopen(os.dup(2), "w", encoding=encoding, errors="backslashreplace") as terminal:
+            self._console = _console(terminal)
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                _OfBar(Bar.counted, Column(no_wrap=True, justify="right")),
+                _OfBar(Bar.course, Column()),  # gives way where the terminal is narrow
+            )
+            # what others write comes through `relayed`
+            bars = Progress(
+                *columns, console=self._console, redirect_stdout=False, redirect_stderr=False
+            )
+            try:
+                with bars as self.bars, relayed(self.say):
+                    yield
+            finally:
+                self.bars = self._console = None
+
+    @contextmanager
+    def in_log(self) -> Iterator[None]:
+        """Write a line of each bar now and then."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(_LOG_SECONDS):
+                for line in filter(None, [bar.news() for bar in self._all]):
+                    with suppress(OSError):
+                        self.say(line)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """Show progress while the block runs."""
+    """Show progress while the block runs.
+
+    Meanwhile stdout leads to stderr, and warnings are said once, unless ``-v`` was given.
+    """
     shown = Display()
-    if not shown._console.is_terminal:
+    with ExitStack() as stack:
+        stack.enter_context(shown.at_terminal() if _is_terminal() else shown.in_log())
+        stack.enter_context(stdout_for_results())
+        if not _verbose():
+            stack.enter_context(each_once(shown.say))
         yield shown
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=shown._console) as shown.bars:
-        yield shown
+
+
+def _is_terminal() -> bool:
+    try:
+        if sys.stderr.fileno() != 2:
+            return False
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        return False
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _console(terminal: TextIO) -> Console:
+    """Return a console that knows the size of its terminal.
+
+    It asks for that of stdin first, and what stdout and stderr are meanwhile is none.
+    """
+    width = height = None
+    if not os.isatty(0):
+        with suppress(OSError):
+            width, height = os.get_terminal_size(terminal.fileno())
+    return Console(file=terminal, width=width or None, height=height or None, highlight=False)
+
+
+def _verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("verbose"))

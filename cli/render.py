@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ensdistill.pipeline.errors import grouped
+from ensdistill.pipeline.figures import duration, size
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State, left_out
 from ensdistill.stages.tables import (
@@ -105,7 +106,7 @@ def made(manifest: Manifest) -> None:
     written = f"{manifest.written} written, {manifest.reused} reused, " if manifest.written else ""
     memory = about.get("peak_memory")
     click.echo(
-        f"  finished {manifest.finished or '-'} in {manifest.seconds:.1f} s; {written}"
+        f"  finished {manifest.finished or '-'} in {duration(manifest.seconds)}; {written}"
         f"{size(manifest.disk_bytes)} on disk, peak memory {size(memory) if memory else '-'}"
     )
     git = about.get("git")
@@ -164,23 +165,13 @@ def _cost(d: Decision, cost: Estimate | None) -> tuple[str, str, str]:
     return f"{'<=' if cost.at_most else ''}{cost.compute}", str(cost.reuse or ""), disk
 
 
-def size(count: int) -> str:
-    """Return a number of bytes as a person reads it."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
 def report(found: Report) -> None:
     """Print what a command did."""
     for r in found.ran:
         items = f"{r.written} of {r.total} written, " if r.total else ""
         items += f"{r.reused} taken from other artifacts, " if r.reused else ""
         rest = f"; {r.open} are left to other parts" if r.open else ""
-        click.echo(f"{r.node}: {items}{r.seconds:.1f} s{rest}")
+        click.echo(f"{r.node}: {items}{duration(r.seconds)}{rest}")
     if not found.ran:
         click.echo(f"nothing to do: {', '.join(found.fresh)} fresh")
 
@@ -246,7 +237,7 @@ def repaired(outcome: Repair) -> None:
     for r in outcome.ran:
         items = f"{r.written} of {r.total} images computed again" if r.total else "made again"
         items += f", {r.reused} taken from other artifacts" if r.reused else ""
-        click.echo(f"{r.node}: {items}, {r.seconds:.1f} s")
+        click.echo(f"{r.node}: {items}, {duration(r.seconds)}")
     for node_id in outcome.different:
         click.echo(f"{node_id} came out different from before: what is below it is stale now")
     left = ((why, f"{folder}: left as it is ({why})") for folder, why in outcome.left.items())

@@ -29,6 +29,7 @@ from ensdistill.stages.experiment import Experiment, load
 from ensdistill.stages.graph import build
 from ensdistill.stages.parallel import compute, portable, processes
 from ensdistill.stages.training import METRICS
+from ensdistill.stages.warned import Warned, issue, kept, taken
 
 Announce = Callable[[Decision], Progress]
 
@@ -69,6 +70,7 @@ class _Outcome(NamedTuple):
 
     ran: list[Ran]
     said: list[str]
+    warned: list[tuple[Warned, int]]
     error: Exception | None
 
 
@@ -98,6 +100,7 @@ def _make_all(
         view = by_node[name]
         for text in outcome.said:
             view.say(text)
+        issue(outcome.warned)
         if outcome.error is not None:
             errors.append(outcome.error)
             if left:
@@ -114,18 +117,22 @@ def _make(orders: Sequence[_Order]) -> _Outcome:
     """Make the nodes of one chain, in this process."""
     [order] = orders
     news = _News(order.nodes[0])
-    try:
-        experiment = load(order.experiment)
-        _require_own_children(experiment)
-        nodes = build(experiment, all_fusions=True)
-        report = run(nodes, experiment.workspace, order.nodes, news.of, about=experiment.base)
-    except (EnsdistillError, OSError) as error:
-        kind = type(error) if isinstance(error, EnsdistillError) else EnsdistillError
-        text = str(error) if str(error).startswith(news.node) else f"{news.node}: {error}"
-        return _Outcome([], news.said, portable(kind(text).with_traceback(error.__traceback__)))
-    except Exception as error:
-        return _Outcome([], news.said, portable(error))
-    return _Outcome(report.ran, news.said, None)
+    ran: list[Ran] = []
+    failed: Exception | None = None
+    with kept() as warned:
+        try:
+            experiment = load(order.experiment)
+            _require_own_children(experiment)
+            nodes = build(experiment, all_fusions=True)
+            workspace = experiment.workspace
+            ran = run(nodes, workspace, order.nodes, news.of, about=experiment.base).ran
+        except (EnsdistillError, OSError) as error:
+            kind = type(error) if isinstance(error, EnsdistillError) else EnsdistillError
+            text = str(error) if str(error).startswith(news.node) else f"{news.node}: {error}"
+            failed = portable(kind(text).with_traceback(error.__traceback__))
+        except Exception as error:
+            failed = portable(error)
+    return _Outcome(ran, news.said, taken(warned), failed)
 
 
 def _require_own_children(experiment: Experiment) -> None:

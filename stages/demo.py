@@ -125,7 +125,9 @@ def draw_city(job: Job) -> dict[str, Any]:
     """Draw a city into the draft."""
     seed, style, scenes = job.work.local
     job.progress.start(sum(scenes.values()), 0, "scenes")
-    toy.write_city(job.draft.path, seed, style, scenes, SIZE)
+    for split, count in scenes.items():
+        toy.write_city(job.draft.path, seed, style, {split: count}, SIZE)
+        job.progress.advance(count)
     return {"scenes": dict(scenes)}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder, UInt8
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.figures import speed
 from ensdistill.pipeline.node import Job, Work
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
@@ -135,9 +136,9 @@ def see_all(
         job.ran_on.update(network.facts)
     seconds = time.perf_counter() - begin
     job.ran_on["time"] = clock.shares(seconds)
-    job.progress.message(
-        f"{job.node.id}: {len(missing) / seconds:.1f} images/s ({clock.shares(seconds)})"
-    )
+    if missing:
+        fast = speed(seconds / len(missing), "images")
+        job.progress.message(f"{job.node.id}: {fast} ({clock.shares(seconds)})")
 
 
 def speaker(job: Job) -> Callable[[str], None]:

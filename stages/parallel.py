@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ensdistill.pipeline.errors import EnsdistillError
+from ensdistill.stages.warned import Warned, issue, kept, taken
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -145,6 +146,7 @@ def _spread(
             done(items[k], result)
             progress.advance()
         part.results.clear()  # dask keeps it until all is done
+        issue(part.warned)
         if part.error is not None:
             raise part.error
 
@@ -220,20 +222,26 @@ def processes(
 
 
 class _Part(NamedTuple):
-    """What came of a partition: the results of its items up to the one that failed, if any did."""
+    """What came of a partition: the results of its items up to the one that failed, if any did.
+
+    And the warnings that were given, each with how often.
+    """
 
     results: list[Any]
+    warned: list[tuple[Warned, int]]
     error: Exception | None
 
 
 def _do(items: Sequence[Any]) -> _Part:
     results: list[Any] = []
-    try:
-        for item in items:
-            results.append(_work(item))
-    except Exception as error:
-        return _Part(results, portable(error))
-    return _Part(results, None)
+    failed = None
+    with kept() as warned:
+        try:
+            for item in items:
+                results.append(_work(item))
+        except Exception as error:
+            failed = portable(error)
+    return _Part(results, taken(warned), failed)
 
 
 def portable(error: Exception) -> Exception:

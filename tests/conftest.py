@@ -6,6 +6,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, bef
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def repository():
 def world(tmp_path):
     """A fresh little world: images, ground truth and two teachers given by their predictions."""
     return World(tmp_path)
+
+
+@pytest.fixture
+def lenient():
+    """Warnings are no errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Work for worker processes, which find it by importing this module."""
 
+import logging
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +20,28 @@ class UnsendableError(Exception):
         return type(self), self.args
 
 
+class PictureWarning(RuntimeWarning):
+    """Of a library that other processes need not know."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """Tells who works; leaves a file for each call, fails or dies at certain ids."""
+    """Tells who works; leaves a file for each call, warns, fails or dies at certain ids."""
 
     folder: Path
     fails: str = ""
     dies: str = ""
     seconds: float = 0.0
     raises: tuple | None = None
+    warns: str = ""
 
     def __call__(self, item_id):
         time.sleep(self.seconds)
         with (self.folder / item_id).open("a") as file:
             file.write(f"{os.getpid()}\n")
+        if self.warns:
+            warnings.warn(f"{item_id} {self.warns}", PictureWarning, stacklevel=1)
+            logging.getLogger("pictures").warning(self.warns)
         if item_id == self.fails:
             raise DataError(f"{item_id}: cannot be read")
         if self.raises and item_id == self.raises[0]:

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from worlds import files_of
 
-from ensdistill.data.toy import CLASSES, SOURCES
+from ensdistill.data.toy import CLASSES, SOURCES, TARGET, write_city
+from ensdistill.stages.demo import SIZE, draw_city
 
 SEED = 0
 
@@ -27,6 +30,19 @@ def demo(out):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, time.monotonic() - begin
+
+
+def test_a_city_is_drawn_to_its_end_and_said_to_be(tmp_path):
+    done = []
+    progress = SimpleNamespace(start=lambda *a: done.append(a), advance=done.append)
+    scenes = {"train": 2, "val": 1}
+    work = SimpleNamespace(local=(SEED, TARGET, scenes))
+    draw_city(
+        SimpleNamespace(work=work, draft=SimpleNamespace(path=tmp_path / "a"), progress=progress)
+    )
+    write_city(tmp_path / "b", SEED, TARGET, scenes, SIZE)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert done == [(3, 0, "scenes"), 2, 1]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import click
 
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
+from ensdistill.pipeline.figures import duration
 
 _SHOWN = 6  # classes
 
@@ -88,8 +89,6 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:
-    from ensdistill.stages.training.records import duration
-
     body, head, seconds = (training[key] for key in ("body", "head", "seconds_per_step"))
     each = ", for each teacher" if section == "probe" else ""
     rates = f"body at {body['lr']:g}, head ({', '.join(head['names'])}, {head['tensors']} tensors)"

@@ -13,6 +13,7 @@ from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute
 from ensdistill.cli.progress import display
 from ensdistill.pipeline import atomic
+from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages import results
 from ensdistill.stages.graph import evaluation_ids
@@ -81,7 +82,9 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     render.scores(found)
     seconds = time.perf_counter() - begin
     if report.ran:
-        click.echo(f"{len(report.ran)} steps in {seconds:.0f} s; results in {out / 'results.json'}")
+        click.echo(
+            f"{len(report.ran)} steps in {duration(seconds)}; results in {out / 'results.json'}"
+        )
     else:
-        click.echo(f"nothing to do: all was made before ({out}, {seconds:.1f} s)")
+        click.echo(f"nothing to do: all was made before ({out}, {duration(seconds)})")
     click.echo(f"go on with it: ensdistill status -c {experiment_file}")

@@ -10,9 +10,9 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.progress import display
-from ensdistill.cli.render import size
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.figures import size
 from ensdistill.stages.experiment import load
 
 

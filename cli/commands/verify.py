@@ -15,6 +15,7 @@ from ensdistill.cli import options, render
 from ensdistill.cli.execute import announced
 from ensdistill.cli.progress import display
 from ensdistill.pipeline.errors import NotReadyError, grouped
+from ensdistill.pipeline.figures import size
 from ensdistill.pipeline.repair import Repair, repair
 from ensdistill.pipeline.verify import Damage, damages
 from ensdistill.stages.experiment import load
@@ -65,7 +66,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
             click.echo(line)
         text = f"{len(each)} damages in {len(damaged)}" if each else "no damage in any"
         more = "; --json names each" if len(lines) < len(each) else ""
-        click.echo(f"{text} of {count} artifacts, {render.size(total)} read{more}")
+        click.echo(f"{text} of {count} artifacts, {size(total)} read{more}")
         if outcome is not None:
             render.repaired(outcome)
         elif damaged:

@@ -127,7 +127,7 @@ def _tried(section: str, settings: Training, work: Work, device: torch.device) -
     return {
         **_facts(attempt.network, work.recipe),
         "init": attempt.initialised,
-        "read": attempt.read,
+        "said": [] if attempt.read is None else [f"{section}: {attempt.read}"],
         "device": str(device),
         "seconds_per_step": seconds * settings.batch_size / _CROPS,
     }
@@ -179,13 +179,13 @@ def _told(
     settings: Training = getattr(experiment.config, section)
     network = settings.network
     loaded = {k: v for k, v in (facts["init"] or {}).items() if k != "frozen"}
-    read = [] if facts["read"] is None else [f"{section}: {facts['read']}"]
+    of_network = {k: v for k, v in facts.items() if k != "said"}
     return {
         "network": network.hf or network.factory or network.architecture,
-        **facts,
+        **of_network,
         "init": describe_initial(loaded, local) if loaded else None,
         "steps": settings.steps,
-        "warnings": [*read, *_too_large(experiment, section, settings)],
+        "warnings": [*facts["said"], *_too_large(experiment, section, settings)],
     }
 
 

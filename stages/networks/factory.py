@@ -11,15 +11,18 @@ import importlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +30,15 @@ from numpy.typing import NDArray
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.stream import Clock, Request, Want
+from ensdistill.stages.warned import Warned, heard_by, issue, taken
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.frozen import FrozenNetwork
+
+_WORDS: Final = 3  # last lines of a process that are told when it dies
+_LATE: Final = 1.0  # seconds that these are waited for: what it started may not have ended
+
+_warned: Counter[Warned] = Counter()  # of a network's process, since its last answer
 
 
 class FactoryNetwork:
@@ -65,10 +74,14 @@ class FactoryNetwork:
             [sys.executable, "-P", "-X", compiled, "-m", __spec__.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=factory.root,
             env=environment,
             start_new_session=True,  # an interrupt is for us; it ends when we do
         )
+        self._words: deque[str] = deque(maxlen=_WORDS)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         order = asdict(factory) | {"root": str(factory.root), "recipe": dict(recipe)}
         order["hashed"] = list(local.weights)
         if local.state_dict is not None:
@@ -112,7 +125,19 @@ class FactoryNetwork:
                 with suppress(BrokenPipeError):
                     pipe.close()
         self._process.wait()
+        self._listener.join(_LATE)
         self._compiled.cleanup()
+
+    def _listen(self) -> None:
+        """Pass on what the process says on stderr, in whole lines."""
+        assert self._process.stderr is not None
+        with self._process.stderr as said:
+            for line in said:
+                text = line.decode(errors="backslashreplace").rstrip("\r\n").rpartition("\r")[2]
+                if text.strip():
+                    self._words.append(text.strip())
+                with suppress(AttributeError, OSError, ValueError):  # ours is closed
+                    sys.stderr.write(f"{text}\n")
 
     def _array(self, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
         assert self._process.stdout is not None
@@ -136,14 +161,18 @@ class FactoryNetwork:
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
+        issue(answer.pop("warned"))
         if "error" in answer:
             raise DataError(f"{self._factory.root}: {answer['error']}")
         return answer
 
     def _ended(self) -> DataError:
+        code = self._process.wait()
+        self._listener.join(_LATE)
+        how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        words = f"its last words: {' / '.join(self._words)}" if self._words else "without a word"
         return DataError(
-            f"{self._factory.root}: the process of {self._factory.function} ended "
-            f"with {self._process.wait()}; see its messages above"
+            f"{self._factory.root}: the process of {self._factory.function} {how}; {words}"
         )
 
 
@@ -152,6 +181,13 @@ def main() -> None:
     # what the user's code prints must not get between the answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # which keeps no line back
+    with heard_by(lambda warned: _warned.update([warned])):
+        _answer_all(answers)
+
+
+def _answer_all(answers: BinaryIO) -> None:
+    """Give an answer to each request."""
     network: Any = None
     for line in sys.stdin.buffer:
         order = json.loads(line)
@@ -186,7 +222,7 @@ def _serve(network: FrozenNetwork, order: Mapping[str, Any], answers: BinaryIO) 
 
 
 def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) -> None:
-    answers.write(json.dumps(header).encode() + b"\n")
+    answers.write(json.dumps({**header, "warned": taken(_warned)}).encode() + b"\n")
     for part in content:
         answers.write(part)
     answers.flush()

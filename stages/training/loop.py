@@ -55,6 +55,7 @@ from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
+from ensdistill.stages.warned import are_heard, speak_alone
 
 _LOG_EVERY: Final = 20  # steps
 _TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -227,7 +228,7 @@ class Training:
             if saves:
                 self._save(done)
             self.pace.step_done()
-            if self.pace.steps == 5:
+            if self.pace.steps == 5 and done < steps:
                 self._say(self.pace.estimate(steps - done))
             if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
                 self.pace.epoch_done()
@@ -357,6 +358,7 @@ class Training:
             num_workers=self.local.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global stream
+            worker_init_fn=speak_alone if are_heard() else None,
         )
         return self.pace.waited(loader)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.pipeline import atomic
+from ensdistill.pipeline.figures import duration, speed
 from ensdistill.stages.training import METRICS
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Pace:
 
     def __init__(self, batch_size: int):
         self.steps = 0
+        self._here = 0.0  # seconds of all steps here but the first
         self._size = batch_size
         self._images = 0
         self._seconds = self._data = 0.0
@@ -122,6 +124,7 @@ class Pace:
         self.steps += 1
         if self.steps == 1:
             return  # starting loader workers, compiling, allocating: told of by no later step
+        self._here += spent
         self._images += self._size
         self._seconds += spent
         self._data += self._wait
@@ -142,9 +145,9 @@ class Pace:
         return self._epochs[-1] if self._epochs else 0.0
 
     def estimate(self, left: int) -> str:
-        """Return what a step costs, in words, and what the `left` ones will."""
-        seconds = self._size * self._seconds / self._images
-        return f"{seconds:.2f} s a step, {left} steps left: about {duration(seconds * left)}"
+        """Return how fast steps are done in this process, and what the `left` ones will take."""
+        each = self._here / (self.steps - 1)
+        return f"{speed(each, 'steps')}, about {duration(each * left)} left"
 
     def facts(self) -> dict[str, Any]:
         """Return images a second, and the share of waiting for data in all and by epoch."""
@@ -169,12 +172,3 @@ def _summary_writer(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder))
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from worlds import TINY, World, files_of
 
+from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages import chains
@@ -372,6 +375,21 @@ def test_an_error_names_its_node(two, monkeypatch):
         assert type(found.error) is kind
         assert str(found.error).startswith(text)
         assert found.ran == []
+
+
+def test_what_jobs_warn_of_is_said_once(two, here, monkeypatch, lenient):
+    def warn(*arguments, **_):
+        warnings.warn("odd", stacklevel=1)
+        raise DataError(f"{arguments[2][0]}: broken")
+
+    monkeypatch.setattr(chains, "run", warn)
+    found = CliRunner().invoke(cli, ["select-policy", "-c", str(two.file)])
+    assert str(found.exception) in ("probe[a]: broken", "probe[b]: broken")
+    said = [line for line in found.stderr.splitlines() if "odd" in line]
+    assert said == [
+        f"warning: odd ({__file__}:{warn.__code__.co_firstlineno + 1})",
+        f"{said[0]} ... 1 more time",
+    ]
 
 
 def test_a_daemon_needs_no_loaders(two, monkeypatch):

@@ -471,7 +471,7 @@ def test_a_step_s_time_is_that_of_a_whole_batch(code_world, monkeypatch):
     assert found(code_world)["student"]["seconds_per_step"] == 15
     code_world.settings["student"]["steps"] = 480
     code_world.write()
-    assert "a step takes 15 s here, on cpu, 480 steps about 2.0 h" in code_world.call("check")
+    assert "a step takes 15 s here, on cpu, 480 steps about 2 h 00 min" in code_world.call("check")
     code_world.settings["student"]["batch_size"] = 100
     code_world.write()
     assert "a step takes 150 s here" in code_world.call("check")

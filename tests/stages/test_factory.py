@@ -1,10 +1,15 @@
 """Teachers whose networks a user's own code builds."""
 
+import json
 import os
 import py_compile
+import re
 
 import pytest
+from click.testing import CliRunner
 from worlds import World
+
+from ensdistill.cli.__main__ import cli
 
 # two repositories whose modules have the same names
 MODEL = """
@@ -176,6 +181,59 @@ def test_a_function_that_fails_is_told_with_its_reason(world, body, words):
     assert text.startswith("DataError")
     for word in words:
         assert word in text
+
+
+NOISY = """
+import logging, os, sys, warnings
+import torch
+
+def noise(where):
+    print(f"printed by {where}")
+    os.write(1, f"by a library in {where}\\n".encode())
+    sys.stderr.write("1 %\\r99 %\\n")
+    warnings.warn(f"{where} is odd")
+    warnings.warn_explicit(f"{where} is old", FutureWarning, torch.__file__, 1)
+    logging.getLogger("library").warning("%s is logged", where)
+"""
+
+
+def noisy(world, at_the_end=""):
+    """Let the code of a teacher make noise when it is built and at each image."""
+    model = MODEL.replace("import torch\n", f"{NOISY}    {at_the_end}\n", 1)
+    model = model.replace('print("a message of the user\'s code")', 'noise("forward")')
+    model = model.replace("    return Constant", '    noise("build")\n    return Constant')
+    (world.root / "one" / "model.py").write_text(model)
+
+
+def test_what_its_code_says_is_passed_on_and_each_warning_said_once(world, lenient):
+    noisy(world)
+    command = ["infer-teacher", "p", "--json", "-c", str(world.file)]
+    found = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert json.loads(found.stdout)["ran"]
+    said = found.stderr.splitlines()
+    words = ["printed by {}", "by a library in {}", "99 %"]
+    at = said.index("printed by build")
+    assert said[at : at + 3] == [w.format("build") for w in words]
+    for word in words:
+        assert said.count(word.format("forward")) == 5 + (word == "99 %")
+    given = sorted(line for line in said if line.startswith("warning: "))
+    model = world.root / "one" / "model.py"
+    assert [re.sub(r":\d+\)", ":N)", line) for line in given] == [
+        f"warning: build is logged ({model}:N)",
+        f"warning: build is odd ({model}:N)",
+        f"warning: forward is logged ({model}:N)",
+        f"warning: forward is logged ({model}:N) ... 4 more times",
+        f"warning: forward is odd ({model}:N)",
+        f"warning: forward is odd ({model}:N) ... 4 more times",
+    ]
+    assert "is old" not in found.stderr
+
+
+def test_a_process_that_dies_is_told_with_its_last_words(world, lenient):
+    noisy(world, "os.kill(os.getpid(), 9)")
+    text = world.refuse("infer-teacher", "p")
+    words = "printed by build / by a library in build / 99 %"
+    assert f"the process of model:build was ended by SIGKILL; its last words: {words}" in text
 
 
 def test_its_code_runs_in_its_own_folder(world):

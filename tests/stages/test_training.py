@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import warnings
 from hashlib import sha256
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ from ensdistill.data.images import Picture
 from ensdistill.data.pixels import Pixels
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import build_student, in_head
+from ensdistill.stages.training import records
 from ensdistill.stages.training.losses import PixelLoss
+from ensdistill.stages.training.records import Pace
 from ensdistill.stages.training.samples import Samples, _stream
 
 CPU = torch.device("cpu")
@@ -512,3 +516,67 @@ def test_a_frozen_batch_norm_stays_as_it_was(world):
     assert len(norms) == 30
     assert all(torch.equal(first[k], trained[k]) for k in norms)
     assert not torch.equal(first["stem.0.0.weight"], trained["stem.0.0.weight"])
+
+
+def test_of_loader_workers_one_gives_each_warning_once(world, monkeypatch, lenient, capfd):
+    world.settings["runtime"]["workers"] = 2
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("fuse", "--upstream")
+    read = Samples.__getitem__
+
+    def warn(self, k):
+        warnings.warn(f"image {k} is odd", stacklevel=1)
+        return read(self, k)
+
+    monkeypatch.setattr(Samples, "__getitem__", warn)
+    world.call("train-student")
+    said = [line for line in capfd.readouterr().err.splitlines() if "odd" in line]
+    assert len(said) == 1
+    assert re.fullmatch(rf"warning: image \d+ is odd \({__file__}:\d+\)", said[0])
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def steps(pace, clock, seconds):
+    """Do steps of some seconds, a tenth of them waiting."""
+
+    def batches():
+        for spent in seconds:
+            clock.now += 0.1 * spent
+            yield spent
+
+    for spent in pace.waited(batches()):
+        clock.now += 0.9 * spent
+        pace.step_done()
+    return pace
+
+
+def test_an_estimate_is_of_the_steps_here_but_the_first(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(records, "time", clock)
+    pace = steps(Pace(4), clock, [300, 2, 3, 2, 3])
+    assert pace.estimate(96) == "2.5 s a step, about 4 min 00 s left"
+    assert pace.facts()["images_per_second"] == 1.6
+    assert pace.waiting == pytest.approx(0.1)
+    again = Pace(4)  # on a faster machine
+    again.load(pace.state())
+    steps(again, clock, [100, 0.05, 0.05])
+    assert again.estimate(1000) == "20.0 steps/s, about 50 s left"
+
+
+@pytest.mark.parametrize(("count", "said"), [(5, False), (6, True)])
+def test_no_time_is_estimated_where_none_is_left(world, count, said):
+    world.settings["student"]["steps"] = count
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("train-student", "--upstream")
+    messages = world.artifact("student").manifest.provenance["messages"]
+    assert any(" left" in text for text in messages) == said

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from worlds import World, files_of
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.stages import parallel
 from ensdistill.stages.parallel import for_each
+from ensdistill.stages.warned import issue, kept
 
 IDS = [f"image-{k:03}" for k in range(40)]
 
@@ -75,6 +77,22 @@ def test_each_item_is_done_once_and_the_work_sent_once_to_each(eager, tmp_path):
     elsewhere = {pid for _, (pid, _) in found} - {os.getpid()}
     assert 1 <= len(elsewhere) <= 3
     assert len(elsewhere) <= len((tmp_path / "sent").read_text().split()) <= 3
+
+
+def test_what_workers_warn_of_is_given_here(eager, tmp_path, lenient, capfd):
+    with kept() as warned:
+        found = run(Task(tmp_path, seconds=0.005, warns="is odd"))
+    elsewhere = [pid for _, (pid, _) in found if pid != os.getpid()]
+    given = [w for w, times in warned.items() if w.category == "RuntimeWarning" and times == 1]
+    assert sorted(w.text for w in given) == [f"{i} is odd" for i in IDS]
+    [logged] = warned.keys() - given  # pytest takes what is logged here
+    assert (logged.text, logged.category) == ("is odd", "WARNING")
+    assert warned[logged] == len(elsewhere) > 0
+    assert {Path(w.file).name for w in warned} == {"tasks.py"}
+    assert "odd" not in capfd.readouterr().err
+    warnings.simplefilter("error")
+    with pytest.raises(RuntimeWarning, match="is odd"):
+        issue([(given[0], 1)])
 
 
 def test_workers_have_one_thread_each_and_this_process_as_before(eager, monkeypatch, tmp_path):
