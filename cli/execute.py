@@ -20,7 +20,7 @@ from ensdistill.pipeline.plan import Decision, State, awaiting, closure, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.stages.chains import aside
 from ensdistill.stages.experiment import TRAIN, Experiment, load
-from ensdistill.stages.graph import build, probe_chains
+from ensdistill.stages.graph import build, infer_id, probe_chains
 
 Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
 
@@ -92,6 +92,8 @@ def execute(
 
         bar = announced(shown)
         try:
+            if part is None:
+                _look_ahead(experiment, nodes, targets, shown, upstream=upstream)
             report = run(
                 nodes,
                 experiment.workspace,
@@ -105,6 +107,35 @@ def execute(
         finally:
             experiment.files.save()
         return experiment, report, plan(nodes, experiment.workspace.scan())
+
+
+def _look_ahead(
+    experiment: Experiment,
+    nodes: Sequence[Node],
+    targets: Sequence[str],
+    shown: Display,
+    *,
+    upstream: bool,
+) -> None:
+    """Try what is going to be needed later, and say how long all of it takes.
+
+    Not for a single node, which finds out at once whatever is wrong with it.
+    """
+    decisions = plan(nodes, experiment.workspace.scan())
+    wanted = closure(decisions, targets) if upstream else {*targets}
+    todo = {n for n, d in decisions.items() if n in wanted and d.state is not State.FRESH}
+    trainings = any(decisions[n].node.stage in ("probe", "student") for n in todo)
+    networks = {infer_id(t.name) for t in experiment.teachers if t.network is not None}
+    if len(todo) < 2 or not (trainings or networks & todo):
+        return
+    from ensdistill.stages.checks import ahead
+
+    found = ahead.look_ahead(experiment, decisions, wanted, shown.bar)
+    for text in ahead.warnings_of(found):
+        shown.say(f"warning: {text}")
+    took = ahead.told(found["seconds"], experiment.config.runtime.jobs)
+    if took is not None:
+        shown.say(took)
 
 
 def teachers_named(experiment: Experiment, names: Sequence[str]) -> list[str]:

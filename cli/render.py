@@ -197,10 +197,10 @@ def explanation(
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):
             if ids:
-                click.echo(f"  {len(ids)} {unit} are {what}: {_some(ids)}")
+                click.echo(f"  {len(ids)} {unit} are {what}: {some(ids)}")
         if images.changed:
             named = [f"{i} ({', '.join(names)})" for i, names in images.changed.items()]
-            click.echo(f"  {len(named)} {unit} changed: {_some(named)}")
+            click.echo(f"  {len(named)} {unit} changed: {some(named)}")
     if cost is not None:
         compute, reuse, disk = _cost(d, cost)
         items = f"compute {compute} {unit}, take {reuse or 0} from other artifacts and " * bool(
@@ -227,7 +227,8 @@ def _value(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
@@ -278,6 +279,31 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete
         click.echo(f"nothing reaches {count}; {size(stays)} stay")
         if gone:
             click.echo("nothing was deleted; --delete does it")
+
+
+def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what the label maps of each teacher hold, and how far they agree.
+
+    Parameters
+    ----------
+    found : mapping
+        See `stages.checks.teachers.published`.
+    """
+    for name, of in found.items():
+        shares = some([f"{c} {100 * share:.0f} %" for c, share in of["shares"].items()])
+        click.echo(f"{name}: {shares}; {100 * of['coverage']:.1f} % of the pixels labelled")
+        if of["absent"]:
+            click.echo(f"  nowhere: {some(of['absent'])}")
+        if of["agrees"]:
+            click.echo(f"  {agrees(of['agrees'])}")
+        for text in of["warnings"]:
+            click.echo(f"warning: teachers[{name}]: {text}")
+
+
+def agrees(found: Mapping[str, float | None]) -> str:
+    """Return how far a teacher agrees with each of the others, in words."""
+    shares = [f"{t} {'-' if s is None else f'{100 * s:.0f} %'}" for t, s in found.items()]
+    return f"of the pixels that both label it agrees on: {', '.join(shares)}"
 
 
 def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ensdistill.cli import options
+from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
 from ensdistill.pipeline.figures import duration
-
-_SHOWN = 6  # classes
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages.graph import build
 
 
 @click.command()
@@ -31,19 +31,24 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     Example:
       ensdistill check -c experiment.yaml
     """
-    from ensdistill.stages.checks.files import check, warnings_of
-    from ensdistill.stages.checks.networks import try_networks
+    from ensdistill.stages.checks import ahead, files
     from ensdistill.stages.checks.settings import sentences, unread
-    from ensdistill.stages.checks.trainings import try_trainings
+    from ensdistill.stages.checks.trainings import sections
     from ensdistill.stages.experiment import load
 
     experiment = load(config, rehash=rehash)
     with display() as shown:
-        found = check(experiment, list(experiment.config.target), shown.bar("check"))
-        found["trainings"] = try_trainings(experiment, shown.bar("check"))
-        for name, trial in try_networks(experiment, shown.bar("check")).items():
-            found["teachers"][name]["trial"] = trial
-    found["unread"] = unread(experiment)
+        found = files.check(experiment, list(experiment.config.target), shown.bar("check"))
+        decisions = plan(build(experiment), experiment.workspace.scan())
+        coming = ahead.look_ahead(
+            experiment, decisions, decisions.keys(), shown.bar, trainings=sections(experiment)
+        )
+    experiment.files.save()
+    warnings = files.warnings_of(found) + ahead.warnings_of(coming)
+    for name, teacher in found["teachers"].items():
+        teacher |= {"trial": coming["trials"].get(name), "together": coming["together"].get(name)}
+    found |= {key: coming[key] for key in ("trainings", "seconds")}
+    found |= {"unread": unread(experiment), "warnings": warnings}
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -58,7 +63,9 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         _training(section, training)
     for text in sentences(found["unread"]):
         click.echo(text)
-    warnings = warnings_of(found)
+    took = ahead.told(found["seconds"], experiment.config.runtime.jobs)
+    if took is not None:
+        click.echo(took)
     for text in warnings:
         click.echo(f"warning: {text}")
     look = (
@@ -77,15 +84,18 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if teacher["never_labels"]:
         click.echo(f"  never labels {', '.join(teacher['never_labels'])}")
     for split, files in teacher["labels"].items():
-        shares = _some([_share(c, s) for c, s in files["shares"].items()])
+        shares = render.some([_share(c, s) for c, s in files["shares"].items()])
         click.echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
         if files["absent"]:
-            click.echo(f"    in none of its {files['files']} files: {_some(files['absent'])}")
-    if "trial" in teacher:
-        shares = _some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
+            click.echo(f"    in none of its {files['files']} files: {render.some(files['absent'])}")
+    if teacher["trial"] is not None:
+        shares = render.some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
         click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
         if teacher["trial"]["taken"] is not None:
             click.echo(f"  takes {teacher['trial']['taken']}")
+    agrees = teacher["together"]["agrees"] if teacher["together"] is not None else {}
+    if agrees:
+        click.echo(f"  on the first image, {render.agrees(agrees)}")
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:
@@ -116,8 +126,3 @@ def _many(number: int) -> str:
 
 def _share(name: str, share: float) -> str:
     return f"{name} {100 * share:.0f} %"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

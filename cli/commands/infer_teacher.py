@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from ensdistill.cli import options
-from ensdistill.cli.execute import execute, say, teachers_named
+from ensdistill.cli import options, render
+from ensdistill.cli.execute import execute, report_json, say, teachers_named
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment import Experiment
@@ -31,7 +32,8 @@ def command(
     """Write the argmax label maps of each teacher (or of those NAMED) on the target images.
 
     Only missing images are computed; a killed run goes on where it was. The tasks of a cluster
-    array share the work with --part, in any order and at any time.
+    array share the work with --part, in any order and at any time. At the end it says what each
+    teacher's labels are, and how far the teachers agree.
 
     \b
     Example:
@@ -47,4 +49,14 @@ def command(
     experiment, report, decisions = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part
     )
-    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json, part=part)
+    if dry_run or part is not None:
+        say(experiment, report, decisions, dry_run=dry_run, as_json=as_json, part=part)
+        return
+    from ensdistill.stages.checks.teachers import published
+
+    found = published(experiment, decisions)
+    if as_json:
+        click.echo(json.dumps(report_json(report) | {"teachers": found}, indent=1))
+    else:
+        render.report(report)
+        render.teachers(found)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
-from ensdistill.pipeline.fingerprint import digest
+from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
-from ensdistill.pipeline.plan import plan
+from ensdistill.pipeline.plan import Decision
+from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment import Experiment, Teacher
-from ensdistill.stages.graph import VERSIONS, Local, build, infer_id
+from ensdistill.stages.graph import VERSIONS, Local, infer_id
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,
     require_trusted_code,
 )
 from ensdistill.stages.networks.hub import hub_folder
+
+_LONG: Final = 30.0  # seconds of an image, of which none are spent twice
 
 
 def require_declared(experiment: Experiment, teacher: Teacher) -> None:
@@ -90,30 +95,32 @@ def require_module(root: Path, function: str, where: str) -> None:
         raise DataError(f"{where}: {function} is in no module below {root}")
 
 
-def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-    """Let each teacher's network see the first training image.
+def try_networks(
+    experiment: Experiment,
+    decisions: Mapping[str, Decision],
+    teachers: Sequence[Teacher],
+    progress: Progress,
+) -> tuple[dict[str, Any], list[str]]:
+    """Let the networks of teachers see the first training image.
 
-    What it said is remembered by what the network is made from and by the image's content.
+    What it said is remembered by what the network is made from, by the image's content and by what
+    it ran on.
 
     Returns
     -------
-    dict
+    found : dict
         Teacher's name to ``image``, ``labels`` (the share of the image that it calls each of its
-        own classes, the largest first), ``taken`` (of its outputs, where the file says which) and
+        own classes, the largest first), ``sample`` (the experiment's, see `teachers.packed`),
+        ``taken`` (of its outputs, where the file says which), ``seconds`` (that an image takes) and
         ``warnings``.
-
-    Raises
-    ------
-    DataError
-        With all problems found: a network cannot be loaded or run, or its output is not as declared
-        or not a number.
+    problems : list of str
+        Networks that cannot be loaded or run, or whose output is not as declared or not a number.
     """
-    teachers = [t for t in experiment.teachers if t.network is not None]
     if not teachers:
-        return {}
-    decisions = plan(build(experiment), experiment.workspace.scan())
+        return {}, []
     progress.start(len(teachers), 0, "networks")
-    found, problems = {}, []
+    found: dict[str, Any] = {}
+    problems: list[str] = []
     for teacher in teachers:
         work = decisions[infer_id(teacher.name)].work
         assert work is not None
@@ -123,15 +130,19 @@ def try_networks(experiment: Experiment, progress: Progress) -> dict[str, Any]:
             problems.append(f"teachers[{teacher.name}]: {error}")
         progress.advance()
     experiment.files.save()
-    raise_all(problems, DataError)
-    return found
+    return found, problems
 
 
 def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]:
+    import torch
+
+    from ensdistill.stages.networks.frozen import pick_device
+
     local: Local = work.local
     image = local.pictures[0].image
-    kind = f"look-{digest([VERSIONS['infer'], work.recipe])}"
-    seen = experiment.files.recall(image, kind)
+    where: list[Json] = [str(pick_device(local.device)), local.threads, torch.__version__]
+    kind = f"look-{digest([VERSIONS['infer'], work.recipe, where])}"
+    seen = experiment.files.recalled(local.digests[str(image)], kind)
     if seen is None:
         seen = _look(work, image)
         experiment.files.learn(local.digests[str(image)], kind, seen)
@@ -152,10 +163,15 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
             f"it calls the whole of {image} {names[largest[0]]}: are its weights, its `preprocess` "
             "and its classes what was declared?"
         )
+    to_target = np.full(256, IGNORE_INDEX, np.uint8)
+    for own, goal in local.to_target.items():
+        to_target[own] = goal
     return {
         "image": str(image),
         "labels": {names[v]: counts[v] / pixels for v in largest},
+        "sample": packed(to_target[unpacked(seen["sample"])]),
         "taken": seen["taken"],
+        "seconds": seen["seconds"],
         "warnings": warnings,
     }
 
@@ -163,8 +179,9 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
 def _look(work: Work, image: Path) -> dict[str, Any]:
     """Return what a network says of an image.
 
-    ``labels``: how many pixels it gives to each of its own ids; ``taken``: which of its outputs
-    that is; ``said``: what it had to say.
+    ``labels``: how many pixels it gives to each of its own ids; ``sample``: some of these pixels;
+    ``taken``: which of its outputs that is; ``seconds``: how long it took; ``said``: what it had
+    to say.
     """
     from ensdistill.stages.infer import open_network
     from ensdistill.stages.networks.stream import Clock, Request
@@ -173,10 +190,20 @@ def _look(work: Work, image: Path) -> dict[str, Any]:
     request = Request(str(image), local.digests[str(image)])
     said: list[str] = []
     with closing(open_network(work, local.network)) as network:
-        [[(labels,)]] = network.stream([[request]], "labels", Clock(), said.append)
+        for _ in range(2):  # the first time it also compiles, and asks for memory
+            begin = time.perf_counter()
+            [[(labels,)]] = network.stream([[request]], "labels", Clock(), said.append)
+            seconds = time.perf_counter() - begin
+            if seconds > _LONG:
+                break
     values, pixels = np.unique(labels, return_counts=True)
-    counts = {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
-    return {"labels": counts, "taken": network.facts.get("taken"), "said": said}
+    return {
+        "labels": {str(v): int(n) for v, n in zip(values, pixels, strict=True)},
+        "sample": packed(sampled(labels)),
+        "taken": network.facts.get("taken"),
+        "seconds": seconds,
+        "said": list(dict.fromkeys(said)),
+    }
 
 
 def _plain(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from importlib.metadata import distributions
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ensdistill.data.pixels import Pixels
-from ensdistill.pipeline.errors import DataError, EnsdistillError, raise_all
+from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import plan
@@ -36,34 +36,46 @@ _KIND: Final = "training"  # in the memory of facts; change it when what is foun
 _CROPS: Final = 2  # of which every batch has as many, whatever it is cut into
 
 
-def try_trainings(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-    """Build probe and student once, and let two crops of noise through a step of each.
+def sections(experiment: Experiment) -> list[str]:
+    """Return the sections whose trainings are worth a try, in the order in which they train.
 
     The student's, and the probe's where this experiment trains probes, or gives them a network or
-    first weights of their own. What was found is remembered by the recipe, which holds the digests
-    of code and weights, and by what else decides it: device, threads and the packages installed.
+    first weights of their own.
+    """
+    config = experiment.config
+    own = "probe" in config.model_fields_set and {"network", "init"} & config.probe.model_fields_set
+    probes = own or any(node.stage == "probe" for node in build(experiment))
+    return ["probe", "student"] if probes else ["student"]
+
+
+def try_trainings(
+    experiment: Experiment, sections: Sequence[str], progress: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    """Build probe or student once, and let two crops of noise through a step of it.
+
+    What was found is remembered by the recipe, which holds the digests of code and weights, and by
+    what else decides it: device, threads and the packages installed.
 
     Returns
     -------
-    dict
-        ``student`` and ``probe``, each to ``network``, ``weights`` and ``tensors`` (how many are
+    found : dict
+        Each of `sections` to ``network``, ``weights`` and ``tensors`` (how many are
         trained), ``body`` and ``head`` (``lr``, ``tensors`` and ``names``), ``frozen`` (names of
         what is not trained), ``init`` (what was loaded, as a sentence), ``device``, ``steps``,
         ``seconds_per_step`` (of a whole batch, on this machine) and ``warnings``.
-
-    Raises
-    ------
-    DataError
-        With all problems found, each with its key.
+    problems : list of str
+        What is wrong, each with its key.
     """
+    if not sections:
+        return {}, []
     config = experiment.config
     device = pick_device(config.runtime.device)
     set_threads(config.runtime.threads)
     installed = sorted(f"{d.name} {d.version}" for d in distributions())
     where: list[Json] = [*platform_facts(device).values(), _model(device), *installed]
-    sections = _sections(experiment)
     progress.start(len(sections), 0, "trainings")
-    found, problems = {}, []
+    found: dict[str, Any] = {}
+    problems: list[str] = []
     for section in sections:
         try:
             work = _work(experiment, section)
@@ -78,16 +90,7 @@ def try_trainings(experiment: Experiment, progress: Progress) -> dict[str, Any]:
             problems.append(str(error))
         progress.advance()
     experiment.files.save()
-    raise_all(problems, DataError)
-    return found
-
-
-def _sections(experiment: Experiment) -> list[str]:
-    """Return the sections whose trainings are worth a try, in the order in which they train."""
-    config = experiment.config
-    own = "probe" in config.model_fields_set and {"network", "init"} & config.probe.model_fields_set
-    probes = own or any(node.stage == "probe" for node in build(experiment))
-    return ["probe", "student"] if probes else ["student"]
+    return found, problems
 
 
 def _work(experiment: Experiment, section: str) -> Work:

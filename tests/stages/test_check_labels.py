@@ -102,7 +102,7 @@ def test_a_folder_that_is_read_in_another_way_than_it_was_written_is_told(world)
     world.write()
     text = world.call("check")
     assert "warning: teachers[b].labels.train: these look like train ids (0.." in text
-    assert "but look at 2 warnings" in text
+    assert "warning: teachers[b]: labels " in text and "the other 100.0%" in text
     found = world.json("check")["teachers"]["b"]["labels"]
     assert set(found) == {"train", "val"}
     assert found["train"]["coverage"] < 0.3

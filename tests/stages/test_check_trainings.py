@@ -204,7 +204,7 @@ def test_no_label_is_opened(world):
     world.settings["fusion"] = {"method": "majority"}
     world.write()
     with opened() as paths:
-        try_trainings(load(world.file), loop.Silence())
+        try_trainings(load(world.file), ["student"], loop.Silence())
     assert not [p for p in paths if "/labels/" in p or "/teachers/" in p]
 
 

@@ -502,7 +502,7 @@ def test_check_warns_of_one_class_and_refuses_nan_and_other_channels(world):
     with torch.no_grad():
         model.decode_head.classifier.bias[13] = 1e4
     model.save_pretrained(world.root / "segformer")
-    assert "warning: it calls the whole of" in world.call("check")
+    assert "warning: teachers[seg]: it calls the whole of" in world.call("check")
     assert world.json("check")["teachers"]["seg"]["trial"]["labels"] == {"car": 1.0}
     with torch.no_grad():
         model.decode_head.classifier.bias[13] = float("nan")

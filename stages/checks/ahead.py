@@ -1,0 +1,169 @@
+"""What a run is going to meet, tried before it begins: networks, trainings, and how long they take.
+
+What is found wrong after hours of inference could have been found before them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from ensdistill.data.pictures import image_size
+from ensdistill.pipeline.errors import DataError, raise_all
+from ensdistill.pipeline.figures import duration
+from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.plan import Decision, State
+from ensdistill.stages.checks.networks import try_networks
+from ensdistill.stages.checks.teachers import on_one_image, unpacked
+from ensdistill.stages.checks.trainings import try_trainings
+from ensdistill.stages.experiment import TRAIN, Experiment, Teacher, Training
+from ensdistill.stages.graph import infer_id, kept_ids
+from ensdistill.stages.networks.frozen import pick_device
+
+_BACKWARD: Final = 3  # times as long as its forward pass a step of a training takes
+_NAMED: Final = 4  # nodes whose time is said
+_WORTH_SAYING: Final = 10.0  # seconds
+
+
+def look_ahead(
+    experiment: Experiment,
+    decisions: Mapping[str, Decision],
+    wanted: Collection[str],
+    bar: Callable[[str], Progress],
+    *,
+    trainings: Collection[str] = (),
+) -> dict[str, Any]:
+    """Try the networks and trainings that nodes are going to need, as far as they are not fresh.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its files are checked.
+    decisions : mapping
+        The plan.
+    wanted : collection of str
+        Ids of the nodes that are to be made.
+    bar : callable
+        Returns the progress of a part of the work, by its name.
+    trainings : collection of str
+        ``probe`` and ``student``, where they are to be tried whether or not a node needs them.
+
+    Returns
+    -------
+    dict
+        ``trainings`` and ``trials``: see `try_trainings` and `try_networks`. ``together``: the
+        teachers beside each other on one image (see `teachers.compared`). ``seconds``: node id to
+        about how long it takes on this machine, of what takes long.
+
+    Raises
+    ------
+    DataError
+        With all problems found.
+    """
+    config = experiment.config
+    todo = {n: d for n, d in decisions.items() if n in wanted and d.state is not State.FRESH}
+    needed = {d.node.stage for d in todo.values()} | {*trainings}
+    sections = [section for section in ("probe", "student") if section in needed]
+    networks = [
+        t
+        for t in experiment.teachers
+        if t.network is not None and not todo.keys().isdisjoint(_passes(experiment, t))
+    ]
+    if sections or networks:
+        pick_device(config.runtime.device)
+    trained, problems = try_trainings(experiment, sections, bar("check"))
+    trials, more = try_networks(experiment, decisions, networks, bar("check"))
+    raise_all([*problems, *more], DataError)
+    seen = {name: unpacked(trial.pop("sample")) for name, trial in trials.items()}
+    together = on_one_image(experiment, decisions, seen)
+    experiment.files.save()
+    return {
+        "trainings": trained,
+        "trials": trials,
+        "together": together,
+        "seconds": _seconds(experiment, todo, trials, trained),
+    }
+
+
+def warnings_of(found: Mapping[str, Any]) -> list[str]:
+    """Return all warnings of what `look_ahead` found, each with what it is about."""
+    of_teachers = {n: list(t["warnings"]) for n, t in found["trials"].items()}
+    for name, of in found["together"].items():
+        of_teachers[name] = of_teachers.get(name, []) + of["warnings"]
+    told = [f"teachers[{name}]: {text}" for name, of in of_teachers.items() for text in of]
+    return told + [text for t in found["trainings"].values() for text in t["warnings"]]
+
+
+def told(seconds: Mapping[str, float], jobs: int) -> str | None:
+    """Return what a run is going to take, in words; None where that is not worth saying.
+
+    Parameters
+    ----------
+    seconds : mapping
+        Node id to seconds, from `look_ahead`.
+    jobs : int
+        How many probes are made at a time.
+    """
+    by_name: dict[str, float] = {}
+    for node_id, value in seconds.items():
+        stage = node_id.partition("[")[0]
+        name = {"probe": "probes", "certainty": "probes"}.get(stage, node_id)
+        by_name[name] = by_name.get(name, 0.0) + value / (jobs if name == "probes" else 1)
+    total = sum(by_name.values())
+    if total < _WORTH_SAYING:
+        return None
+    longest = sorted(by_name, key=lambda name: -by_name[name])[:_NAMED]
+    parts = [f"{name} {duration(by_name[name])}" for name in by_name if name in longest]
+    more = f", and {len(by_name) - len(parts)} more" if len(by_name) > len(parts) else ""
+    return (
+        f"networks and trainings are going to take about {duration(total)}, by one image and one "
+        f"step on this machine: {', '.join(parts)}{more}"
+    )
+
+
+def _passes(experiment: Experiment, teacher: Teacher) -> list[str]:
+    """Return the nodes for which a teacher's network sees images."""
+    splits = (TRAIN, *experiment.labelled)
+    return [*(infer_id(teacher.name, split) for split in splits), *kept_ids(teacher)]
+
+
+def _own_passes(experiment: Experiment) -> dict[str, tuple[str, str]]:
+    """Return the nodes for which a network that is trained here sees images: section and split."""
+    found = {f"certainty[{t.name}]": ("probe", TRAIN) for t in experiment.teachers}
+    for split in experiment.labelled:
+        found |= {infer_id(f"probe:{t.name}", split): ("probe", split) for t in experiment.teachers}
+        found[infer_id("student", split)] = ("student", split)
+    return found
+
+
+def _seconds(
+    experiment: Experiment,
+    todo: Mapping[str, Decision],
+    trials: Mapping[str, Mapping[str, Any]],
+    trained: Mapping[str, Mapping[str, Any]],
+) -> dict[str, float]:
+    """Return about how long nodes take, in the order in which they are made."""
+    each = {
+        node_id: trials[teacher.name]["seconds"]
+        for teacher in experiment.teachers
+        if teacher.name in trials
+        for node_id in _passes(experiment, teacher)
+    }
+    own = _own_passes(experiment)
+    found = {}
+    for node_id, d in todo.items():
+        if d.node.stage in trained:
+            of = trained[d.node.stage]
+            found[node_id] = of["steps"] * of["seconds_per_step"]
+        elif node_id in each:
+            found[node_id] = (d.total - d.done) * each[node_id]
+        elif node_id in own and own[node_id][0] in trained:
+            section, split = own[node_id]
+            pictures = experiment.pictures(split)
+            missing = len(pictures) if d.work is None else d.total - d.done
+            settings: Training = getattr(experiment.config, section)
+            size = settings.input_size or image_size(pictures[0].image)
+            crops = math.prod(size) / (math.prod(settings.crop) * settings.batch_size)
+            found[node_id] = missing * crops * trained[section]["seconds_per_step"] / _BACKWARD
+    return found
