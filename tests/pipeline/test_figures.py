@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ensdistill.pipeline.figures import duration, size, speed
@@ -34,15 +34,18 @@ def test_a_duration_has_the_units_that_matter(seconds, text):
     assert duration(seconds) == text
 
 
+@settings(max_examples=500)
 @given(st.floats(0, 1e7))
 @example(172770.0)
 def test_a_duration_says_what_was_measured(seconds):
     text = duration(seconds)
-    assert abs(seconds_of(text) - seconds) <= max(0.051, 0.011 * seconds)
+    step = 0.1 if seconds < 9.95 else 1.0
+    assert abs(seconds_of(text) - seconds) <= max(0.51 * step, 0.011 * seconds)
     assert len(text) <= len("115 days 23 h")
-    assert not re.search(r"min 60 s| 60 min| 24 h", f" {text}")
+    assert not re.search(r"min 60 s|^60 min|h 60 min|days 24 h", text)
 
 
+@settings(max_examples=500)
 @given(st.floats(0, 1e7), st.floats(0, 1e7))
 def test_longer_is_never_said_to_be_shorter(one, other):
     low, high = sorted((one, other))
@@ -66,6 +69,7 @@ def test_slow_units_are_said_in_seconds_each(each, units, text):
     assert speed(each, units) == text
 
 
+@settings(max_examples=500)
 @given(st.floats(1e-6, 1e5))
 def test_a_speed_says_what_was_measured(each):
     text = speed(each, "images")

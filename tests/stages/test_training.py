@@ -386,7 +386,10 @@ def test_a_diverging_training_stops_with_the_step(world):
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
     world.settings["student"] |= {"lr": 1e30, "steps": 30}
     world.write()
-    text = world.refuse("train-student", "--upstream")
+    assert "the loss is" in world.refuse("train-student", "--upstream")  # in a step on noise
+    assert not world.artifacts()
+    world.call("fuse", "--upstream")
+    text = world.refuse("train-student")
     assert "the loss is" in text and "of 30; lower `lr` (it is 1e+30)" in text
     assert world.states()["student"] == "partial"
 
