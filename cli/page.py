@@ -145,7 +145,8 @@ def _columns(scores: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ranked = [m["name"] != "channel-oracle" for m in methods]
     for column in found:
         values = [v for v in compress(column["values"], ranked) if v is not None]
-        column["best"] = None if column["over"] else max(values, default=None)
+        # of a class that nobody hits, nothing is
+        column["best"] = None if column["over"] else max(values, default=0) or None
     return found
 
 

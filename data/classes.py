@@ -65,7 +65,8 @@ class ClassTable:
         if ids == "label_ids":
             if not self.label_ids:
                 raise ConfigError(
-                    f"class table {self.name} has no label ids; declare `ids: train_ids`"
+                    f"class table {self.name} has no label ids; give each class its `label_id` in "
+                    "it, or declare `ids: train_ids` where files hold positions in the table"
                 )
             return {IGNORE_INDEX: IGNORE_INDEX} | dict(self.label_ids)
         packed = {pack(colour): i for i, colour in enumerate(self.colours)}

@@ -78,7 +78,8 @@ def from_globs(images: str, labels: str | None, base: Path, where: str) -> list[
     if missing:
         raise DataError(
             f"{where}.labels: {len(missing)} of {len(found)} images have no label file among "
-            f"{len(truth)} that match {labels!r}; the first is {missing[0]}"
+            f"{len(truth)} that match {labels!r}; the first is {missing[0]}. Where only some are "
+            "labelled, name these by `list: FILE`, with image and label file on each line"
         )
     return [Picture(i, Path(path), Path(truth[i])) for i, path in found.items()]
 
@@ -138,19 +139,24 @@ def predictions(folder: Path, ids: Sequence[str], where: str) -> dict[str, str]:
         raise DataError(f"{where}: {folder} is no folder")
     wanted = set(ids)
     found: dict[str, str] = {}
+    other = None
     for parent, _, names in os.walk(folder):
         for name in names:
             key = image_id(name)
-            if key in wanted and name.lower().endswith(".png"):
+            if key not in wanted or not name.lower().endswith(".png"):
+                other = min(other or name, name)
+            else:
                 path = f"{parent}{os.sep}{name}"
                 if key in found:
                     raise _twice(where, key, found[key], path)
                 found[key] = path
     missing = [i for i in ids if i not in found]
     if missing:
+        there = "nothing else is there" if other is None else f"beside others there is {other}"
         raise DataError(
             f"{where}: {len(missing)} of {len(ids)} images have no prediction in {folder}; "
-            f"expected {missing[0]}.png (or {missing[0]}_leftImg8bit.png)"
+            f"expected {missing[0]}.png (or {missing[0]}_leftImg8bit.png), {there}. For an image "
+            "that was not labelled a PNG without a label (255, or black in a palette) will do"
         )
     return {i: found[i] for i in ids}
 

@@ -20,11 +20,11 @@ from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.functional.agreement import Agreement, kappas
+from ensdistill.stages.functional.agreement import Agreement, kappas, turned
 from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
 from ensdistill.stages.graph import evaluation_id, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.suspicion import suspicions
+from ensdistill.stages.suspicion import of_turned, suspicions
 from ensdistill.stages.tables import overlap_note
 from ensdistill.stages.training import METRICS
 
@@ -256,7 +256,7 @@ def _warnings(
         if 1 - result["coverage"] > _UNLABELLED:
             found.append(f"{1 - result['coverage']:.1%} of the pixels have no fused label")
     if pairs is not None:
-        found += _of_teachers([t.name for t in experiment.teachers], pairs)
+        found += _of_teachers(experiment, pairs)
     if scores is not None:
         if note := overlap_note(scores):
             found.append(f"{scores['split']}: {note}")
@@ -265,8 +265,9 @@ def _warnings(
     return found
 
 
-def _of_teachers(names: Sequence[str], found: Agreement) -> list[str]:
+def _of_teachers(experiment: Experiment, found: Agreement) -> list[str]:
     """Return which teachers look as if they were not as declared, and which two are one."""
+    names, classes = [t.name for t in experiment.teachers], experiment.classes.classes
     either, both, beyond_chance = found.either, found.both, kappas(found)
     pairs = list(combinations(range(len(names)), 2))
     suspected = suspicions(
@@ -276,6 +277,10 @@ def _of_teachers(names: Sequence[str], found: Agreement) -> list[str]:
             for j, k in pairs
         },
     )
+    for name, calls in zip(names, found.calls, strict=True):
+        if name not in suspected:
+            of_classes = {classes[c]: classes[d] for c, d in turned(calls).items()}
+            suspected[name] = of_turned(of_classes)
     told = [f"{name} {text}" for name, said in suspected.items() for text in said]
     for j, k in pairs:
         if either[j, k] and (share := found.pairs[j, k] / either[j, k]) >= _COPIES:

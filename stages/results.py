@@ -11,7 +11,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision, State, plan
-from ensdistill.stages import doubts, tables
+from ensdistill.stages import doubts, suspicion, tables
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import (
     ablation_id,
@@ -144,6 +144,7 @@ def results(
         "certainty": sure,
         "reliability": reliable,
         "doubt": doubt(decisions),
+        "suspicions": _of_truth(split, found, classes),
         "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
@@ -165,6 +166,22 @@ def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
     }
     kept = {k: v for k, v in method.items() if k != "confmat"}
     return {"name": method["name"], "kind": method["kind"], **means} | kept
+
+
+def _of_truth(
+    split: str, methods: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> list[str]:
+    """Return what is suspicious about the ground truth, by what the teachers say."""
+    import numpy as np
+
+    from ensdistill.stages.functional.agreement import kappa, turned
+
+    confmats = [np.array(m["confmat"], np.int64) for m in methods if m["kind"] == "teacher"]
+    joints = [confmat[:, : len(classes)] for confmat in confmats]
+    if not joints:
+        return []
+    names = {classes[c]: classes[d] for c, d in turned(np.sum(joints, axis=0)).items()}
+    return suspicion.of_truth(split, [kappa(joint) for joint in joints], names)
 
 
 def _present(methods: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:

@@ -64,6 +64,43 @@ def suspicions(
     return {teacher: said for teacher, said in found.items() if said}
 
 
+def of_turned(turned: Mapping[str, str], others: str = "the others") -> list[str]:
+    """Return what is said of classes that somebody calls by each other's names.
+
+    Parameters
+    ----------
+    turned : mapping
+        Class to what `others` call it (see `functional.agreement.turned`); maybe none.
+    others : str
+        Who they are.
+    """
+    if not turned:
+        return []
+    told = ", ".join(f"{own} what {others} call {theirs}" for own, theirs in turned.items())
+    return [f"calls {told}: is the order of its classes as declared?"]
+
+
+def of_truth(split: str, beyond_chance: Sequence[float], turned: Mapping[str, str]) -> list[str]:
+    """Return what is suspicious about the ground truth of a split, which teachers speak against.
+
+    Parameters
+    ----------
+    split : str
+        Its name.
+    beyond_chance : sequence of float
+        Of each teacher, how far it agrees with the ground truth (`functional.agreement.kappa`).
+    turned : mapping
+        Class of the ground truth to what the teachers call it; maybe none.
+    """
+    known = [value for value in beyond_chance if not math.isnan(value)]
+    if known and max(known) < CHANCE:
+        return [
+            f"the ground truth of {split} agrees with no teacher better than by chance (kappa "
+            f"{max(known):.2f} at most): are its `ids:` and the order of its classes as declared?"
+        ]
+    return [f"the ground truth of {split} {text}" for text in of_turned(turned, "the teachers")]
+
+
 def _of_chance(
     teacher: str, known: Mapping[str, Mapping[str, float]], strange: Collection[str]
 ) -> list[str]:

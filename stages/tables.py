@@ -118,7 +118,8 @@ def score_label(key: str) -> str:
 class _Column:
     """A column of scores: a value a method, in percent; or of how many classes a mean is over.
 
-    `alike` is whether its values are over the same classes, and so comparable.
+    `alike` is whether its values can be compared: means over the same classes, and the IoU of a
+    class that is in the ground truth.
     """
 
     label: str
@@ -129,7 +130,10 @@ class _Column:
 
 def _columns(results: Mapping[str, Any]) -> list[_Column]:
     methods = results["methods"]
-    found = [_Column(c, [m["iou"][c] for m in methods]) for c in results["classes"]]
+    found = [
+        _Column(c, [m["iou"][c] for m in methods], c in results["classes_present"])
+        for c in results["classes"]
+    ]
     for mean in means(results).values():
         counts = [len(of) for of in mean.classes]
         found.append(_Column(mean.label, mean.values, mean.alike))
@@ -226,6 +230,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"mIoU present is over the {len(present)} classes in the ground truth of {split}; mIoU "
             f"counts as 0 what a method predicts beside them: {', '.join(told)}"
         ]
+    found += [f"warning: {text}" for text in results["suspicions"]]
     found += missing(results["not_scored"])
     fused = [m["name"] for m in methods if m["kind"] == "fusion"]
     if fused and any(m["kind"] == "teacher" for m in results["not_scored"]):

@@ -90,11 +90,14 @@ def agreement(label_maps, fused, n_classes):
     found = {"pixels": 0, "labelled": 0, "unanimous": 0}
     found |= {name: [list(row) for row in of_pairs] for name in ("pairs", "both", "either")}
     found["given"] = [[[0] * n_classes for _ in range(teachers)] for _ in range(teachers)]
+    found["calls"] = [[[0] * n_classes for _ in range(n_classes)] for _ in range(teachers)]
     found |= {"fused": [0] * n_classes, "settled": [0] * n_classes}
+    asked = [t for t in range(teachers) if (label_maps[t] != 255).any()]
     for y in range(height):
         for x in range(width):
             labels = label_maps[:, y, x].tolist()
-            agreed = 255 not in labels and len(set(labels)) == 1
+            said = {labels[t] for t in asked}
+            agreed = len(said) == 1 and 255 not in said and len(asked) >= min(2, teachers)
             found["pixels"] += 1
             found["labelled"] += any(label != 255 for label in labels)
             found["unanimous"] += agreed
@@ -108,6 +111,8 @@ def agreement(label_maps, fused, n_classes):
                         found["both"][j][k] += 1
                         found["given"][j][k][one] += 1
                         found["pairs"][j][k] += one == other
+                        if j != k:
+                            found["calls"][j][one][other] += 1
     return found
 
 

@@ -55,7 +55,7 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     for name, split in found["splits"].items():
         sizes = ", ".join(f"{h}x{w}" for h, w in split["sizes"][:4])
         more = f" and {len(split['sizes']) - 4} more sizes" if len(split["sizes"]) > 4 else ""
-        labelled = ", labelled" if split["labelled"] else ""
+        labelled = ", labelled (ground truth was not opened)" if split["labelled"] else ""
         click.echo(f"{name}: {split['images']} images of {sizes}{more}{labelled}")
     for name, teacher in found["teachers"].items():
         _teacher(name, teacher)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
@@ -66,6 +67,8 @@ class _Photograph:
 
     of: str
 
+
+_LOSSY: Final = 3  # times as many values as classes
 
 _Expected = _Photograph | _Values | _Certainty
 
@@ -267,7 +270,7 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
     unknown: dict[tuple[Path, str, str], list[int]] = {}  # to the positions in `jobs`
 
     def unreadable(k: int, text: str) -> None:
-        finding = text.removeprefix(f"{jobs[k].file}: ")
+        finding = re.sub(r"\d+", "#", text.removeprefix(f"{jobs[k].file}: "))  # whatever figures
         found[k] = _Problem((jobs[k].expected.of, finding), text)
 
     for k, job in enumerate(jobs):
@@ -355,7 +358,14 @@ def _remedy(values: _Values, strange: int, found: Mapping[str, int]) -> str:
             return counted + more * look_like_label_ids
         if look_like_label_ids:
             return f"these look like label ids: set `ids: label_ids` on {where}"
-    remedy = f"set `ids:` and `classes:` of {where} to what its files hold"
+    if len(found) > _LOSSY * len(table):
+        return (
+            f"and there are {len(found)} values in all: lossy compression or smooth resizing makes "
+            "such, and nothing brings the ids back; save the file as PNG from where it came from, "
+            "resized by nearest neighbour if at all"
+        )
+    keys = "`ids:`" if where.startswith("target.") else "`ids:` and `classes:`"
+    remedy = f"set {keys} of {where} to what its files hold"
     if values.ids == "palette":
         return remedy
     return f"{remedy}; if {strange} is no class, {own} and `ignored_label_ids: [{strange}]`"

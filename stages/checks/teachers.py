@@ -21,11 +21,11 @@ from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import Experiment
-from ensdistill.stages.functional.agreement import joint, kappa
+from ensdistill.stages.functional.agreement import joint, kappa, turned
 from ensdistill.stages.graph import Local, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.labelmodel import spread
-from ensdistill.stages.suspicion import suspicions
+from ensdistill.stages.suspicion import of_turned, suspicions
 
 IMAGES: Final = 8
 """The most images of which published label maps are compared, spread evenly over the ids."""
@@ -33,15 +33,17 @@ IMAGES: Final = 8
 _SIDE: Final = 256  # pixels of the longer side that are remembered of a label map
 
 
-def compared(maps: Mapping[str, Sequence[UInt8]], n_classes: int) -> dict[str, dict[str, Any]]:
+def compared(
+    maps: Mapping[str, Sequence[UInt8]], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Return what each teacher says beside the others, on the same images.
 
     Parameters
     ----------
     maps : mapping
         Teacher to its (H, W) uint8 label maps of train ids or 255, one an image.
-    n_classes : int
-        C.
+    classes : sequence of str
+        Their names.
 
     Returns
     -------
@@ -53,15 +55,18 @@ def compared(maps: Mapping[str, Sequence[UInt8]], n_classes: int) -> dict[str, d
     coverage = {t: float(np.mean(_flat(of) != IGNORE_INDEX)) for t, of in maps.items()}
     agrees: dict[str, dict[str, float | None]] = {t: {} for t in maps}
     kappas = {}
+    calls = {t: np.zeros((len(classes), len(classes)), np.int64) for t in maps}
     for one, other in combinations(maps, 2):
-        counts = joint(_flat(maps[one]), _flat(maps[other]), n_classes)
+        counts = joint(_flat(maps[one]), _flat(maps[other]), len(classes))
+        calls[one] += counts
+        calls[other] += counts.T
         both = int(counts.sum())
         agrees[one][other] = agrees[other][one] = float(np.trace(counts) / both) if both else None
         kappas[one, other] = kappa(counts) if both else None
     said = suspicions(coverage, kappas)
-    return {
-        t: {"coverage": coverage[t], "agrees": agrees[t], "warnings": said.get(t, [])} for t in maps
-    }
+    for t in maps.keys() - said.keys():
+        said[t] = of_turned({classes[c]: classes[d] for c, d in turned(calls[t]).items()})
+    return {t: {"coverage": coverage[t], "agrees": agrees[t], "warnings": said[t]} for t in maps}
 
 
 def on_one_image(
@@ -94,7 +99,7 @@ def on_one_image(
             with suppress(EnsdistillError):  # damage is for who reads it for more than a look
                 stored = LabelMaps(decision.artifact)
                 maps[teacher.name] = [sampled(stored.read(min(stored)))]
-    return compared(maps, len(experiment.classes))
+    return compared(maps, experiment.classes.classes)
 
 
 def published(
@@ -117,7 +122,7 @@ def published(
     made = {name: LabelMaps(a) for name, a in artifacts.items() if a is not None}
     ids = spread(sorted(set.intersection(*(set(m) for m in made.values()))), IMAGES) if made else []
     maps = {name: [m.read(image_id) for image_id in ids] for name, m in made.items()}
-    found = compared(maps, len(experiment.classes)) if ids else {}
+    found = compared(maps, experiment.classes.classes) if ids else {}
     for name, of in found.items():
         counts = dict(zip(experiment.classes.classes, made[name].shares().tolist(), strict=True))
         pixels = sum(h * w for h, w in map(made[name].size, made[name]))

@@ -7,6 +7,7 @@ label do not.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,11 @@ from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form
 from ensdistill.stages.functional.scores import class_counts, confusion
 
-__all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "kappas"]
+__all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "kappas", "turned"]
+
+
+TURNED: Final = 0.002
+"""The share of the pixels that a class has at least to be taken for another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +34,17 @@ class Agreement:
     labelled
         Those that at least one teacher labels.
     unanimous
-        Those that every teacher labels, all with the same class.
+        Those that every teacher labels, all with the same class. A teacher that labels nothing of
+        an image is not asked about it, if two others are left.
     pairs
         (T, T) int64, the pixels to which two teachers give the same class; symmetric. The diagonal
         counts what each labels.
     given
         (T, T, C) int64, `given[j, k, c]`: of the pixels that teachers j and k both label, those
         that j calls c.
+    calls
+        (T, C, C) int64, `calls[j, c, d]`: how often others call d what teacher j calls c, summed
+        over the others.
     fused
         (C,) int64, the pixels of each class in the fused map.
     settled
@@ -47,6 +56,7 @@ class Agreement:
     unanimous: int
     pairs: NDArray[np.int64]
     given: NDArray[np.int64]
+    calls: NDArray[np.int64]
     fused: NDArray[np.int64]
     settled: NDArray[np.int64]
 
@@ -68,6 +78,7 @@ class Agreement:
             unanimous=self.unanimous + other.unanimous,
             pairs=self.pairs + other.pairs,
             given=self.given + other.given,
+            calls=self.calls + other.calls,
             fused=self.fused + other.fused,
             settled=self.settled + other.settled,
         )
@@ -101,19 +112,26 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
     teachers = len(label_maps)
     pairs = np.empty((teachers, teachers), np.int64)
     given = np.empty((teachers, teachers, n_classes), np.int64)
+    calls = np.zeros((teachers, n_classes, n_classes), np.int64)
     for j in range(teachers):
         joints = confusion(label_maps[j], label_maps[j:], n_classes)[..., :n_classes]
         for k, both in enumerate(joints, start=j):
             pairs[j, k] = pairs[k, j] = np.trace(both)
             given[j, k], given[k, j] = both.sum(axis=1), both.sum(axis=0)
-    lowest, highest = label_maps.min(axis=0), label_maps.max(axis=0)  # 255 is the highest of all
-    unanimous = (lowest == highest) & (highest != IGNORE_INDEX)
+            if j != k:
+                calls[j] += both
+                calls[k] += both.T
+    lowest = label_maps.min(axis=0)  # 255 is the highest of all
+    asked = label_maps[np.diagonal(pairs) > 0]
+    unanimous = (asked == lowest).all(axis=0) & (lowest != IGNORE_INDEX)
+    unanimous &= len(asked) >= min(2, teachers)  # one of several agrees with nobody
     return Agreement(
         pixels=fused.size,
         labelled=int(np.count_nonzero(lowest != IGNORE_INDEX)),
         unanimous=int(np.count_nonzero(unanimous)),
         pairs=pairs,
         given=given,
+        calls=calls,
         fused=class_counts(fused, n_classes),
         settled=class_counts(np.where(unanimous, fused, np.uint8(IGNORE_INDEX)), n_classes),
     )
@@ -191,6 +209,37 @@ def _beyond_chance(agreed: int, ones: NDArray[np.int64], others: NDArray[np.int6
         return float("nan")
     expected = float((ones / pixels) @ (others / pixels))
     return float("nan") if expected == 1 else float((agreed / pixels - expected) / (1 - expected))
+
+
+def turned(calls: NDArray[np.int64]) -> dict[int, int]:
+    """Return classes that somebody seems to call by each other's names.
+
+    Parameters
+    ----------
+    calls
+        (C, C) counts of pixels: rows are what one calls them, columns what the others do.
+
+    Returns
+    -------
+    dict
+        Class to what the others call it on most of its pixels, where that is another one and these
+        classes are among themselves what is turned: two that are swapped, or more in a circle.
+        Classes of less than `TURNED` of the pixels tell nothing.
+
+    Raises
+    ------
+    ValueError
+        If `calls` is not (C, C).
+    """
+    if calls.ndim != 2 or calls.shape[0] != calls.shape[1]:
+        raise ValueError(f"calls must be (C, C), got shape {calls.shape}")
+    sizes, best = calls.sum(axis=1), calls.argmax(axis=1)
+    clear = (2 * calls.max(axis=1) > sizes) & (sizes >= TURNED * max(1, sizes.sum()))
+    found = {c: int(best[c]) for c in np.flatnonzero(clear).tolist() if best[c] != c}
+    while found.keys() != {*found.values()}:
+        named = {*found.values()}
+        found = {c: d for c, d in found.items() if c in named and d in found}
+    return found
 
 
 def claims(

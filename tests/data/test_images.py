@@ -127,7 +127,8 @@ def test_missing_labels_are_counted_and_the_first_is_named(touch):
         from_globs("images/*.png", "labels/*.png", base, "target.val")
     assert str(caught.value) == (
         "target.val.labels: 2 of 3 images have no label file among 1 that match 'labels/*.png'; "
-        "the first is b"
+        "the first is b. Where only some are labelled, name these by `list: FILE`, with image and "
+        "label file on each line"
     )
 
 

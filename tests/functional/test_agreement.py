@@ -14,6 +14,7 @@ from ensdistill.stages.functional.agreement import (
     joint,
     kappa,
     kappas,
+    turned,
 )
 from ensdistill.stages.functional.fusion import channel_wise
 
@@ -135,3 +136,51 @@ def test_what_does_not_fit_is_refused():
         claims(maps[:0])
     with pytest.raises(TypeError):
         claims(maps.astype(int))
+
+
+# --- classes by each other's names -----------------------------------------------------------
+
+
+def called(permutation, sizes=None, errors=0.2):
+    """Counts of one who calls class c `permutation[c]`, and errs as often in all other ways."""
+    n = len(permutation)
+    sizes = np.full(n, 1000) if sizes is None else np.array(sizes)
+    counts = np.full((n, n), errors / (n - 1)) + (1 - errors - errors / (n - 1)) * np.eye(n)
+    true = (sizes[:, None] * counts).astype(np.int64)
+    return true[:, permutation].T  # rows: what it says
+
+
+@pytest.mark.parametrize(
+    "permutation",
+    [(0, 1, 2, 3, 4), (1, 0, 2, 3, 4), (1, 2, 0, 3, 4), (1, 0, 3, 2, 4), (4, 0, 1, 2, 3)],
+)
+def test_classes_that_are_turned(permutation):
+    counts = called(np.array(permutation))
+    expected = {c: d for c, d in enumerate(permutation) if c != d}
+    assert turned(counts) == expected
+    assert turned(counts.T) == {d: c for c, d in expected.items()}
+
+
+def test_a_class_that_is_taken_for_another_is_not_turned():
+    """Weak teachers call all poles buildings; nobody calls buildings poles."""
+    counts = np.array([[900, 50, 0], [700, 100, 0], [0, 0, 500]])
+    assert turned(counts) == {}
+    assert turned(np.array([[400, 600], [500, 500]])) == {}  # half and half is no order
+
+
+def test_a_few_pixels_tell_nothing():
+    counts = called(np.array((1, 0, 2)), sizes=(1, 1, 10_000), errors=0.0)
+    assert turned(counts) == {}
+    assert turned(np.zeros((3, 3), np.int64)) == {}
+
+
+@given(hnp.arrays(np.int64, (5, 5), elements=st.integers(0, 9)))
+def test_what_is_turned_is_turned_among_itself(counts):
+    found = turned(counts)
+    assert found.keys() == {*found.values()}
+    assert all(c != d and 2 * counts[c, d] > counts[c].sum() for c, d in found.items())
+
+
+def test_counts_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"\(C, C\)"):
+        turned(np.zeros((2, 3), np.int64))

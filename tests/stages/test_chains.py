@@ -431,7 +431,14 @@ def test_workers_of_dask_make_the_same_bytes(two, made, cluster):
 
 @pytest.mark.slow
 def test_what_fails_on_a_worker_of_dask_fails_here(two, cluster):
-    two.settings["probe"] = TINY | {"lr": 1e30}
+    """A batch of three, and not the two crops that are tried before a run."""
+    (two.root / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+        "        return super().forward(x) * (float('nan') if len(x) == 3 else 1)\n"
+    )
+    kwargs = {"in_channels": 3, "out_channels": 19, "kernel_size": 1}
+    network = {"factory": "net:Net", "root": ".", "kwargs": kwargs}
+    two.settings["probe"] = TINY | {"trust": "code", "network": network, "batch_size": 3}
     two.write()
     assert "DataError: probe[" in two.refuse("select-policy")
 

@@ -41,7 +41,7 @@ def said(world, *command, expect=0):
 def test_agreement_is_counted_where_both_label():
     one = np.array([[0, 0, 1, 255], [1, 1, 255, 255]], np.uint8)
     other = np.array([[0, 1, 1, 0], [1, 255, 255, 0]], np.uint8)
-    found = compared({"one": [one], "other": [other]}, 2)
+    found = compared({"one": [one], "other": [other]}, "xy")
     assert found["one"]["agrees"] == {"other": 3 / 4}
     assert found["other"]["agrees"] == {"one": 3 / 4}
     assert found["one"]["coverage"] == 5 / 8
@@ -51,13 +51,13 @@ def test_agreement_is_counted_where_both_label():
 def test_images_of_several_sizes_are_counted_together():
     maps = [np.zeros((2, 3), np.uint8), np.ones((4, 1), np.uint8)]
     changed = [maps[0], np.zeros((4, 1), np.uint8)]
-    found = compared({"one": maps, "other": changed}, 2)
+    found = compared({"one": maps, "other": changed}, "xy")
     assert found["one"]["agrees"] == {"other": 6 / 10}
 
 
 def test_nothing_in_common():
     left = np.array([[0, 255]], np.uint8)
-    found = compared({"left": [left], "right": [left[:, ::-1]]}, 2)
+    found = compared({"left": [left], "right": [left[:, ::-1]]}, "xy")
     assert found["left"]["agrees"] == {"right": None}
     assert "labels no pixel that" in " ".join(
         found["left"]["warnings"] + found["right"]["warnings"]
@@ -65,8 +65,8 @@ def test_nothing_in_common():
 
 
 def test_one_teacher_has_nobody_to_agree_with():
-    assert compared({"one": [np.zeros((2, 2), np.uint8)]}, 2)["one"]["agrees"] == {}
-    assert compared({}, 2) == {}
+    assert compared({"one": [np.zeros((2, 2), np.uint8)]}, "xy")["one"]["agrees"] == {}
+    assert compared({}, "xy") == {}
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
@@ -132,6 +132,21 @@ def test_good_teachers_are_suspected_of_nothing(three):
     of = found["teachers"]["b"]
     assert of["coverage"] == 1.0 == pytest.approx(sum(of["shares"].values()))
     assert "car" in of["absent"] and "car" in found["teachers"]["a"]["shares"]
+
+
+def test_two_classes_by_each_other_s_names_are_told(three):
+    """What is left of the agreement is far beyond chance."""
+    swapped = np.arange(256)
+    swapped[[0, 2]] = 2, 0
+    three.add_teacher("d", lambda label: swapped[label])
+    text = "teachers[d]: calls road what the others call building, building what the others call"
+    for command in ("check", "infer-teacher"):
+        said = three.call(command)
+        assert f"warning: {text} road: is the order" in said and said.count("warning: ") == 1
+    three.call("fuse", "--upstream")
+    three.call("report")
+    page = (three.root / "work/report.html").read_text()
+    assert "d calls road what the others call building" in page
 
 
 def test_what_labels_next_to_nothing_is_told(three):

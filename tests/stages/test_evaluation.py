@@ -171,7 +171,8 @@ def test_the_report_says_over_which_classes_its_means_are(imagined):
     a = next(m for m in found["methods"] if m["name"] == "a")
     assert f"{a['miou']:.2f} <small>of {a['miou_classes']}</small>" in page
     own = next(m for m in found["methods"] if m["name"] == "label-model")
-    assert f"percent over {own['miou_classes']} classes, with ground truth (val)" in page
+    tile = f"{own['miou_present']:.1f}<small>percent over the {len(present)} classes in the ground"
+    assert tile in page
     assert f"<li>mIoU present is over the {len(present)} classes" in page
     assert f"{first} (a" in page
     assert '<span class="best">100.00</span>' in page  # of mIoU present, none of mIoU
@@ -258,3 +259,26 @@ def test_no_probe_is_scored_where_none_is_needed(world):
     world.write()
     planned = {d["node"] for d in world.json("evaluate", "--fusions", "all", "--dry-run")}
     assert not any("probe" in node for node in planned)
+
+
+def test_ground_truth_in_another_order_is_suspected(world):
+    """Of a wholly other one by chance, of two classes by what the teachers call them."""
+    world.add_teacher("c", lambda label: label)
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    assert world.json("evaluate", "--upstream")["suspicions"] == []
+    shifted, swapped = np.arange(256), np.arange(256)
+    shifted[:19] = np.roll(np.arange(19), 7)
+    swapped[[0, 2]] = 2, 0
+    for order, words in (
+        (shifted, "agrees with no teacher better than by chance"),
+        (swapped, "calls road what the teachers call building, building what the teachers call"),
+    ):
+        for (split, name), label in world.truth.items():
+            if split == "val":
+                world.save("labels", "val", name, order[label])
+        text = world.call("evaluate")
+        assert f"warning: the ground truth of val {words}" in text
+        assert words in json.loads((world.root / "work/results.json").read_text())["suspicions"][0]
+        world.call("report")
+        assert words in (world.root / "work/report.html").read_text()

@@ -232,7 +232,7 @@ def test_scores_stand_where_a_fusion_is_gone(finished, tmp_path):
 def counted(unanimous, labelled=100):
     none = np.zeros(1, np.int64)
     of_pairs = np.zeros((1, 1), np.int64)
-    return Agreement(100, labelled, unanimous, of_pairs, of_pairs[..., None], none, none)
+    return Agreement(100, labelled, unanimous, of_pairs, of_pairs[..., None], none, none, none)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 8, 9, 10, 40])

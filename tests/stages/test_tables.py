@@ -45,6 +45,7 @@ RESULTS = {
         method("student", "student", 1.0, 2.0, None, miou=3.0),
     ],
     "not_scored": [],
+    "suspicions": [],
 }
 # whose student sees a class that is not there
 IMAGINED = {
