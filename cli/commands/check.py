@@ -41,7 +41,12 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         found = files.check(experiment, list(experiment.config.target), shown.bar("check"))
         decisions = plan(build(experiment), experiment.workspace.scan())
         coming = ahead.look_ahead(
-            experiment, decisions, decisions.keys(), shown.bar, trainings=sections(experiment)
+            experiment,
+            decisions,
+            decisions.keys(),
+            shown.bar,
+            trainings=sections(experiment),
+            apart=False,
         )
     experiment.files.save()
     warnings = files.warnings_of(found) + ahead.warnings_of(coming)

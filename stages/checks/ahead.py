@@ -33,6 +33,7 @@ def look_ahead(
     bar: Callable[[str], Progress],
     *,
     trainings: Collection[str] = (),
+    apart: bool = True,
 ) -> dict[str, Any]:
     """Try the networks and trainings that nodes are going to need, as far as they are not fresh.
 
@@ -48,6 +49,8 @@ def look_ahead(
         Returns the progress of a part of the work, by its name.
     trainings : collection of str
         ``probe`` and ``student``, where they are to be tried whether or not a node needs them.
+    apart : bool
+        Whether this process goes on to make nodes (see `try_trainings`).
 
     Returns
     -------
@@ -72,9 +75,9 @@ def look_ahead(
     ]
     if sections or networks:
         pick_device(config.runtime.device)
-    trained, problems = try_trainings(experiment, sections, bar("check"))
-    trials, more = try_networks(experiment, decisions, networks, bar("check"))
-    raise_all([*problems, *more], DataError)
+    trials, problems = try_networks(experiment, decisions, networks, bar("check"))
+    trained, more = try_trainings(experiment, sections, bar("check"), apart=apart)
+    raise_all([*more, *problems], DataError)
     seen = {name: unpacked(trial.pop("sample")) for name, trial in trials.items()}
     together = on_one_image(experiment, decisions, seen)
     experiment.files.save()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
-from importlib.metadata import distributions
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -19,18 +20,27 @@ from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.workspace import Snapshot
+from ensdistill.stages.checks.here import here
 from ensdistill.stages.experiment import TRAIN, Experiment, Training
 from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, Local, build, training
 from ensdistill.stages.networks.fitting import beginnings
-from ensdistill.stages.networks.frozen import pick_device, platform_facts, set_threads
+from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.frozen import (
+    LAYOUT_ADVICE,
+    asks_for_layout,
+    pick_device,
+    set_threads,
+)
 from ensdistill.stages.networks.initial import describe_initial
 from ensdistill.stages.networks.state_dicts import some_of
 from ensdistill.stages.networks.students import plain_name
+from ensdistill.stages.parallel import portable, processes
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
-from ensdistill.stages.training.ranks import Ranks
+from ensdistill.stages.training.ranks import Ranks, together
 from ensdistill.stages.training.samples import Sample
+from ensdistill.stages.warned import Warned, issue, kept, taken
 
 _KIND: Final = "training"  # in the memory of facts; change it when what is found out changes
 _CROPS: Final = 2  # of which every batch has as many, whatever it is cut into
@@ -49,12 +59,24 @@ def sections(experiment: Experiment) -> list[str]:
 
 
 def try_trainings(
-    experiment: Experiment, sections: Sequence[str], progress: Progress
+    experiment: Experiment, sections: Sequence[str], progress: Progress, *, apart: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """Build probe or student once, and let two crops of noise through a step of it.
+    """Build probe or student, let two crops of noise through two steps of it, and read it back.
 
     What was found is remembered by the recipe, which holds the digests of code and weights, and by
-    what else decides it: device, threads and the packages installed.
+    what else decides it (see `here`).
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose trainings they are.
+    sections : sequence of str
+        ``probe``, ``student`` or both.
+    progress : Progress
+        Of the sections.
+    apart : bool
+        Whether code of the user's is tried in a process of its own: what it leaves behind (an
+        operator that can be registered once, a number of threads) must not meet what comes after.
 
     Returns
     -------
@@ -71,18 +93,19 @@ def try_trainings(
     config = experiment.config
     device = pick_device(config.runtime.device)
     set_threads(config.runtime.threads)
-    installed = sorted(f"{d.name} {d.version}" for d in distributions())
-    where: list[Json] = [*platform_facts(device).values(), _model(device), *installed]
+    where = [*here(device), config.runtime.channels_last]
     progress.start(len(sections), 0, "trainings")
     found: dict[str, Any] = {}
     problems: list[str] = []
     for section in sections:
         try:
             work = _work(experiment, section)
+            loop.require_parts(section, work.recipe, together())
             key = digest([VERSIONS[section], work.recipe, where])
             facts = experiment.files.recalled(key, _KIND)
             if facts is None:
-                facts = _tried(section, getattr(config, section), work, device)
+                call = _tried_apart if apart and work.local.factory is not None else _tried
+                facts = call(section, work.recipe, work.local, device)
                 torch.cuda.empty_cache()  # teachers in other processes may need all of it
                 experiment.files.learn(key, _KIND, facts)
             found[section] = _told(experiment, section, work.local, facts)
@@ -99,20 +122,51 @@ def _work(experiment: Experiment, section: str) -> Work:
     return work
 
 
-def _model(device: torch.device) -> str:
-    """Return what a device is, as far as its name does not say."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+def _tried_apart(
+    section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
+) -> dict[str, Any]:
+    """Return what `_tried` does, in a process of its own."""
+    with processes(1, torch.get_num_threads(), _begin, local.threads) as pool:
+        try:
+            facts, warned, error = pool.submit(_try_here, section, recipe, local, device).result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{section}.network: the process that tried it was ended, by its own code or for "
+                "want of memory"
+            ) from None
+    issue(warned)
+    if error is not None:
+        raise error
+    return facts
 
 
-def _tried(section: str, settings: Training, work: Work, device: torch.device) -> dict[str, Any]:
+def _begin(threads: int | None) -> None:
+    os.dup2(2, 1)  # what its code prints must not get into our results
+    set_threads(threads)
+
+
+def _try_here(*arguments: Any) -> tuple[dict[str, Any], list[tuple[Warned, int]], Exception | None]:
+    facts: dict[str, Any] = {}
+    failed = None
+    with kept() as warned:
+        try:
+            facts = _tried(*arguments)
+        except Exception as error:
+            failed = portable(error)
+    return facts, taken(warned), failed
+
+
+def _tried(
+    section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
+) -> dict[str, Any]:
     """Return what a training's network is, and what a step of it costs."""
-    recipe = work.recipe | {"batch_size": _CROPS, "accumulate": 1}
-    order = loop.Order(section, recipe, work.local, {}, Pixels(work.local.digests))
+    smaller = {**recipe, "batch_size": _CROPS, "accumulate": 1}
+    order = loop.Order(section, smaller, local, {}, Pixels(local.digests))
     benchmark = torch.backends.cudnn.benchmark
     try:
         with redirect_stdout(sys.stderr):  # what its code prints must not get into our results
             attempt = loop.Training(order, loop.Silence(), None, Ranks())
-            seconds = attempt.rehearse(_noise(recipe, len(work.local.classes)))
+            seconds = attempt.rehearse(_noise(smaller, len(local.classes)))
     except EnsdistillError:
         raise
     except torch.OutOfMemoryError as error:
@@ -121,18 +175,19 @@ def _tried(section: str, settings: Training, work: Work, device: torch.device) -
             f"{device}; make them smaller"
         ) from error
     except Exception as error:
+        advice = f". {LAYOUT_ADVICE}" if asks_for_layout(error) else ""
         raise DataError(
             f"{section}.network: it fails in a step on {_CROPS} crops of {_size(recipe)} on "
-            f"{device} ({type(error).__name__}: {error})"
+            f"{device} ({reason(error)}){advice}"
         ) from error
     finally:
         torch.backends.cudnn.benchmark = benchmark
     return {
-        **_facts(attempt.network, work.recipe),
+        **_facts(attempt.network, recipe),
         "init": attempt.initialised,
         "said": [] if attempt.read is None else [f"{section}: {attempt.read}"],
         "device": str(device),
-        "seconds_per_step": seconds * settings.batch_size / _CROPS,
+        "seconds_per_step": seconds * cast("int", recipe["batch_size"]) / _CROPS,
     }
 
 

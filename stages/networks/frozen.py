@@ -38,6 +38,7 @@ from ensdistill.stages.networks.folders import (
     read_description,
     require_no_code,
 )
+from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
@@ -52,6 +53,10 @@ from ensdistill.stages.networks.students import (
 from ensdistill.stages.networks.universal import UniversalSegmentation, hf_teacher
 
 WEIGHTS: Final = "model.safetensors"
+LAYOUT_ADVICE: Final = (
+    "It asks how its tensors lie in memory: say `runtime: {channels_last: false}`"
+)
+_FLAT: Final = torch.contiguous_format
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?|mps|xpu")
 
 
@@ -237,14 +242,11 @@ class FrozenNetwork:
         except (EnsdistillError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if "view size is not compatible" in str(error):
-                raise DataError(
-                    f"the network asks how its tensors lie in memory ({error}); say `runtime: "
-                    "{channels_last: false}`"
-                ) from error
+            if asks_for_layout(error):
+                raise DataError(f"the network fails ({reason(error)}). {LAYOUT_ADVICE}") from error
             raise DataError(
                 f"the network fails on images of {'x'.join(map(str, x.shape))} "
-                f"({type(error).__name__}: {error}); if their sizes have to be multiples of a "
+                f"({reason(error)}); if their sizes have to be multiples of a "
                 "number, say `divisor` on the network, if it takes one size, `preprocess: {size: "
                 "[HEIGHT, WIDTH]}`"
             ) from error
@@ -294,6 +296,11 @@ class _Answer(nn.Module):
             self.taken = self._reading.taken(answer)
         read = None if self._reads is None else self._reads.remark()
         self.remarks += filter(None, (read, self._reading.doubt(found)))
+
+
+def asks_for_layout(error: Exception) -> bool:
+    """Whether an error of torch is that of code which asks how its tensors lie in memory."""
+    return "view size is not compatible" in str(error)
 
 
 def pick_device(name: str) -> torch.device:
@@ -452,8 +459,21 @@ def load_student(
 
 
 def save_network(folder: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write what `load_network` reads: weights, and how to build the network around them."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    """Write what `load_network` reads: weights, and how to build the network around them.
+
+    Raises
+    ------
+    DataError
+        If the network's state holds something else than tensors.
+    """
+    state = module.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise DataError(
+            f"its state_dict holds {others[0]!r}, which is no tensor and cannot be kept; expected "
+            "a network whose `get_extra_state` returns tensors, or that has none"
+        )
+    # each on its own: a module that a network holds twice has its tensors twice
+    tensors = {k: v.detach().cpu().clone(memory_format=_FLAT) for k, v in state.items()}
     atomic.write_bytes(folder / WEIGHTS, save(tensors), sync=False)
     text = json.dumps(dict(description), indent=1, sort_keys=True) + "\n"
     atomic.write_bytes(folder / NETWORK, text.encode(), sync=False)

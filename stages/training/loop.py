@@ -8,6 +8,7 @@ same number of threads and ranks).
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from ensdistill.data.pictures import Decoder, read_image
 from ensdistill.data.pixels import Pixels
-from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.functional.augmentation import blurred, recolour
@@ -31,9 +32,11 @@ from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.folders import hf_preprocessing
+from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
     FrozenNetwork,
     describe,
+    load_student,
     pick_device,
     platform_facts,
     save_network,
@@ -58,6 +61,7 @@ from ensdistill.stages.training.samples import Batches, Sample, Samples
 from ensdistill.stages.warned import are_heard, speak_alone
 
 _LOG_EVERY: Final = 20  # steps
+_ALIKE: Final = 1e-3  # of the largest score, by which answers of one network may be apart
 _TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -164,7 +168,7 @@ class Training:
         try:
             with reads or nullcontext():  # it is also tried there
                 self.network, self.initialised = initial_network(recipe, local)
-            self.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._placed(self.network)
             self._training_mode()
             self.optimizer = build_optimizer(self.network, recipe)
         except DataError as error:
@@ -201,7 +205,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end, and write the network."""
         recipe, steps = self.recipe, self.recipe["steps"]
-        self._require_divisible()
+        require_parts(self.order.node, recipe, self.ranks.count)
         start = self._restore()
         if self.initialised is not None and start == 0:
             self._say(describe_initial(self.initialised, self.local))
@@ -236,12 +240,17 @@ class Training:
         return self._finish()
 
     def rehearse(self, batch: Sample) -> float:
-        """Take two steps on one batch, and return the seconds that the second one took.
+        """Take two steps on one batch, write the network and read it back.
+
+        Returns
+        -------
+        float
+            The seconds that the second step took.
 
         Raises
         ------
         DataError
-            If the loss is no number.
+            If the loss is no number, or the network that is read back is another one.
         """
         step_of, seconds = self.stepper(), 0.0
         for step in range(2):
@@ -250,7 +259,32 @@ class Training:
             self.log.losses.append(loss)
             self._require_finite(step + 1)  # which waits for the device
             seconds = time.perf_counter() - begin
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._write(Path(folder))
+                again, _ = load_student(Path(folder), {}, self.local)
+        except Exception as error:
+            why = str(error) if isinstance(error, EnsdistillError) else reason(error)
+            raise DataError(
+                f"{self.order.node}.network: it cannot be written and read back, as all that uses "
+                f"it does: {why}"
+            ) from error
+        self._require_same(again, batch)
         return seconds
+
+    @torch.inference_mode()
+    def _require_same(self, again: nn.Module, batch: Sample) -> None:
+        """Refuse a network that is another one when it was written and read back."""
+        images = self._input(*(x.to(self.device) for x in (batch.image, batch.look)))
+        answers = [self._placed(n).eval()(images).float() for n in (self._trained(), again)]
+        apart = (answers[0] - answers[1]).abs().max() / answers[0].abs().max()
+        if apart > _ALIKE:
+            raise DataError(
+                f"{self.order.node}.network: what was trained answers otherwise when it was "
+                f"written and read back (by {100 * apart:.2g} %): part of what it computes with is "
+                "not in its `state_dict`, or it answers differently every time. Keep its tensors "
+                "by `register_buffer`, and let dropout rest in evaluation"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what decided the last bits of the result, and how fast it was made."""
@@ -309,6 +343,13 @@ class Training:
 
         return step_of
 
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """Return a network on the device, where its tensors lie as they are wanted."""
+        network.to(self.device)
+        if self.local.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
     def _training_mode(self) -> None:
         self.network.train()
         if self.recipe["batch_norm"] == "frozen":
@@ -323,7 +364,8 @@ class Training:
             images = recolour(images, look)
         if self.recipe["blur"]:
             images = blurred(images, look)
-        return self.preprocessing.normalise(images)
+        images = self.preprocessing.normalise(images)
+        return images if self.local.channels_last else images.contiguous()
 
     def _distributed(self) -> Any:
         """Return the network as the loop calls it, wrapped where several ranks train it."""
@@ -361,15 +403,6 @@ class Training:
             worker_init_fn=speak_alone if are_heard() else None,
         )
         return self.pace.waited(loader)
-
-    def _require_divisible(self) -> None:
-        share = self.recipe["accumulate"] * self.ranks.count
-        if self.recipe["batch_size"] % share:
-            raise DataError(
-                f"{self.order.node}: batch_size is {self.recipe['batch_size']}; expected a "
-                f"multiple of {share}, for {self.ranks.count} processes with `accumulate: "
-                f"{self.recipe['accumulate']}`"
-            )
 
     def _require_finite(self, done: int) -> None:
         """Bring the losses to the host, and stop before anything spoilt is kept."""
@@ -444,13 +477,33 @@ class Training:
             result["watched"] = {"last": scores[-1], "best": max(scores), "kept": watch["keep"]}
         if self.folder is not None:
             self.log.rewrite()  # a power loss may have taken what no step is going to write again
-            names = list(self.local.classes.classes)
-            description = describe(network, self.recipe["network"], names, self.preprocessing)
-            save_network(self.folder, network, description)
+            self._write(self.folder)
         return result
+
+    def _write(self, folder: Path) -> None:
+        """Write the network that was trained."""
+        network, names = self._trained(), list(self.local.classes.classes)
+        description = describe(network, self.recipe["network"], names, self.preprocessing)
+        save_network(folder, network, description)
 
     def _say(self, text: str) -> None:
         self.progress.message(f"{self.order.node}: {text}")
+
+
+def require_parts(node: str, recipe: Mapping[str, Any], count: int) -> None:
+    """Refuse a batch that cannot be cut into equal parts for `count` processes.
+
+    Raises
+    ------
+    DataError
+        If it cannot.
+    """
+    share = recipe["accumulate"] * count
+    if recipe["batch_size"] % share:
+        raise DataError(
+            f"{node}: batch_size is {recipe['batch_size']}; expected a multiple of {share}, for "
+            f"{count} processes with `accumulate: {recipe['accumulate']}`"
+        )
 
 
 class Silence:
@@ -474,7 +527,7 @@ def watched_miou(
     ranks: Ranks,
 ) -> float:
     """Return the mIoU in percent on the watched split, whose images the ranks share."""
-    frozen = FrozenNetwork(network, preprocessing, device)
+    frozen = FrozenNetwork(network, preprocessing, device, channels_last=local.channels_last)
     decoder = Decoder(local.to_target, palette=local.palette)
     size = len(local.classes)
     confmat = np.zeros((size, size + 1), np.int64)

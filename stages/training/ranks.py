@@ -62,6 +62,11 @@ def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def together() -> int:
+    """Return how many processes train together, this one among them."""
+    return dist.get_world_size() if _joined() else 1
+
+
 def join() -> int:
     """Meet the other processes and return this one's rank."""
     dist.init_process_group("gloo", timeout=_PATIENCE)
@@ -114,10 +119,10 @@ def own_device(device: torch.device) -> torch.device:
         return device
     if device != torch.device("cuda"):
         raise DataError(f"runtime.device: {device} cannot be that of several processes; use cuda")
-    index = int(os.environ["LOCAL_RANK"])
-    if index >= torch.cuda.device_count():
+    index, processes = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    if processes > torch.cuda.device_count():
         raise DataError(
-            f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this machine, which "
+            f"torchrun started {processes} processes on this machine, which "
             f"has {torch.cuda.device_count()} CUDA devices; start one for each"
         )
     torch.cuda.set_device(index)  # or every rank would keep a context on the first device too

@@ -1,5 +1,7 @@
 """What `check` finds out about probe and student before there is a label for them."""
 
+import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opened import opened
+from safetensors.torch import load_file
 from worlds import TINY, World, files_of, segformer
 
 from ensdistill.data.images import Picture
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.checks import trainings
+from ensdistill.stages.checks import here, trainings
 from ensdistill.stages.checks.trainings import try_trainings
 from ensdistill.stages.experiment import load
 from ensdistill.stages.networks.frozen import pick_device
 from ensdistill.stages.networks.students import Tiny
 from ensdistill.stages.training import loop
+from ensdistill.stages.training.loop import Silence
 from ensdistill.stages.training.samples import Samples
 
 CODE = """
@@ -32,11 +36,17 @@ class Net(nn.Module):
         self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
         self.decoder = nn.Conv2d(4, classes, 1)
         self.spare = nn.Conv2d(4, classes, 1)
+        self.beside = torch.rand(1) if kind == "beside" else 1.0
+        self.again = self.encoder if kind == "twice" else None
 
     def forward(self, x):
         print("its own words")
         kind = self.kind
-        y = self.encoder(x)
+        y = self.encoder(x) * self.beside
+        if kind == "restless":
+            y = nn.functional.dropout(y)
+        if kind == "flat":
+            y = y.view(len(y), -1).reshape(y.shape)
         if kind == "pooled":  # one value a channel
             y = y + nn.functional.instance_norm(y.mean((2, 3), keepdim=True))
         if kind == "large" and x.shape[-1] > 100:
@@ -49,8 +59,39 @@ class Net(nn.Module):
         return y * float("nan") if kind == "nan" else y
 
 
+class Stateful(Net):
+    def get_extra_state(self):
+        return {"a": "text"}
+
+    def set_extra_state(self, state):
+        pass
+
+
 def build(classes=19, kind=None):
-    return Net(classes, kind)
+    return (Stateful if kind == "state" else Net)(classes, kind)
+
+
+def ending():
+    import os
+
+    os.environ["LEFT_BEHIND"] = "1"
+    os._exit(3)
+
+
+def leaving():
+    import os
+
+    os.environ["LEFT_BEHIND"] = "1"
+    return Net(19, None)
+
+
+def once():
+    import sys
+
+    if sys.registered:
+        raise KeyError("is registered already")
+    sys.registered = True
+    return Net(19, None)
 
 
 def raising():
@@ -264,7 +305,7 @@ def test_what_decides_it_makes_it_be_tried_again(code_world, tried, monkeypatch)
     code_world.settings["runtime"]["threads"] = 2
     code_world.write()
     assert again() == 1 and again() == 0
-    monkeypatch.setattr(trainings, "distributions", list)  # a package is gone
+    monkeypatch.setattr(here, "_installed", list)  # a package is gone
     assert again() == 1
 
 
@@ -301,6 +342,23 @@ def test_a_failure_is_not_remembered(code_world, tried):
             ["student.crop: 2 crops of 128x192", "memory of cpu"],
         ),
         (
+            code(kwargs={"kind": "state"}),
+            ["student.network: it cannot be written", "state_dict holds '_extra_state', which is"],
+        ),
+        (
+            code(kwargs={"kind": "beside"}, seed=1),
+            ["student.network: what was trained answers otherwise", "`register_buffer`"],
+        ),
+        (code(kwargs={"kind": "restless"}), ["student.network: what was trained answers otherw"]),
+        (
+            code(kwargs={"kind": "flat"}),
+            ["student.network: it fails in a step", "say `runtime: {channels_last: false}`"],
+        ),
+        (
+            code("once"),
+            ["student.network: it cannot be written and read back", "'is registered already'"],
+        ),
+        (
             code(lr=1e30, kwargs={"kind": "steep"}),
             ["student: the loss is nan at step 2 of 6; lower `lr`"],
         ),
@@ -313,7 +371,10 @@ def test_a_failure_is_not_remembered(code_world, tried):
         (TINY | {"network": {"hf": "repo"}}, ["student.network.hf: ", "holds no .json"]),
     ],
 )
-def test_a_training_that_cannot_begin_is_refused_by_its_key(code_world, student, words):
+def test_a_training_that_cannot_begin_is_refused_by_its_key(
+    code_world, student, words, monkeypatch
+):
+    monkeypatch.setattr(sys, "registered", False, raising=False)
     torch.save({"conv1.weight": torch.zeros(3, 3)}, code_world.root / "wrong.pth")
     code_world.settings["student"] = student
     code_world.write()
@@ -453,6 +514,51 @@ def test_a_check_before_changes_no_byte_of_a_training(code_world):
     for files in (expected, again):
         files.pop("manifest.json")
     assert again == expected
+
+
+@pytest.mark.parametrize(("kind", "channels_last"), [("twice", True), ("flat", False)])
+def test_what_was_tried_is_what_comes_out_of_the_training(code_world, kind, channels_last):
+    """A module that is held twice is written twice; tensors lie as the file says."""
+    code_world.settings["student"] = code(kwargs={"kind": kind})
+    code_world.settings["runtime"]["channels_last"] = channels_last
+    code_world.write()
+    found(code_world)
+    code_world.call("run")
+    tensors = load_file(code_world.artifact("student").path / "model.safetensors")
+    assert ("again.0.weight" in tensors) == (kind == "twice")
+    if kind == "twice":
+        assert torch.equal(tensors["again.0.weight"], tensors["encoder.0.weight"])
+
+
+def test_how_tensors_lie_is_part_of_what_was_tried(code_world):
+    code_world.settings["student"] = code(kwargs={"kind": "flat"})
+    code_world.settings["runtime"]["channels_last"] = False
+    code_world.write()
+    found(code_world)
+    code_world.settings["runtime"]["channels_last"] = True
+    code_world.write()
+    assert "channels_last: false" in code_world.refuse("check")
+
+
+def test_before_a_run_code_is_tried_in_a_process_of_its_own(code_world, monkeypatch):
+    monkeypatch.delenv("LEFT_BEHIND", raising=False)
+    code_world.settings["student"] = code("leaving")
+    code_world.write()
+    apart = try_trainings(load(code_world.file), ["student"], Silence(), apart=True)
+    assert "LEFT_BEHIND" not in os.environ
+    again = try_trainings(load(code_world.file), ["student"], Silence())
+    assert again == apart and again[0]["student"]["tensors"] == 6
+    code_world.settings["student"] = code("ending")
+    code_world.write()
+    assert "student.network: the process that tried it was ended" in code_world.refuse("run")
+    assert not code_world.artifacts()
+
+
+def test_a_batch_that_processes_cannot_share_is_found_before(code_world, monkeypatch):
+    monkeypatch.setattr(trainings, "together", lambda: 4)
+    for command in ("check", "run"):
+        assert "student: batch_size is 2; expected a multiple of 4" in code_world.refuse(command)
+    assert not code_world.artifacts()
 
 
 def test_it_is_the_loop_s_own_step_that_is_tried(code_world, monkeypatch):
