@@ -295,15 +295,22 @@ def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
         if of["absent"]:
             click.echo(f"  nowhere: {some(of['absent'])}")
         if of["agrees"]:
-            click.echo(f"  {agrees(of['agrees'])}")
+            click.echo(f"  {agrees(of)}")
         for text in of["warnings"]:
             click.echo(f"warning: teachers[{name}]: {text}")
 
 
-def agrees(found: Mapping[str, float | None]) -> str:
-    """Return how far a teacher agrees with each of the others, in words."""
-    shares = [f"{t} {'-' if s is None else f'{100 * s:.0f} %'}" for t, s in found.items()]
-    return f"of the pixels that both label it agrees on: {', '.join(shares)}"
+def agrees(found: Mapping[str, Any]) -> str:
+    """Return how far a teacher agrees with each of the others, in words.
+
+    Parameters
+    ----------
+    found : mapping
+        Of that teacher, see `stages.checks.teachers.compared`.
+    """
+    shares = [f"{t} {'-' if s is None else f'{100 * s:.0f} %'}" for t, s in found["agrees"].items()]
+    images = "one image" if found["images"] == 1 else f"{found['images']} images"
+    return f"on {images}, of the pixels that both label it agrees on: {', '.join(shares)}"
 
 
 def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str, Any]]) -> None:

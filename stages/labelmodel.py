@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from ensdistill.stages.functional.labelmodel import (
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.parallel import for_each
+
+T = TypeVar("T")
 
 IMAGES: Final = 512
 """The most images that the model is fitted to, spread evenly over the sorted ids."""
@@ -72,9 +74,9 @@ def run(job: Job) -> dict[str, Any]:
     return {"images": len(ids), "opinions": met, **_to_json(model)}
 
 
-def spread(ids: list[str], most: int) -> list[str]:
-    """Return at most so many ids, spread evenly."""
-    return [ids[k * len(ids) // most] for k in range(most)] if len(ids) > most else ids
+def spread(given: list[T], most: int) -> list[T]:
+    """Return at most so many of what was given, such as ids, spread evenly."""
+    return [given[k * len(given) // most] for k in range(most)] if len(given) > most else given
 
 
 def read_model(result: Mapping[str, Any]) -> LabelModel:

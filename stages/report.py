@@ -19,12 +19,12 @@ from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
+from ensdistill.stages.checks.teachers import published
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.functional.agreement import Agreement, kappas, turned
+from ensdistill.stages.functional.agreement import Agreement
 from ensdistill.stages.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
 from ensdistill.stages.graph import evaluation_id, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.suspicion import of_turned, suspicions
 from ensdistill.stages.tables import overlap_note
 from ensdistill.stages.training import METRICS
 
@@ -255,8 +255,10 @@ def _warnings(
             found.append(f"in no fused label: {', '.join(absent)}")
         if 1 - result["coverage"] > _UNLABELLED:
             found.append(f"{1 - result['coverage']:.1%} of the pixels have no fused label")
+    for name, of in published(experiment, decisions).items():
+        found += [f"{name} {text}" for text in of["warnings"]]
     if pairs is not None:
-        found += _of_teachers(experiment, pairs)
+        found += _copies([t.name for t in experiment.teachers], pairs)
     if scores is not None:
         if note := overlap_note(scores):
             found.append(f"{scores['split']}: {note}")
@@ -265,25 +267,12 @@ def _warnings(
     return found
 
 
-def _of_teachers(experiment: Experiment, found: Agreement) -> list[str]:
-    """Return which teachers look as if they were not as declared, and which two are one."""
-    names, classes = [t.name for t in experiment.teachers], experiment.classes.classes
-    either, both, beyond_chance = found.either, found.both, kappas(found)
-    pairs = list(combinations(range(len(names)), 2))
-    suspected = suspicions(
-        {name: float(found.pairs[j, j]) / found.pixels for j, name in enumerate(names)},
-        {
-            (names[j], names[k]): float(beyond_chance[j, k]) if both[j, k] else None
-            for j, k in pairs
-        },
-    )
-    for name, calls in zip(names, found.calls, strict=True):
-        if name not in suspected:
-            of_classes = {classes[c]: classes[d] for c, d in turned(calls).items()}
-            suspected[name] = of_turned(of_classes)
-    told = [f"{name} {text}" for name, said in suspected.items() for text in said]
-    for j, k in pairs:
-        if either[j, k] and (share := found.pairs[j, k] / either[j, k]) >= _COPIES:
+def _copies(names: Sequence[str], found: Agreement) -> list[str]:
+    """Return which two teachers are one."""
+    told = []
+    for j, k in combinations(range(len(names)), 2):
+        either = found.either[j, k]
+        if either and (share := found.pairs[j, k] / either) >= _COPIES:
             told.append(
                 f"{names[j]} and {names[k]} say the same on {share:.2%} of the pixels that either "
                 "labels: two votes of one opinion"

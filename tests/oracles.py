@@ -89,8 +89,6 @@ def agreement(label_maps, fused, n_classes):
     of_pairs = [[0] * teachers for _ in range(teachers)]
     found = {"pixels": 0, "labelled": 0, "unanimous": 0}
     found |= {name: [list(row) for row in of_pairs] for name in ("pairs", "both", "either")}
-    found["given"] = [[[0] * n_classes for _ in range(teachers)] for _ in range(teachers)]
-    found["calls"] = [[[0] * n_classes for _ in range(n_classes)] for _ in range(teachers)]
     found |= {"fused": [0] * n_classes, "settled": [0] * n_classes}
     asked = [t for t in range(teachers) if (label_maps[t] != 255).any()]
     for y in range(height):
@@ -109,10 +107,7 @@ def agreement(label_maps, fused, n_classes):
                     found["either"][j][k] += one != 255 or other != 255
                     if one != 255 and other != 255:
                         found["both"][j][k] += 1
-                        found["given"][j][k][one] += 1
                         found["pairs"][j][k] += one == other
-                        if j != k:
-                            found["calls"][j][one][other] += 1
     return found
 
 

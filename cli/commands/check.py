@@ -23,9 +23,9 @@ from ensdistill.stages.graph import build
 def command(config: Path, rehash: bool, as_json: bool) -> None:
     """Find everything that is wrong with the experiment file and its inputs.
 
-    Reads every image and every prediction once, lets each network see one image, and takes a step
-    with each network that is to be trained (what it found is remembered by content). Ground truth
-    is listed, not opened.
+    Reads every image and every prediction once, lets each network see a few images, and takes a
+    step with each network that is to be trained (what it found is remembered by content). Ground
+    truth is listed, not opened.
 
     \b
     Example:
@@ -98,9 +98,8 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
         click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
         if teacher["trial"]["taken"] is not None:
             click.echo(f"  takes {teacher['trial']['taken']}")
-    agrees = teacher["together"]["agrees"] if teacher["together"] is not None else {}
-    if agrees:
-        click.echo(f"  on the first image, {render.agrees(agrees)}")
+    if teacher["together"] is not None and teacher["together"]["agrees"]:
+        click.echo(f"  {render.agrees(teacher['together'])}")
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:

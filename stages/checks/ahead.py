@@ -15,7 +15,7 @@ from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.checks.networks import try_networks
-from ensdistill.stages.checks.teachers import on_one_image, unpacked
+from ensdistill.stages.checks.teachers import on_some_images
 from ensdistill.stages.checks.trainings import try_trainings
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher, Training
 from ensdistill.stages.graph import infer_id, kept_ids
@@ -56,8 +56,8 @@ def look_ahead(
     -------
     dict
         ``trainings`` and ``trials``: see `try_trainings` and `try_networks`. ``together``: the
-        teachers beside each other on one image (see `teachers.compared`). ``seconds``: node id to
-        about how long it takes on this machine, of what takes long.
+        teachers beside each other on a few images (see `teachers.compared`). ``seconds``: node id
+        to about how long it takes on this machine, of what takes long.
 
     Raises
     ------
@@ -78,8 +78,8 @@ def look_ahead(
     trials, problems = try_networks(experiment, decisions, networks, bar("check"))
     trained, more = try_trainings(experiment, sections, bar("check"), apart=apart)
     raise_all([*more, *problems], DataError)
-    seen = {name: unpacked(trial.pop("sample")) for name, trial in trials.items()}
-    together = on_one_image(experiment, decisions, seen)
+    seen = {name: trial.pop("samples") for name, trial in trials.items()}
+    together = on_some_images(experiment, decisions, seen)
     experiment.files.save()
     return {
         "trainings": trained,

@@ -1,23 +1,27 @@
-"""What a teacher's network says of itself, and of one image, before hours are spent on all."""
+"""What a teacher's network says of itself, and of a few images, before hours are spent on all."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.data.images import Picture
+from ensdistill.data.pictures import UInt8, image_size
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
-from ensdistill.stages.experiment import Experiment, Teacher
+from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
 from ensdistill.stages.graph import VERSIONS, Local, infer_id
+from ensdistill.stages.labelmodel import spread
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,
@@ -25,7 +29,14 @@ from ensdistill.stages.networks.folders import (
 )
 from ensdistill.stages.networks.hub import hub_folder
 
-_LONG: Final = 30.0  # seconds of an image, of which none are spent twice
+if TYPE_CHECKING:
+    from ensdistill.stages.networks.stream import Request
+
+LOOKED: Final = 4
+"""The most training images of its own choice that a network is shown: see `suspicion.FEW`."""
+
+_LONG: Final = 30.0  # seconds, after which it is shown nothing more
+_OTHERWISE: Final = 0.01  # of the pixels, by which labels of one image may differ by rounding
 
 
 def require_declared(experiment: Experiment, teacher: Teacher) -> None:
@@ -101,18 +112,18 @@ def try_networks(
     teachers: Sequence[Teacher],
     progress: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Let the networks of teachers see the first training image.
+    """Let the networks of teachers see a few images: see `_Show`.
 
-    What it said is remembered by what the network is made from, by the image's content and by what
-    it ran on.
+    What they said is remembered by what a network is made from, by the images' content and by what
+    else decides it (see `here`).
 
     Returns
     -------
     found : dict
-        Teacher's name to ``image``, ``labels`` (the share of the image that it calls each of its
-        own classes, the largest first), ``sample`` (the experiment's, see `teachers.packed`),
-        ``taken`` (of its outputs, where the file says which), ``seconds`` (that an image takes) and
-        ``warnings``.
+        Teacher's name to ``image``, the first, ``labels`` (the share of it that it calls each of
+        its own classes, the largest first), ``samples`` (image id to the experiment's labels, see
+        `teachers.sampled`), ``taken`` (of its outputs, where the file says which), ``seconds``
+        (that an image takes) and ``warnings``.
     problems : list of str
         Networks that cannot be loaded or run, or whose output is not as declared or not a number.
     """
@@ -133,73 +144,151 @@ def try_networks(
     return found, problems
 
 
-def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]:
-    import torch
+class _Show(NamedTuple):
+    """Images for a network, in the order in which it sees them.
 
+    Attributes
+    ----------
+    batch : list of Picture
+        The first training image, and others of its size that are seen with it at once.
+    alone : list of Picture
+        Of all images that were checked the smallest, one of a middling and one of the largest size:
+        what a network takes, and whether there is memory for it, depends on that. Then other
+        training images, spread evenly.
+    """
+
+    batch: list[Picture]
+    alone: list[Picture]
+
+
+def _show(experiment: Experiment, teacher: Teacher, batch_size: int) -> _Show:
+    """Return what a teacher's network is shown."""
+    chosen = spread(experiment.pictures(TRAIN), LOOKED)
+    first = chosen[0]
+    sizes = {image_size(first.image): [first]}
+    for split in (TRAIN, *experiment.labelled):
+        for picture in experiment.pictures(split):
+            fact = experiment.files.recall(picture.image, "photograph")
+            if picture is not first and fact is not None:
+                sizes.setdefault((fact["height"], fact["width"]), []).append(picture)
+    alike, *others = sizes.values()
+    batch = alike[:batch_size]
+    batch += [first] * (batch_size - len(batch))  # where there are too few of its size
+    if teacher.preprocess.size not in (None, "image"):
+        others = []  # it sees all of them at one size
+    order = sorted(sizes, key=lambda size: (math.prod(size), size))
+    by_size = [sizes[size][0] for size in order if sizes[size] in others]
+    some = [*by_size[:1], *by_size[len(by_size) // 2 :][:1], *by_size[-1:]]
+    return _Show(batch, list({p.image: p for p in [*some, *chosen[1:]]}.values()))
+
+
+def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]:
+    from ensdistill.stages.checks.here import here
     from ensdistill.stages.networks.frozen import pick_device
+    from ensdistill.stages.networks.stream import Request
 
     local: Local = work.local
-    image = local.pictures[0].image
-    where: list[Json] = [str(pick_device(local.device)), local.threads, torch.__version__]
-    kind = f"look-{digest([VERSIONS['infer'], work.recipe, where])}"
-    seen = experiment.files.recalled(local.digests[str(image)], kind)
+    show = _show(experiment, teacher, local.batch_size)
+    first = show.batch[0]
+    batch, alone = (
+        [Request(str(p.image), experiment.files.digest(p.image)) for p in of] for of in show
+    )
+    shown: list[Json] = [[request.sha256 for request in of] for of in (batch, alone)]
+    where = [*here(pick_device(local.device)), local.threads, local.channels_last]
+    kind = f"look-{digest([VERSIONS['infer'], work.recipe, *shown, where])}"
+    seen = experiment.files.recalled(batch[0].sha256, kind)
     if seen is None:
-        seen = _look(work, image)
-        experiment.files.learn(local.digests[str(image)], kind, seen)
-    counts = seen["labels"]
+        seen = _look(work, batch, alone)
+        experiment.files.learn(batch[0].sha256, kind, seen)
+    looked = [first, *show.alone]
     classes = experiment.teacher_table(teacher).classes
-    wrong = [v for v in counts if int(v) not in {*range(len(classes)), IGNORE_INDEX}]
-    if wrong:
-        raise DataError(
-            f"its output holds the id {wrong[0]} on {counts[wrong[0]]} pixels of {image}; expected "
-            f"0..{len(classes) - 1}, and {IGNORE_INDEX}"
-        )
+    for picture, counts in zip(looked, seen["labels"], strict=False):
+        _require_ids(counts, len(classes), picture.image)
+    counts = seen["labels"][0]
     pixels = sum(counts.values())
     names = {v: "ignored" if int(v) == IGNORE_INDEX else classes[int(v)] for v in counts}
     largest = sorted(counts, key=lambda v: (-counts[v], int(v)))
     warnings = list(seen["said"])
-    if len(counts) == 1:
+    if len({value for of in seen["labels"] for value in of}) == 1:
+        more = f", and of {len(seen['labels']) - 1} more," if len(seen["labels"]) > 1 else ""
         warnings.append(
-            f"it calls the whole of {image} {names[largest[0]]}: are its weights, its `preprocess` "
-            "and its classes what was declared?"
+            f"it calls the whole of {first.image}{more} {names[largest[0]]}: are its weights, its "
+            "`preprocess` and its classes what was declared?"
+        )
+    if seen["otherwise"] > _OTHERWISE:
+        among = "among others" if len(batch) > 1 else "again"
+        warnings.append(
+            f"it gives {100 * seen['otherwise']:.0f} % of the pixels of {first.image} another "
+            f"label when it sees it {among}: is part of it as in training, such as dropout or "
+            "BatchNorm?"
         )
     to_target = np.full(256, IGNORE_INDEX, np.uint8)
     for own, goal in local.to_target.items():
         to_target[own] = goal
+    chosen = {p.id for p in spread(experiment.pictures(TRAIN), LOOKED)}
+    samples = zip(looked, seen["samples"], strict=False)
     return {
-        "image": str(image),
+        "image": str(first.image),
         "labels": {names[v]: counts[v] / pixels for v in largest},
-        "sample": packed(to_target[unpacked(seen["sample"])]),
+        "samples": {p.id: to_target[unpacked(of)] for p, of in samples if p.id in chosen},
         "taken": seen["taken"],
         "seconds": seen["seconds"],
         "warnings": warnings,
     }
 
 
-def _look(work: Work, image: Path) -> dict[str, Any]:
-    """Return what a network says of an image.
+def _require_ids(counts: Mapping[str, int], n_classes: int, image: Path) -> None:
+    """Refuse labels that are no class."""
+    from ensdistill.stages.functional.unify import NO_ID
 
-    ``labels``: how many pixels it gives to each of its own ids; ``sample``: some of these pixels;
-    ``taken``: which of its outputs that is; ``seconds``: how long it took; ``said``: what it had
-    to say.
+    wrong = [v for v in counts if int(v) not in {*range(n_classes), IGNORE_INDEX}]
+    if wrong:
+        what = f"the id {wrong[0]}" if int(wrong[0]) != NO_ID else f"ids outside 0..{NO_ID - 1}"
+        raise DataError(
+            f"its output holds {what} on {counts[wrong[0]]} pixels of {image}; expected "
+            f"0..{n_classes - 1}, and {IGNORE_INDEX} where it labels nothing: let it answer with "
+            "these, or declare the teacher's own `classes:`"
+        )
+
+
+def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dict[str, Any]:
+    """Return what a network says of images.
+
+    Of the first of the batch and of each of those that are seen alone, as far as there is time for
+    them: ``labels``, how many pixels it gives to each of its own ids, and ``samples``, some of
+    these pixels. ``otherwise``: the share of the first one's pixels to which it gives another label
+    when it sees the whole batch; ``taken``: which of its outputs that is; ``seconds``: how long an
+    image took; ``said``: what it had to say.
     """
     from ensdistill.stages.infer import open_network
-    from ensdistill.stages.networks.stream import Clock, Request
+    from ensdistill.stages.networks.stream import Clock
 
-    local: Local = work.local
-    request = Request(str(image), local.digests[str(image)])
     said: list[str] = []
-    with closing(open_network(work, local.network)) as network:
-        for _ in range(2):  # the first time it also compiles, and asks for memory
+    with closing(open_network(work, work.local.network)) as network:
+        begin = time.perf_counter()
+
+        def see(requests: Sequence[Request]) -> tuple[UInt8, float]:
+            """Return the labels of the first of some images, and the seconds that one took."""
             begin = time.perf_counter()
-            [[(labels,)]] = network.stream([[request]], "labels", Clock(), said.append)
-            seconds = time.perf_counter() - begin
-            if seconds > _LONG:
-                break
-    values, pixels = np.unique(labels, return_counts=True)
+            [found] = network.stream([requests], "labels", Clock(), said.append)
+            return found[0][0], (time.perf_counter() - begin) / len(requests)
+
+        labels, seconds = see(batch[:1])
+        found, again = [labels], labels
+        if seconds <= _LONG:  # the first time it also compiles, and asks for memory
+            again, seconds = see(batch)
+            for request in alone:
+                if time.perf_counter() - begin > _LONG:
+                    break
+                found.append(see([request])[0])
+    counts = [np.unique(of, return_counts=True) for of in found]
     return {
-        "labels": {str(v): int(n) for v, n in zip(values, pixels, strict=True)},
-        "sample": packed(sampled(labels)),
+        "labels": [
+            {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
+            for values, pixels in counts
+        ],
+        "samples": [packed(sampled(of)) for of in found],
+        "otherwise": float(np.mean(labels != again)),
         "taken": network.facts.get("taken"),
         "seconds": seconds,
         "said": list(dict.fromkeys(said)),

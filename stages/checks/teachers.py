@@ -7,6 +7,7 @@ images like any other. That it agrees with nobody gives it away.
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,65 +15,108 @@ from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder, UInt8
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.functional.agreement import joint, kappa, turned
+from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.graph import Local, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.labelmodel import spread
-from ensdistill.stages.suspicion import of_turned, suspicions
+from ensdistill.stages.suspicion import FEW, of_one_class, of_turned, suspicions
 
 IMAGES: Final = 8
-"""The most images of which published label maps are compared, spread evenly over the ids."""
+"""The most images of which label maps are compared, spread evenly over the ids."""
 
 _SIDE: Final = 256  # pixels of the longer side that are remembered of a label map
 
 
 def compared(
-    maps: Mapping[str, Sequence[UInt8]], classes: Sequence[str]
+    maps: Mapping[str, Mapping[str, UInt8]], classes: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what each teacher says beside the others, on the same images.
+    """Return what each teacher says beside the others, of the images that all of them labelled.
 
     Parameters
     ----------
     maps : mapping
-        Teacher to its (H, W) uint8 label maps of train ids or 255, one an image.
+        Teacher to its (H, W) uint8 label maps of train ids or 255, by image id.
     classes : sequence of str
         Their names.
 
     Returns
     -------
     dict
-        Teacher to ``coverage``, the share of the pixels that it labels; ``agrees``, each other
-        teacher to the share of the pixels labelled by both to which they give the same class, None
-        where there are none; and ``warnings``.
+        Teacher to ``images``, how many these are; ``coverage``, the share of their pixels that it
+        labels; ``agrees``, each other teacher to the share of the pixels labelled by both to which
+        they give the same class, None where there are none; and ``warnings``. Empty without a
+        common image.
     """
-    coverage = {t: float(np.mean(_flat(of) != IGNORE_INDEX)) for t, of in maps.items()}
+    ids = sorted(set.intersection(*map(set, maps.values()))) if maps else []
+    if not ids:
+        return {}
+    flat = {t: np.concatenate([of[i].ravel() for i in ids])[None] for t, of in maps.items()}
+    shares = {t: class_counts(of, len(classes)) / of.size for t, of in flat.items()}
+    coverage = {t: float(of.sum()) for t, of in shares.items()}
     agrees: dict[str, dict[str, float | None]] = {t: {} for t in maps}
     kappas = {}
     calls = {t: np.zeros((len(classes), len(classes)), np.int64) for t in maps}
     for one, other in combinations(maps, 2):
-        counts = joint(_flat(maps[one]), _flat(maps[other]), len(classes))
+        counts = joint(flat[one], flat[other], len(classes))
         calls[one] += counts
         calls[other] += counts.T
         both = int(counts.sum())
         agrees[one][other] = agrees[other][one] = float(np.trace(counts) / both) if both else None
-        kappas[one, other] = kappa(counts) if both else None
-    said = suspicions(coverage, kappas)
-    for t in maps.keys() - said.keys():
-        said[t] = of_turned({classes[c]: classes[d] for c, d in turned(calls[t]).items()})
-    return {t: {"coverage": coverage[t], "agrees": agrees[t], "warnings": said[t]} for t in maps}
+        kappas[one, other] = _kappa(counts)
+    said = suspicions(coverage, kappas, len(ids))
+    if len(ids) >= FEW:
+        for t in maps.keys() - said.keys():
+            said[t] = _of_names(t, shares, calls[t], classes)
+    return {
+        t: {
+            "images": len(ids),
+            "coverage": coverage[t],
+            "agrees": agrees[t],
+            "warnings": said.get(t, []),
+        }
+        for t in maps
+    }
 
 
-def on_one_image(
-    experiment: Experiment, decisions: Mapping[str, Decision], seen: Mapping[str, UInt8]
+def _kappa(counts: NDArray[np.int64]) -> float | None:
+    """Return kappa, None without a pixel that both label.
+
+    If one calls all of these a single class, as a specialist does that knows no other, it is NaN:
+    chance explains all that such a one says.
+    """
+    if not counts.any():
+        return None
+    single = min(np.count_nonzero(counts.any(axis=axis)) for axis in (0, 1)) == 1
+    return math.nan if single else kappa(counts)
+
+
+def _of_names(
+    teacher: str,
+    shares: Mapping[str, NDArray[np.float64]],
+    calls: NDArray[np.int64],
+    classes: Sequence[str],
+) -> list[str]:
+    """Return what is said of a teacher whose classes go by other names to the others."""
+    known = {t: np.flatnonzero(of).tolist() for t, of in shares.items()}
+    if shares[teacher].max() == 1 and any(len(of) > 1 for of in known.values()):
+        return [of_one_class(classes[known[teacher][0]])]
+    return of_turned({classes[c]: classes[d] for c, d in turned(calls).items()})
+
+
+def on_some_images(
+    experiment: Experiment,
+    decisions: Mapping[str, Decision],
+    seen: Mapping[str, Mapping[str, UInt8]],
 ) -> dict[str, dict[str, Any]]:
-    """Compare the teachers on the first training image, as far as their labels of it are known.
+    """Compare the teachers on a few training images, as far as their labels of them are known.
 
     Parameters
     ----------
@@ -81,24 +125,26 @@ def on_one_image(
     decisions : mapping
         A plan.
     seen : mapping
-        Teacher to what its network said of that image, `sampled`.
+        Teacher to what its network said of images, by their ids, `sampled`.
 
     Returns
     -------
     dict
         See `compared`; only teachers whose labels are known.
     """
-    maps = {}
+    maps: dict[str, Mapping[str, UInt8]] = {}
+    ids = [p.id for p in spread(experiment.pictures(TRAIN), IMAGES)]
     for teacher in experiment.teachers:
         decision = decisions[infer_id(teacher.name)]
         if teacher.name in seen:
-            maps[teacher.name] = [seen[teacher.name]]
+            maps[teacher.name] = seen[teacher.name]
         elif teacher.labels is not None and decision.work is not None:
-            maps[teacher.name] = [_sampled_file(experiment, decision.work.local)]
+            local = decision.work.local
+            maps[teacher.name] = {i: _sampled_file(experiment, local, i) for i in ids}
         elif decision.artifact is not None:
             with suppress(EnsdistillError):  # damage is for who reads it for more than a look
                 stored = LabelMaps(decision.artifact)
-                maps[teacher.name] = [sampled(stored.read(min(stored)))]
+                maps[teacher.name] = {i: sampled(stored.read(i)) for i in ids if i in stored}
     return compared(maps, experiment.classes.classes)
 
 
@@ -111,7 +157,8 @@ def published(
     -------
     dict
         Teacher to what `compared` says of it, but ``coverage`` of all images, with ``shares`` of
-        the classes (fractions of all pixels, largest first) and the classes ``absent``.
+        the classes (fractions of all pixels, largest first) and the classes ``absent``. Empty
+        where nothing is published.
 
     Raises
     ------
@@ -120,9 +167,9 @@ def published(
     """
     artifacts = {t.name: decisions[infer_id(t.name)].artifact for t in experiment.teachers}
     made = {name: LabelMaps(a) for name, a in artifacts.items() if a is not None}
-    ids = spread(sorted(set.intersection(*(set(m) for m in made.values()))), IMAGES) if made else []
-    maps = {name: [m.read(image_id) for image_id in ids] for name, m in made.items()}
-    found = compared(maps, experiment.classes.classes) if ids else {}
+    ids = spread(sorted(set.intersection(*map(set, made.values()))), IMAGES) if made else []
+    maps = {name: {i: m.read(i) for i in ids} for name, m in made.items()}
+    found = compared(maps, experiment.classes.classes)
     for name, of in found.items():
         counts = dict(zip(experiment.classes.classes, made[name].shares().tolist(), strict=True))
         pixels = sum(h * w for h, w in map(made[name].size, made[name]))
@@ -153,9 +200,9 @@ def unpacked(found: Mapping[str, Any]) -> UInt8:
     return np.frombuffer(content, np.uint8).reshape(found["size"])
 
 
-def _sampled_file(experiment: Experiment, local: Local) -> UInt8:
-    """Return what a label file says of the first image, `sampled`; remembered by content."""
-    file = local.predictions[local.pictures[0].id]
+def _sampled_file(experiment: Experiment, local: Local, image_id: str) -> UInt8:
+    """Return what a label file says of an image, `sampled`; remembered by content."""
+    file = local.predictions[image_id]
     goals: Json = {str(value): goal for value, goal in local.to_target.items()}
     meaning = digest([goals, local.palette])
     fact = experiment.files.recalled(local.digests[file], f"sample-{meaning}")
@@ -164,8 +211,3 @@ def _sampled_file(experiment: Experiment, local: Local) -> UInt8:
         fact = packed(sampled(decoder.read(file, local.digests[file])))
         experiment.files.learn(local.digests[file], f"sample-{meaning}", fact)
     return unpacked(fact)
-
-
-def _flat(maps: Sequence[UInt8]) -> UInt8:
-    """Return label maps of any sizes as one of a single row."""
-    return np.concatenate([m.ravel() for m in maps])[None]

@@ -16,11 +16,11 @@ from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form
 from ensdistill.stages.functional.scores import class_counts, confusion
 
-__all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "kappas", "turned"]
+__all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "turned"]
 
 
 TURNED: Final = 0.002
-"""The share of the pixels that a class has at least to be taken for another one."""
+"""The share of the pixels that a class has at least, to tell that it goes by another's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,8 @@ class Agreement:
     pairs
         (T, T) int64, the pixels to which two teachers give the same class; symmetric. The diagonal
         counts what each labels.
-    given
-        (T, T, C) int64, `given[j, k, c]`: of the pixels that teachers j and k both label, those
-        that j calls c.
-    calls
-        (T, C, C) int64, `calls[j, c, d]`: how often others call d what teacher j calls c, summed
-        over the others.
+    both
+        (T, T) int64, the pixels that two teachers both label.
     fused
         (C,) int64, the pixels of each class in the fused map.
     settled
@@ -55,15 +51,9 @@ class Agreement:
     labelled: int
     unanimous: int
     pairs: NDArray[np.int64]
-    given: NDArray[np.int64]
-    calls: NDArray[np.int64]
+    both: NDArray[np.int64]
     fused: NDArray[np.int64]
     settled: NDArray[np.int64]
-
-    @property
-    def both(self) -> NDArray[np.int64]:
-        """(T, T), the pixels that two teachers both label."""
-        return np.asarray(self.given.sum(axis=2))
 
     @property
     def either(self) -> NDArray[np.int64]:
@@ -77,8 +67,7 @@ class Agreement:
             labelled=self.labelled + other.labelled,
             unanimous=self.unanimous + other.unanimous,
             pairs=self.pairs + other.pairs,
-            given=self.given + other.given,
-            calls=self.calls + other.calls,
+            both=self.both + other.both,
             fused=self.fused + other.fused,
             settled=self.settled + other.settled,
         )
@@ -111,16 +100,12 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
         )
     teachers = len(label_maps)
     pairs = np.empty((teachers, teachers), np.int64)
-    given = np.empty((teachers, teachers, n_classes), np.int64)
-    calls = np.zeros((teachers, n_classes, n_classes), np.int64)
+    both = np.empty((teachers, teachers), np.int64)
     for j in range(teachers):
         joints = confusion(label_maps[j], label_maps[j:], n_classes)[..., :n_classes]
-        for k, both in enumerate(joints, start=j):
-            pairs[j, k] = pairs[k, j] = np.trace(both)
-            given[j, k], given[k, j] = both.sum(axis=1), both.sum(axis=0)
-            if j != k:
-                calls[j] += both
-                calls[k] += both.T
+        for k, counts in enumerate(joints, start=j):
+            pairs[j, k] = pairs[k, j] = np.trace(counts)
+            both[j, k] = both[k, j] = counts.sum()
     lowest = label_maps.min(axis=0)  # 255 is the highest of all
     asked = label_maps[np.diagonal(pairs) > 0]
     unanimous = (asked == lowest).all(axis=0) & (lowest != IGNORE_INDEX)
@@ -130,8 +115,7 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
         labelled=int(np.count_nonzero(lowest != IGNORE_INDEX)),
         unanimous=int(np.count_nonzero(unanimous)),
         pairs=pairs,
-        given=given,
-        calls=calls,
+        both=both,
         fused=class_counts(fused, n_classes),
         settled=class_counts(np.where(unanimous, fused, np.uint8(IGNORE_INDEX)), n_classes),
     )
@@ -187,28 +171,13 @@ def kappa(joint: NDArray[np.int64]) -> float:
     """
     if joint.ndim != 2 or joint.shape[0] != joint.shape[1]:
         raise ValueError(f"joint must be (C, C), got shape {joint.shape}")
-    return _beyond_chance(int(np.trace(joint)), joint.sum(axis=1), joint.sum(axis=0))
-
-
-def kappas(found: Agreement) -> NDArray[np.float64]:
-    """Return (T, T) float64, the `kappa` of every two teachers; that of one with itself is NaN."""
-    teachers = len(found.pairs)
-    values = np.full((teachers, teachers), np.nan)
-    for j in range(teachers):
-        for k in range(j):
-            values[j, k] = values[k, j] = _beyond_chance(
-                int(found.pairs[j, k]), found.given[j, k], found.given[k, j]
-            )
-    return values
-
-
-def _beyond_chance(agreed: int, ones: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-    """Return kappa from the pixels agreed on and the (C,) pixels that either calls each class."""
-    pixels = ones.sum()
+    pixels = joint.sum()
     if not pixels:
         return float("nan")
-    expected = float((ones / pixels) @ (others / pixels))
-    return float("nan") if expected == 1 else float((agreed / pixels - expected) / (1 - expected))
+    expected = float((joint.sum(axis=1) / pixels) @ (joint.sum(axis=0) / pixels))
+    if expected == 1:
+        return float("nan")
+    return float((np.trace(joint) / pixels - expected) / (1 - expected))
 
 
 def turned(calls: NDArray[np.int64]) -> dict[int, int]:

@@ -11,7 +11,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["Piece", "Unified", "View", "mean_softmax", "resize_ids", "tile_boxes", "unify", "whole"]
+__all__ = [
+    "NO_ID",
+    "Piece",
+    "Unified",
+    "View",
+    "mean_softmax",
+    "resize_ids",
+    "tile_boxes",
+    "unify",
+    "whole",
+]
+
+NO_ID: Final = 254
+"""What stands in a label map of ids for a number that is none of 8 bits; it is never a class."""
 
 _MASKED: Final = -1e30  # what -inf is resized as: 0 * -inf would be NaN
 
@@ -206,8 +219,8 @@ def mean_softmax(views: Sequence[View], *, output: Output = "logits") -> Tensor:
 
 
 def resize_ids(ids: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (h, w) whole numbers as (H, W) uint8, the nearest of each pixel; 254 for no uint8."""
-    known = torch.where((ids < 0) | (ids > 255), 254, ids)  # 254 is never a legal label
+    """Return (h, w) whole numbers as (H, W) uint8, the nearest of each pixel, or `NO_ID`."""
+    known = torch.where((ids < 0) | (ids > 255), NO_ID, ids)
     resized = F.interpolate(known[None, None].float(), size, mode="nearest-exact")[0, 0]
     return resized.to(torch.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,6 +17,12 @@ from ensdistill.pipeline.errors import DataError
 _ROUNDED: Final = 0.02  # of a sum of half-precision probabilities
 _SHOWN: Final = 8  # tensors of an answer
 _PLAIN: Final = re.compile(r"(0|[1-9]\d*)(/[\w./-]*)?|[A-Za-z_/][\w./-]*")  # to YAML
+_WORDS: Final = {"null", "true", "false", "yes", "no", "on", "off"}  # to YAML, no texts
+_ONE_BY_ONE: Final = (
+    "; if it answers to one image at a time, or to each of them apart, say `runtime: "
+    "{batch_size: 1}`"
+)
+_SLACK: Final = 2  # rows or columns by which scores may differ from the image at their stride
 _REMEDIES: Final = {
     "ids": "ids, of a network that ends in an argmax: say `output: ids` on the network",
     "floating ids": (
@@ -185,12 +192,17 @@ class Reading:
         if not able:
             raise DataError(self._unlike(answer, inside, count))
         if len(able) > 1:
-            raise DataError(self._several(able, align_corners))
+            each = count > 1 and [len(tensor) for _, tensor in able] == [1] * count
+            several = self._several(able, align_corners)
+            raise DataError(f"{several}{_ONE_BY_ONE * each}")
         [(name, found)] = able
         if len(found) != count:
             raise DataError(
-                f"the network returned {_shape(found)} for {count} images; expected {count} of them"
+                f"the network returned {_shape(found)} for {count} images; expected {count} of "
+                f"them{_ONE_BY_ONE * (count > 1)}"
             )
+        if not found.numel():
+            raise DataError(f"the network returned {_shape(found)}, of no pixel at all")
         if self.output == "ids":
             return (found if found.ndim == 3 else found[:, 0]).long()
         known = self._declared in (None, found.shape[1])
@@ -247,6 +259,31 @@ def tensors_in(answer: object, name: str = "") -> list[Named]:
         The answer's own.
     """
     return list(_tensors_in(answer, name, ()))
+
+
+def misshapen(found: tuple[int, int], seen: tuple[int, int]) -> str | None:
+    """Return why an answer may not lie over its image, None if nothing tells.
+
+    Parameters
+    ----------
+    found, seen : (int, int)
+        Height and width of the answer and of the image that the network saw.
+    """
+    if _covers(found, seen):
+        return None
+    turned = " It looks turned: are its rows first?" * _covers(found[::-1], seen)
+    return (
+        f"its output is {found[0]}x{found[1]} for an image of {seen[0]}x{seen[1]} (height x "
+        "width), of another shape, and is stretched over the whole image as if it covered it: "
+        f"does it?{turned}"
+    )
+
+
+def _covers(found: tuple[int, ...], seen: tuple[int, int]) -> bool:
+    """Whether there is a stride at which an answer is as high and as wide as its image."""
+    pairs = list(zip(seen, found, strict=True))
+    least = max(side / (own + _SLACK) for side, own in pairs)
+    return least <= min(side / max(own - _SLACK, 0.5) for side, own in pairs)
 
 
 def _form(found: Tensor, count: int, declared: int | None) -> str | None:
@@ -389,4 +426,5 @@ def _some(texts: Sequence[str]) -> str:
 
 def _as_key(name: str) -> str:
     """Return a name as the experiment file has it."""
-    return name if _PLAIN.fullmatch(name) else f'"{name}"'
+    plain = _PLAIN.fullmatch(name) and name.lower() not in _WORDS
+    return name if plain else json.dumps(name)  # a text of JSON is one of YAML

@@ -29,7 +29,7 @@ from ensdistill.stages.functional.unify import (
     unify,
 )
 from ensdistill.stages.graph import Factory, Local
-from ensdistill.stages.networks.answers import Reading
+from ensdistill.stages.networks.answers import Reading, misshapen
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import (
     NETWORK,
@@ -244,11 +244,12 @@ class FrozenNetwork:
         except Exception as error:
             if asks_for_layout(error):
                 raise DataError(f"the network fails ({reason(error)}). {LAYOUT_ADVICE}") from error
+            one = ", if it takes one image at a time, `runtime: {batch_size: 1}`"
             raise DataError(
                 f"the network fails on images of {'x'.join(map(str, x.shape))} "
-                f"({reason(error)}); if their sizes have to be multiples of a "
-                "number, say `divisor` on the network, if it takes one size, `preprocess: {size: "
-                "[HEIGHT, WIDTH]}`"
+                f"({reason(error)}); if their sizes have to be multiples of a number, say "
+                "`divisor` on the network, if it takes one size, `preprocess: {size: [HEIGHT, "
+                f"WIDTH]}}`{one * (len(x) > 1)}"
             ) from error
         return found
 
@@ -283,7 +284,7 @@ class _Answer(nn.Module):
         found = self._reading.read(answer, len(images), align_corners=self._align_corners)
         if self._new:
             self._new = False
-            self._look(answer, found)
+            self._look(answer, found, images)
         return found
 
     def _ask(self, images: Tensor) -> Any:
@@ -291,11 +292,12 @@ class _Answer(nn.Module):
             return self.module.answer(images)
         return self.module(images)
 
-    def _look(self, answer: Any, found: Tensor) -> None:
+    def _look(self, answer: Any, found: Tensor, images: Tensor) -> None:
         if self._reading.take is not None:
             self.taken = self._reading.taken(answer)
         read = None if self._reads is None else self._reads.remark()
-        self.remarks += filter(None, (read, self._reading.doubt(found)))
+        sizes = [(x.shape[-2], x.shape[-1]) for x in (found, images)]
+        self.remarks += filter(None, (read, self._reading.doubt(found), misshapen(*sizes)))
 
 
 def asks_for_layout(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.networks.answers import Reading, joined, tensors_in
+from ensdistill.stages.networks.answers import Reading, joined, misshapen, tensors_in
 
 C = 5
 SCORES = torch.arange(C * 8.0).reshape(1, C, 2, 4)
@@ -34,8 +34,8 @@ class Slotted:
     main: object
 
 
-def read(answer, **more):
-    return Reading(**({"classes": C} | more)).read(answer, 1)
+def read(answer, count=1, **more):
+    return Reading(**({"classes": C} | more)).read(answer, count)
 
 
 # --- what there is ---------------------------------------------------------------------------
@@ -404,3 +404,40 @@ def test_of_later_images_too_it_is_said_that_a_probability_is_below_0(tmp_path):
     network = FrozenNetwork(Brightness(), Preprocessing(), torch.device("cpu"), reading)
     with pytest.raises(DataError, match=r"dark\.png is not a number, or below 0"):
         list(network.stream(batches, "labels", Clock(), print))
+
+
+# --- shapes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+@given(st.integers(32, 2048), st.integers(32, 2048), st.integers(-1, 1), st.integers(-1, 1))
+def test_scores_at_any_stride_lie_over_their_image(stride, height, width, down, right):
+    found = (max(1, -(-height // stride) + down), max(1, width // stride + right))
+    assert misshapen(found, (height, width)) is None
+
+
+def test_scores_of_another_shape_are_told():
+    text = misshapen((512, 512), (512, 1024))
+    assert text is not None and "512x512 for an image of 512x1024" in text and "turned" not in text
+    turned = misshapen((128, 64), (512, 1024))
+    assert turned is not None and "It looks turned" in turned
+
+
+def test_who_answers_one_image_at_a_time_is_told_how():
+    for answer in (SCORES, (SCORES, AUX)):
+        with pytest.raises(DataError, match=r"say `runtime: \{batch_size: 1\}`"):
+            read(answer, count=2)
+    with pytest.raises(DataError) as refused:
+        read((SCORES, AUX))
+    assert "batch_size" not in str(refused.value)
+
+
+def test_an_answer_of_no_pixel_is_refused():
+    with pytest.raises(DataError, match="of no pixel at all"):
+        read(SCORES[..., :0])
+
+
+def test_names_that_yaml_would_take_for_something_else_are_quoted():
+    with pytest.raises(DataError) as refused:
+        read({"on": SCORES, "a: b": AUX})
+    assert '`take: "on"`' in str(refused.value) and '`take: "a: b"`' in str(refused.value)

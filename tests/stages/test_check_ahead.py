@@ -1,5 +1,10 @@
 """What a run is going to meet is tried before it begins; teachers stand beside each other."""
 
+import math
+import re
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +12,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from worlds import segformer
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.plan import plan
+from ensdistill.stages import infer
 from ensdistill.stages.checks import ahead, networks, trainings
 from ensdistill.stages.checks.teachers import compared, packed, sampled, unpacked
 from ensdistill.stages.experiment import load
@@ -41,23 +48,25 @@ def said(world, *command, expect=0):
 def test_agreement_is_counted_where_both_label():
     one = np.array([[0, 0, 1, 255], [1, 1, 255, 255]], np.uint8)
     other = np.array([[0, 1, 1, 0], [1, 255, 255, 0]], np.uint8)
-    found = compared({"one": [one], "other": [other]}, "xy")
+    found = compared({"one": {"i": one}, "other": {"i": other}}, "xy")
     assert found["one"]["agrees"] == {"other": 3 / 4}
     assert found["other"]["agrees"] == {"one": 3 / 4}
     assert found["one"]["coverage"] == 5 / 8
     assert found["other"]["coverage"] == 6 / 8
 
 
-def test_images_of_several_sizes_are_counted_together():
-    maps = [np.zeros((2, 3), np.uint8), np.ones((4, 1), np.uint8)]
-    changed = [maps[0], np.zeros((4, 1), np.uint8)]
+def test_images_of_several_sizes_are_counted_together_and_only_common_ones():
+    maps = {"i": np.zeros((2, 3), np.uint8), "j": np.ones((4, 1), np.uint8)}
+    changed = {"j": np.zeros((4, 1), np.uint8), "i": maps["i"], "k": maps["i"]}
     found = compared({"one": maps, "other": changed}, "xy")
     assert found["one"]["agrees"] == {"other": 6 / 10}
+    assert found["other"]["images"] == 2
+    assert compared({"one": maps, "other": {"k": maps["i"]}}, "xy") == {}
 
 
 def test_nothing_in_common():
     left = np.array([[0, 255]], np.uint8)
-    found = compared({"left": [left], "right": [left[:, ::-1]]}, "xy")
+    found = compared({"left": {"i": left}, "right": {"i": left[:, ::-1]}}, "xy")
     assert found["left"]["agrees"] == {"right": None}
     assert "labels no pixel that" in " ".join(
         found["left"]["warnings"] + found["right"]["warnings"]
@@ -65,7 +74,7 @@ def test_nothing_in_common():
 
 
 def test_one_teacher_has_nobody_to_agree_with():
-    assert compared({"one": [np.zeros((2, 2), np.uint8)]}, "xy")["one"]["agrees"] == {}
+    assert compared({"one": {"i": np.zeros((2, 2), np.uint8)}}, "xy")["one"]["agrees"] == {}
     assert compared({}, "xy") == {}
 
 
@@ -122,6 +131,34 @@ def test_classes_in_another_order_give_themselves_away(three, kind):
     assert f"warning: teachers[d]: {CHANCE}" in said(three, "run", "--no-evaluate")
 
 
+def test_one_picture_on_which_teachers_differ_accuses_nobody(three):
+    first = min(name for split, name in three.truth if split == "train")
+    size = three.truth["train", first].shape
+    noise = np.random.default_rng(0).integers(0, 19, size)
+    three.save("teachers/a", "train", first, noise)
+    three.save("teachers/b", "train", first, np.full(size, 255))
+    assert "warning" not in three.call("check")
+
+
+def test_who_knows_one_class_alone_is_not_said_to_agree_by_chance(three):
+    for name, known in (("d", 2), ("e", 8)):
+        noise = np.random.default_rng(known)
+        three.add_teacher(
+            name,
+            lambda label, known=known, noise=noise: np.where(
+                (label == known) | (noise.random(label.shape) < 0.05), known, 255
+            ),
+        )
+    for command in ("check", "infer-teacher"):
+        assert "chance" not in three.call(command)
+
+
+def test_one_class_everywhere_is_told_of(three):
+    three.add_teacher("d", np.zeros_like)
+    for command in ("check", "infer-teacher"):
+        assert "teachers[d]: calls every pixel road: are its " in three.call(command)
+
+
 def test_good_teachers_are_suspected_of_nothing(three):
     assert "warning" not in three.call("check")
     text = three.call("infer-teacher")
@@ -157,6 +194,115 @@ def test_what_labels_next_to_nothing_is_told(three):
 
 def test_a_part_of_the_images_is_compared_with_nothing(three):
     assert "agrees" not in three.call("infer-teacher", "--part", "1/2")
+
+
+# --- what a network is shown -----------------------------------------------------------------
+
+
+class Shown:
+    """A network that says of an image what a rule has for the number of times it was asked."""
+
+    facts: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, rule):
+        self.rule, self.batches = rule, []
+
+    def stream(self, batches, *_):
+        for requests in batches:
+            self.batches.append([Path(request.image) for request in requests])
+            with Image.open(requests[0].image) as image:
+                label = np.zeros((image.height, image.width), np.uint8)
+            yield [(self.rule(label, len(self.batches)),) for _ in requests]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def shown(three, monkeypatch):
+    """Give a world a network `n` that follows a rule, and return it."""
+
+    def make(rule):
+        network = Shown(rule)
+        code.write_text(f"{code.read_text()}# another one\n")
+        monkeypatch.setattr(infer, "open_network", lambda *_: network)
+        return network
+
+    declared = {"factory": "net:build", "root": "repo", "output": "ids"}
+    three.settings["teachers"].append({"name": "n", "trust": "code", "network": declared})
+    code = three.root / "repo/net.py"
+    code.parent.mkdir()
+    code.write_text("def build():\n    raise AssertionError\n")
+    three.write()
+    return make
+
+
+def sizes(world):
+    found = {}
+    for file in sorted((world.root / "images").rglob("*.png")):
+        with Image.open(file) as image:
+            found.setdefault((image.height, image.width), []).append(file)
+    return found
+
+
+def test_a_network_is_shown_some_images_and_all_kinds_of_sizes(three, shown):
+    train = sorted((three.root / "images/train").iterdir())
+    network = shown(lambda label, _: label)
+    three.call("check")
+    first, again, *alone = network.batches
+    assert first == again == [train[0]]
+    assert {train[k * len(train) // 4] for k in range(4)} <= {train[0], *(f for [f] in alone)}
+    ordered = sorted(sizes(three), key=math.prod)
+    seen = {size for size, files in sizes(three).items() if [files[0]] in [*alone, first]}
+    assert {ordered[0], ordered[-1]} <= seen
+    assert len(alone) == len({f for [f] in alone}) <= 6 and [train[0]] not in alone
+
+
+def test_a_network_that_takes_long_is_shown_less(three, shown, monkeypatch):
+    monkeypatch.setattr(networks, "_LONG", 0.0)
+    network = shown(lambda label, _: label)
+    three.call("check")
+    assert len(network.batches) == 1
+
+
+def test_a_batch_is_seen_at_once_and_of_one_size(three, shown):
+    three.settings["runtime"]["batch_size"] = 3
+    three.write()
+    network = shown(lambda label, _: label)
+    three.call("check")
+    [first], batch, *alone = network.batches
+    assert len(batch) == 3 and batch[0] == first
+    assert len({size for size, files in sizes(three).items() if {*batch} & {*files}}) == 1
+    assert all(len(requests) == 1 for requests in alone)
+
+
+def test_an_id_that_comes_with_a_later_image_is_found(three, shown):
+    shown(lambda label, count: label + np.uint8(19 if count == 4 else 0))
+    assert re.search(
+        r"holds the id 19 on \d+ pixels of .*\.png; expected 0\.\.18", three.refuse("check")
+    )
+    shown(lambda label, count: np.full_like(label, 254))
+    assert "holds ids outside 0..253 on" in three.refuse("check")
+
+
+def test_labels_that_change_from_look_to_look_are_told(three, shown):
+    shown(lambda label, count: label + np.uint8(count == 2))
+    assert "another label when it sees it again: is part of it as in training" in three.call(
+        "check"
+    )
+    three.settings["runtime"]["batch_size"] = 2
+    three.write()
+    shown(lambda label, count: label + np.uint8(count == 2))
+    assert "100 % of the pixels" in (text := three.call("check")) and "sees it among others" in text
+
+
+def test_one_class_on_every_image_is_told(three, shown):
+    shown(lambda label, count: label)
+    assert re.search(
+        r"it calls the whole of .* and of \d more, road: are its weights", three.call("check")
+    )
+    shown(lambda label, count: label + np.uint8(count > 3))
+    assert "it calls the whole of" not in three.call("check")
 
 
 def test_a_second_check_asks_no_network(world, monkeypatch):

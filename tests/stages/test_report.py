@@ -232,7 +232,7 @@ def test_scores_stand_where_a_fusion_is_gone(finished, tmp_path):
 def counted(unanimous, labelled=100):
     none = np.zeros(1, np.int64)
     of_pairs = np.zeros((1, 1), np.int64)
-    return Agreement(100, labelled, unanimous, of_pairs, of_pairs[..., None], none, none, none)
+    return Agreement(100, labelled, unanimous, of_pairs, of_pairs, none, none)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 8, 9, 10, 40])
@@ -297,7 +297,6 @@ def test_pixels_without_a_label_are_named_apart_and_never_agreed_on(world):
     assert found["agreement"]["unlabelled"] == pytest.approx(1 - labelled / pixels)
     assert found["agreement"]["pairs"]["a"] == {"a": 1.0, "b": 0.0}
     assert {s.agreement for s in found["gallery"]} == {0.0}
-    assert any("a agrees with b no better than chance" in w for w in found["warnings"])
     assert not any("two votes" in w for w in found["warnings"])
 
 
