@@ -300,6 +300,20 @@ def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
             click.echo(f"warning: teachers[{name}]: {text}")
 
 
+def fused(decisions: Mapping[str, Decision]) -> None:
+    """Print how much of the pixels the published fusion labels."""
+    artifact = decisions["fusion"].artifact
+    assert artifact is not None
+    result = artifact.manifest.result
+    text = f"{result['coverage']:.1%} of the pixels are labelled"
+    if "conflict" in result:
+        text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
+    weights = decisions["weights"].artifact if "weights" in decisions else None
+    if weights is not None and weights.manifest.result["mean"] is not None:
+        text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
+    click.echo(text)
+
+
 def agrees(found: Mapping[str, Any]) -> str:
     """Return how far a teacher agrees with each of the others, in words.
 

@@ -241,7 +241,13 @@ def class_map(
         If an override names an unknown class.
     """
     for old, new in overrides.items():
-        require_class(old, source.classes, f"{where}.map")
+        try:
+            require_class(old, source.classes, f"{where}.map")
+        except ConfigError as error:
+            if source is not target:
+                raise
+            own = f"{where} has the experiment's classes, as it declares no `classes:` of its own"
+            raise ConfigError(f"{error}. {own}") from None
         if new is not None:
             require_class(new, target.classes, f"{where}.map.{old}")
     same = {c: c if c in target.classes else None for c in source.classes}

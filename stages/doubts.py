@@ -17,16 +17,16 @@ def of_model(teachers: int, opinions: int | None) -> str | None:
         not counted.
     """
     if teachers == 1:
-        return "one teacher alone cannot tell where it errs; nothing is expected of it"
+        return "one teacher alone cannot tell where it errs: its IoU is not estimated"
     if teachers == 2:
         return (
-            "two teachers cannot tell which of them errs where they differ, a third one could; "
-            "nothing is expected of them"
+            "two teachers cannot tell which of them errs where they differ, a third one could: "
+            "their IoU is not estimated"
         )
     if opinions is not None and opinions < 3:
         count = "never contradict each other" if opinions == 1 else "hold no more than two opinions"
         return (
             f"the {teachers} teachers {count} where they label the same pixels, so that their "
-            "labels cannot tell which of them errs; nothing is expected of them"
+            "labels cannot tell which of them errs: their IoU is not estimated"
         )
     return None

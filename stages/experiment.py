@@ -347,6 +347,16 @@ class Teacher(Section):
     trust: Literal["none", "code"] = "none"
     keep: tuple[Literal["certainty", "soft"], ...] = ()
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _a_table(cls, given: Any) -> Any:
+        if not isinstance(given, str | None):
+            raise ValueError(
+                "expected the name of a class table, or of a YAML file that holds one: `classes: "
+                "[{name: road, colour: [128, 64, 128]}, ...]`"
+            )
+        return given
+
     @field_validator("name")
     @classmethod
     def _legal_name(cls, name: str) -> str:

@@ -10,7 +10,6 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
-from itertools import combinations
 from typing import Any, Final
 
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
@@ -31,7 +30,6 @@ from ensdistill.stages.training import METRICS
 Bars = Callable[[str], Progress]
 
 _POINTS: Final = 200  # of a curve
-_COPIES: Final = 0.995  # agreement of two teachers that are as good as one
 _UNLABELLED: Final = 0.05  # share of pixels without a fused label that is worth a word
 
 
@@ -257,27 +255,12 @@ def _warnings(
             found.append(f"{1 - result['coverage']:.1%} of the pixels have no fused label")
     for name, of in published(experiment, decisions).items():
         found += [f"{name} {text}" for text in of["warnings"]]
-    if pairs is not None:
-        found += _copies([t.name for t in experiment.teachers], pairs)
     if scores is not None:
         if note := overlap_note(scores):
             found.append(f"{scores['split']}: {note}")
         if missing := results.not_covered(experiment, scores["split"], decisions):
             found.append(f"without label maps on {scores['split']}: {', '.join(missing)}")
     return found
-
-
-def _copies(names: Sequence[str], found: Agreement) -> list[str]:
-    """Return which two teachers are one."""
-    told = []
-    for j, k in combinations(range(len(names)), 2):
-        either = found.either[j, k]
-        if either and (share := found.pairs[j, k] / either) >= _COPIES:
-            told.append(
-                f"{names[j]} and {names[k]} say the same on {share:.2%} of the pixels that either "
-                "labels: two votes of one opinion"
-            )
-    return told
 
 
 def _seldom(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, list[str]]:

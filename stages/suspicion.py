@@ -21,6 +21,9 @@ In single photographs of streets 7 % of the pairs of seven real networks are bel
 below 0. In four together none are.
 """
 
+COPIES: Final = 0.995
+"""The share of the pixels that either labels on which two teachers agree that are one."""
+
 LITTLE: Final = 0.1
 """What a teacher labels at least, as a share of what the others do.
 
@@ -74,6 +77,14 @@ def suspicions(
     return {teacher: said for teacher, said in found.items() if said}
 
 
+def of_copies(other: str, share: float) -> str:
+    """Return what is said of a teacher that says what another one does."""
+    return (
+        f"says the same as {other} on {share:.2%} of the pixels that either labels: two votes of "
+        "one opinion"
+    )
+
+
 def of_one_class(name: str) -> str:
     """Return what is said of a teacher that calls every pixel `name`, where others do not."""
     return (
@@ -82,20 +93,21 @@ def of_one_class(name: str) -> str:
     )
 
 
-def of_turned(turned: Mapping[str, str], others: str = "the others") -> list[str]:
+def of_turned(turned: Mapping[str, str], others: str = "the others", whose: str = "its") -> str:
     """Return what is said of classes that somebody calls by each other's names.
 
     Parameters
     ----------
     turned : mapping
-        Class to what `others` call it (see `functional.agreement.turned`); maybe none.
+        Class to what `others` call it (see `functional.agreement.turned`).
     others : str
         Who they are.
+    whose : str
+        Whose classes may be in another order than declared.
     """
-    if not turned:
-        return []
-    told = ", ".join(f"{own} what {others} call {theirs}" for own, theirs in turned.items())
-    return [f"calls {told}: is the order of its classes as declared?"]
+    verb = "call" if others.startswith("the ") else "calls"
+    told = ", ".join(f"{own} what {others} {verb} {theirs}" for own, theirs in turned.items())
+    return f"calls {told}: is the order of {whose} classes as declared?"
 
 
 def of_truth(split: str, beyond_chance: Sequence[float], turned: Mapping[str, str]) -> list[str]:
@@ -116,7 +128,7 @@ def of_truth(split: str, beyond_chance: Sequence[float], turned: Mapping[str, st
             f"the ground truth of {split} agrees with no teacher better than by chance (kappa "
             f"{max(known):.2f} at most): are its `ids:` and the order of its classes as declared?"
         ]
-    return [f"the ground truth of {split} {text}" for text in of_turned(turned, "the teachers")]
+    return [f"the ground truth of {split} {of_turned(turned, 'the teachers')}"] if turned else []
 
 
 def _of_chance(

@@ -78,7 +78,9 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         if len(warnings) > 1
         else ", but look at the warning"
     )
-    click.echo(f"all inputs are as declared{look if warnings else ''}")
+    closed = any(split["labelled"] for split in found["splits"].values())
+    but = " but the ground truth, which was not opened," if closed else ""
+    click.echo(f"all inputs{but} are as declared{look if warnings else ''}")
 
 
 def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
@@ -96,6 +98,8 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if teacher["trial"] is not None:
         shares = render.some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
         click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
+        shown = f"{100 * teacher['trial']['coverage']:.1f} % of the pixels labelled"
+        click.echo(f"  of all that it was shown: {shown}")
         if teacher["trial"]["taken"] is not None:
             click.echo(f"  takes {teacher['trial']['taken']}")
     if teacher["together"] is not None and teacher["together"]["agrees"]:
@@ -120,8 +124,9 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
     )
     if training["frozen"]:
         click.echo(f"  not trained: {', '.join(training['frozen'])}")
-    if training["init"] is not None:
-        click.echo(f"  begins with {training['init']}")
+    own = "the weights it is built with (random, unless its code loads some): there is no `init`"
+    begins = training["init"] or own
+    click.echo(f"  begins with {begins}")
 
 
 def _many(number: int) -> str:

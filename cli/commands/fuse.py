@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ensdistill.cli import options
+from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
 from ensdistill.stages.graph import fusion_ids
 
@@ -33,13 +33,4 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     )
     say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     if not dry_run and not as_json:
-        artifact = decisions["fusion"].artifact
-        assert artifact is not None
-        result = artifact.manifest.result
-        text = f"{result['coverage']:.1%} of the pixels are labelled"
-        if "conflict" in result:
-            text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
-        weights = decisions["weights"].artifact if "weights" in decisions else None
-        if weights is not None and weights.manifest.result["mean"] is not None:
-            text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
-        click.echo(text)
+        render.fused(decisions)

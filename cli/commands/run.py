@@ -58,6 +58,8 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         click.echo(json.dumps(first, indent=1))
         return
     render.report(report)
+    if report.ran:
+        render.fused(decisions)
     chosen = results.policy(decisions)
     if report.ran and chosen is not None:
         render.policy(chosen, results.certainty(experiment, decisions))

@@ -155,7 +155,11 @@ def check(
     return {
         "splits": {s: _split_summary(experiment, s, counted) for s in pictures},
         "teachers": {t.name: _teacher_summary(experiment, t, counted) for t in experiment.teachers},
-        "warnings": [*_about_splits(experiment, scored), *_about_fusion(experiment)],
+        "warnings": [
+            *_about_splits(experiment, scored),
+            *_about_classes(experiment),
+            *_about_fusion(experiment),
+        ],
     }
 
 
@@ -224,6 +228,17 @@ def _about_splits(experiment: Experiment, scored: Sequence[str]) -> Iterator[str
                 f"target.{split}: no teacher has label maps of it; only the student can be scored "
                 "there"
             )
+
+
+def _about_classes(experiment: Experiment) -> Iterator[str]:
+    """Yield which classes no teacher can label."""
+    reached = {g for t in experiment.teachers for g in experiment.teacher_map(t).values()}
+    if absent := [c for c in experiment.classes.classes if c not in reached]:
+        yield (
+            f"classes: no teacher can label {', '.join(absent)}: no fused label is going to be one "
+            "of these, and a student is not taught them. Where a teacher knows them by another "
+            "name, say so in its `map:`"
+        )
 
 
 def _about_fusion(experiment: Experiment) -> Iterator[str]:

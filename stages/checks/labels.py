@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 
-_LITTLE: Final = 0.5  # share of the pixels with a label below which it is asked where they went
+LITTLE: Final = 0.5
+"""The share of the pixels with a label below which it is asked where they went."""
+
 _NAMED: Final = 3  # classes that are left out
 
 
@@ -118,7 +120,7 @@ def warnings(found: LabelFiles) -> list[str]:
             f"{1 - found.coverage:.0%} of the pixels get no label; set `ids: train_ids` on "
             f"{found.where}"
         )
-    elif found.coverage < _LITTLE:
+    elif found.coverage < LITTLE:
         said.append(
             f"only {found.coverage:.1%} of the pixels have a label: {_lost(found)}; are "
             f"`ids:`, `classes:` and `map:` of {found.where} those of its files?"
@@ -139,7 +141,7 @@ def _are_train_ids(found: LabelFiles, raw: set[int]) -> bool:
     255 is the train id of these.
     """
     train_ids = {*range(len(found.table)), IGNORE_INDEX}
-    lost = IGNORE_INDEX in raw or found.coverage < _LITTLE
+    lost = IGNORE_INDEX in raw or found.coverage < LITTLE
     return found.ids == "label_ids" and lost and raw <= train_ids and raw != {IGNORE_INDEX}
 
 

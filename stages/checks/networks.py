@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import Decision
+from ensdistill.stages.checks.labels import LITTLE
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
 from ensdistill.stages.graph import VERSIONS, Local, infer_id
@@ -37,6 +39,7 @@ LOOKED: Final = 4
 
 _LONG: Final = 30.0  # seconds, after which it is shown nothing more
 _OTHERWISE: Final = 0.01  # of the pixels, by which labels of one image may differ by rounding
+_ALIKE: Final = 0.2  # by which the logarithms of two shapes, height by width, differ
 
 
 def require_declared(experiment: Experiment, teacher: Teacher) -> None:
@@ -121,7 +124,8 @@ def try_networks(
     -------
     found : dict
         Teacher's name to ``image``, the first, ``labels`` (the share of it that it calls each of
-        its own classes, the largest first), ``samples`` (image id to the experiment's labels, see
+        its own classes, the largest first), ``coverage`` (the share of all that it was shown which
+        gets a label of the experiment), ``samples`` (image id to the experiment's labels, see
         `teachers.sampled`), ``taken`` (of its outputs, where the file says which), ``seconds``
         (that an image takes) and ``warnings``.
     problems : list of str
@@ -208,33 +212,73 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
     pixels = sum(counts.values())
     names = {v: "ignored" if int(v) == IGNORE_INDEX else classes[int(v)] for v in counts}
     largest = sorted(counts, key=lambda v: (-counts[v], int(v)))
-    warnings = list(seen["said"])
-    if len({value for of in seen["labels"] for value in of}) == 1:
-        more = f", and of {len(seen['labels']) - 1} more," if len(seen["labels"]) > 1 else ""
-        warnings.append(
-            f"it calls the whole of {first.image}{more} {names[largest[0]]}: are its weights, its "
-            "`preprocess` and its classes what was declared?"
-        )
-    if seen["otherwise"] > _OTHERWISE:
-        among = "among others" if len(batch) > 1 else "again"
-        warnings.append(
-            f"it gives {100 * seen['otherwise']:.0f} % of the pixels of {first.image} another "
-            f"label when it sees it {among}: is part of it as in training, such as dropout or "
-            "BatchNorm?"
-        )
     to_target = np.full(256, IGNORE_INDEX, np.uint8)
     for own, goal in local.to_target.items():
         to_target[own] = goal
+    every = sum((Counter(of) for of in seen["labels"]), Counter[str]())
+    labelled = sum(n for v, n in every.items() if to_target[int(v)] != IGNORE_INDEX)
     chosen = {p.id for p in spread(experiment.pictures(TRAIN), LOOKED)}
     samples = zip(looked, seen["samples"], strict=False)
     return {
         "image": str(first.image),
         "labels": {names[v]: counts[v] / pixels for v in largest},
+        "coverage": labelled / every.total(),
         "samples": {p.id: to_target[unpacked(of)] for p, of in samples if p.id in chosen},
         "taken": seen["taken"],
         "seconds": seen["seconds"],
-        "warnings": warnings,
+        "warnings": [
+            *seen["said"],
+            *_of_classes(first.image, len(seen["labels"]), [names.get(v, "") for v in every]),
+            *_of_labelled(labelled / every.total()),
+            *_of_looks(first.image, seen["otherwise"], len(batch)),
+            *_of_size(teacher.preprocess.size, image_size(first.image)),
+        ],
     }
+
+
+def _of_classes(image: Path, images: int, names: Sequence[str]) -> list[str]:
+    """Return what is said of a network that knows a single class, of all that it calls pixels."""
+    if len(names) > 1:
+        return []
+    more = f", and of {images - 1} more," if images > 1 else ""
+    return [
+        f"it calls the whole of {image}{more} {names[0]}: are its weights, its `preprocess` and "
+        "its classes what was declared?"
+    ]
+
+
+def _of_labelled(share: float) -> list[str]:
+    """Return what is said of a network of whose labels little is left under its class map."""
+    if share >= LITTLE:
+        return []
+    return [
+        f"only {share:.1%} of the pixels that it was shown get a label: are `classes:` and `map:` "
+        "what it says?"
+    ]
+
+
+def _of_looks(image: Path, otherwise: float, batch_size: int) -> list[str]:
+    """Return what is said of a network that gives an image other labels the second time."""
+    if otherwise <= _OTHERWISE:
+        return []
+    among = "among others" if batch_size > 1 else "again"
+    return [
+        f"it gives {100 * otherwise:.0f} % of the pixels of {image} another label when it sees it "
+        f"{among}: is part of it as in training, such as dropout or BatchNorm?"
+    ]
+
+
+def _of_size(size: tuple[int, int] | str | None, own: tuple[int, int]) -> list[str]:
+    """Return what is said of a size whose height and width look exchanged."""
+    if size is None or isinstance(size, str) or size[0] == size[1]:
+        return []
+    shape, declared = own[0] / own[1], size[0] / size[1]
+    if abs(math.log(shape * declared)) > _ALIKE or abs(math.log(shape / declared)) < 2 * _ALIKE:
+        return []
+    return [
+        f"`preprocess: {{size: {list(size)}}}` is height and width, and turns images of "
+        f"{own[0]}x{own[1]} by their shape: is [{size[1]}, {size[0]}] meant?"
+    ]
 
 
 def _require_ids(counts: Mapping[str, int], n_classes: int, image: Path) -> None:

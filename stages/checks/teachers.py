@@ -27,7 +27,14 @@ from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.graph import Local, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.labelmodel import spread
-from ensdistill.stages.suspicion import FEW, of_one_class, of_turned, suspicions
+from ensdistill.stages.suspicion import (
+    COPIES,
+    FEW,
+    of_copies,
+    of_one_class,
+    of_turned,
+    suspicions,
+)
 
 IMAGES: Final = 8
 """The most images of which label maps are compared, spread evenly over the ids."""
@@ -61,20 +68,16 @@ def compared(
     flat = {t: np.concatenate([of[i].ravel() for i in ids])[None] for t, of in maps.items()}
     shares = {t: class_counts(of, len(classes)) / of.size for t, of in flat.items()}
     coverage = {t: float(of.sum()) for t, of in shares.items()}
+    pairs = list(combinations(maps, 2))
+    joints = {(j, k): joint(flat[j], flat[k], len(classes)) for j, k in pairs}
     agrees: dict[str, dict[str, float | None]] = {t: {} for t in maps}
-    kappas = {}
-    calls = {t: np.zeros((len(classes), len(classes)), np.int64) for t in maps}
-    for one, other in combinations(maps, 2):
-        counts = joint(flat[one], flat[other], len(classes))
-        calls[one] += counts
-        calls[other] += counts.T
+    for (j, k), counts in joints.items():
         both = int(counts.sum())
-        agrees[one][other] = agrees[other][one] = float(np.trace(counts) / both) if both else None
-        kappas[one, other] = _kappa(counts)
-    said = suspicions(coverage, kappas, len(ids))
+        agrees[j][k] = agrees[k][j] = float(np.trace(counts) / both) if both else None
+    said = suspicions(coverage, {pair: _kappa(of) for pair, of in joints.items()}, len(ids))
     if len(ids) >= FEW:
-        for t in maps.keys() - said.keys():
-            said[t] = _of_names(t, shares, calls[t], classes)
+        found = [_of_names(shares, joints, said, classes), _of_copies(shares, joints, flat)]
+        said = {t: [text for of in (said, *found) for text in of.get(t, [])] for t in maps}
     return {
         t: {
             "images": len(ids),
@@ -99,16 +102,47 @@ def _kappa(counts: NDArray[np.int64]) -> float | None:
 
 
 def _of_names(
-    teacher: str,
     shares: Mapping[str, NDArray[np.float64]],
-    calls: NDArray[np.int64],
+    joints: Mapping[tuple[str, str], NDArray[np.int64]],
+    said: Mapping[str, Sequence[str]],
     classes: Sequence[str],
-) -> list[str]:
-    """Return what is said of a teacher whose classes go by other names to the others."""
-    known = {t: np.flatnonzero(of).tolist() for t, of in shares.items()}
-    if shares[teacher].max() == 1 and any(len(of) > 1 for of in known.values()):
-        return [of_one_class(classes[known[teacher][0]])]
-    return of_turned({classes[c]: classes[d] for c, d in turned(calls).items()})
+) -> dict[str, list[str]]:
+    """Return what is said of teachers whose classes go by other names to the others.
+
+    Of one that is suspected already, or of two of which one is, nothing more is said.
+    """
+    found = {}
+    known = {t: [classes[c] for c in np.flatnonzero(of).tolist()] for t, of in shares.items()}
+    several = [t for t, of in known.items() if len(of) > 1]
+    asked = [t for t in shares if t not in said] if len(shares) > 2 or not said else []
+    for t in asked:
+        calls = np.zeros((len(classes), len(classes)), np.int64)
+        for (j, k), counts in joints.items():
+            if t in (j, k):
+                calls += counts if t == j else counts.T
+        names = {classes[c]: classes[d] for c, d in turned(calls).items()}
+        if shares[t].max() == 1 and several:
+            found[t] = [of_one_class(known[t][0])]
+        elif names and len(shares) > 2:
+            found[t] = [of_turned(names)]
+        elif names and t == min(shares):
+            found[t] = [of_turned(names, max(shares), "both teachers'")]
+    return found
+
+
+def _of_copies(
+    shares: Mapping[str, NDArray[np.float64]],
+    joints: Mapping[tuple[str, str], NDArray[np.int64]],
+    flat: Mapping[str, UInt8],
+) -> dict[str, list[str]]:
+    """Return what is said of two teachers that are one."""
+    found: dict[str, list[str]] = {}
+    for (one, other), counts in joints.items():
+        pixels = flat[one].size
+        either = pixels * (shares[one].sum() + shares[other].sum()) - counts.sum()
+        if either and (share := float(np.trace(counts) / either)) >= COPIES:
+            found.setdefault(one, []).append(of_copies(other, share))
+    return found
 
 
 def on_some_images(

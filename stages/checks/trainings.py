@@ -185,7 +185,9 @@ def _tried(
     return {
         **_facts(attempt.network, recipe),
         "init": attempt.initialised,
-        "said": [] if attempt.read is None else [f"{section}: {attempt.read}"],
+        "said": [
+            f"{section}: {text}" for text in (attempt.read, attempt.doubt) if text is not None
+        ],
         "device": str(device),
         "seconds_per_step": seconds * cast("int", recipe["batch_size"]) / _CROPS,
     }

@@ -22,6 +22,9 @@ __all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "turned"]
 TURNED: Final = 0.002
 """The share of the pixels that a class has at least, to tell that it goes by another's name."""
 
+_SELDOM: Final = 0.1  # as often, at most, by its own name as by another
+_SELDOM_SEEN: Final = 0.005  # share of the pixels that such a class has at least
+
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
@@ -191,9 +194,10 @@ def turned(calls: NDArray[np.int64]) -> dict[int, int]:
     Returns
     -------
     dict
-        Class to what the others call it on most of its pixels, where that is another one and these
-        classes are among themselves what is turned: two that are swapped, or more in a circle.
-        Classes of less than `TURNED` of the pixels tell nothing.
+        Class to what the others call it on most of its pixels, or ten times as often as by its own
+        name, where that is another one and these classes are among themselves what is turned: two
+        that are swapped, or more in a circle. Classes of less than `TURNED` of the pixels tell
+        nothing.
 
     Raises
     ------
@@ -202,8 +206,10 @@ def turned(calls: NDArray[np.int64]) -> dict[int, int]:
     """
     if calls.ndim != 2 or calls.shape[0] != calls.shape[1]:
         raise ValueError(f"calls must be (C, C), got shape {calls.shape}")
-    sizes, best = calls.sum(axis=1), calls.argmax(axis=1)
-    clear = (2 * calls.max(axis=1) > sizes) & (sizes >= TURNED * max(1, sizes.sum()))
+    sizes, best, most = calls.sum(axis=1), calls.argmax(axis=1), calls.max(axis=1)
+    pixels = max(1, sizes.sum())
+    clear = (2 * most > sizes) & (sizes >= TURNED * pixels)
+    clear |= (np.diagonal(calls) < _SELDOM * most) & (sizes >= _SELDOM_SEEN * pixels)
     found = {c: int(best[c]) for c in np.flatnonzero(clear).tolist() if best[c] != c}
     while found.keys() != {*found.values()}:
         named = {*found.values()}

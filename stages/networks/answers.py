@@ -133,19 +133,19 @@ class Reading:
         """
         if self.output == "ids" or not scores.numel():
             return None
-        low, high = scores.amin().item(), scores.amax().item()
+        low = scores.amin().item()
         if self.output == "probabilities" and low < 0:
             raise DataError(
                 f"the network's output goes down to {low:.3g}, and `output: probabilities` says "
                 "that it is never below 0; if these are logits, leave `output` out"
             )
-        if self.output != "logits" or low < 0 or not 0 < high <= 1:
+        total = sum(self.take.values()) if isinstance(self.take, Mapping) else 1.0
+        alike = None if self.output != "logits" else probabilities(scores, total)
+        if alike is None:
             return None
-        whole = (scores.float().sum(dim=1) - 1).abs().amax().item() < _ROUNDED
         return (
-            f"all its scores are between 0 and 1{' and sum to 1 over the classes' * whole}: they "
-            "look like probabilities, and a softmax of these makes it less certain of everything; "
-            "if they are, say `output: probabilities` on the network"
+            f"{alike}: they look like probabilities, and a softmax of these makes it less certain "
+            "of everything; if they are, say `output: probabilities` on the network"
         )
 
     def taken(self, answer: object) -> str:
@@ -259,6 +259,24 @@ def tensors_in(answer: object, name: str = "") -> list[Named]:
         The answer's own.
     """
     return list(_tensors_in(answer, name, ()))
+
+
+def probabilities(scores: Tensor, total: float = 1.0) -> str | None:
+    """Return why (N, C, h, w) scores look like probabilities, None if they do not.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Of some pixel and class.
+    total : float
+        What probabilities would sum to, where several outputs are summed.
+    """
+    low, high = scores.amin().item(), scores.amax().item()
+    if low < 0 or not 0 < high <= total:
+        return None
+    whole = (scores.float().sum(dim=1) - total).abs().amax().item() < _ROUNDED * total
+    sums = f" and sum to {total:g} over the classes" if whole else ""
+    return f"all its scores are between 0 and {total:g}{sums}"
 
 
 def misshapen(found: tuple[int, int], seen: tuple[int, int]) -> str | None:

@@ -133,7 +133,7 @@ def advice(
         heads = way.head or [f"{plain_name(n).split('.')[0]}.*" for n in own if in_head(n)]
         patterns = ", ".join(f'"{pattern}"' for pattern in dict.fromkeys([*heads, *more]))
         said.append(f"{len(found.loaded)} tensors fit{by} with `head: [{patterns}]`")
-    if whole and not (said and most < len(found.loaded)):
+    if whole and not (most < len(found.loaded) and (said or best == way)):
         ways = [str(w) for w, f in whole.items() if len(f.loaded) == most]
         said.append(f"{most} tensors, of the file's {len(tensors)}, fit by {' or '.join(ways)}")
     return " and ".join(said) or (

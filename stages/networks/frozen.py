@@ -112,6 +112,7 @@ class FrozenNetwork:
         self.reading = reading or Reading()
         align_corners = preprocessing.align_corners
         self._answer = _Answer(module, self.reading, reads, align_corners=align_corners)
+        self._answer.remarks += filter(None, [preprocessing.doubt()])
         self.module = pad_to_multiple(self._answer, divisor, align_corners=align_corners)
         self.module = self.module.to(device).eval()
         if channels_last:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ensdistill.data.pictures import UInt8
 
+_LEAST = 0.02  # of the largest pixel value, below which no mean or deviation of photographs is
 _OF_TEACHERS = ("factor", "flip", "scales", "tiles")  # left out of a student's own description
 
 
@@ -98,6 +99,26 @@ class Preprocessing:
             x = x.flip(1)
         mean, std = _channels(self.mean, x.device), _channels(self.std, x.device)
         return (x / self.scale - mean) / std
+
+    def doubt(self) -> str | None:
+        """Return why `mean` and `std` look like those of another `scale`; None if they do not.
+
+        Both are of pixels divided by `scale`, which are up to 1 (scale 255) or 255 (scale 1).
+        """
+        most = 255.0 / self.scale
+        of_other = [
+            f"`{key}: {list(values)}`"
+            for key, values in (("mean", self.mean), ("std", self.std))
+            if set(values) not in ({0.0}, {1.0})
+            and not _LEAST * most <= max(map(abs, values)) <= most
+        ]
+        if not of_other:
+            return None
+        return (
+            f"{' and '.join(of_other)} of pixels divided by {self.scale:g}, which are up to "
+            f"{most:g}: is this the scale that they were measured at? (`scale: 255` is that of "
+            "values up to 1, `scale: 1` that of values up to 255)"
+        )
 
     def mean_pixel(self) -> tuple[int, int, int]:
         """Return the RGB pixel nearest to the mean: what images are padded with."""

@@ -31,6 +31,7 @@ from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
@@ -174,6 +175,7 @@ class Training:
         except DataError as error:
             raise DataError(f"{order.node}.{error}") from error
         self.read = None if reads is None else reads.remark()
+        self.doubt: str | None = None
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=recipe["precision"] == "float16"
         )
@@ -277,6 +279,11 @@ class Training:
         """Refuse a network that is another one when it was written and read back."""
         images = self._input(*(x.to(self.device) for x in (batch.image, batch.look)))
         answers = [self._placed(n).eval()(images).float() for n in (self._trained(), again)]
+        if (alike := probabilities(answers[0])) is not None:
+            self.doubt = (
+                f"{alike}: they look like probabilities, of which the loss takes a softmax again; "
+                "return logits"
+            )
         apart = (answers[0] - answers[1]).abs().max() / answers[0].abs().max()
         if apart > _ALIKE:
             raise DataError(

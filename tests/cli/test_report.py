@@ -165,7 +165,6 @@ def test_pixels_without_a_label_are_no_agreement(world):
     assert re.search(r"no teacher labels 4\d\.\d % of the pixels", text)
     assert re.search(r"4\d\.\d % of the pixels have no label of any teacher", text)
     assert text.count("0.0 % of its labelled pixels unanimous; ") == 5
-    assert "a agrees with b no better than chance" in text
 
 
 def test_the_page_where_one_teacher_labels_all(world):

@@ -72,7 +72,7 @@ def test_camvid_is_as_published():
     assert CAMVID.classes[:3] == ("sky", "building", "pole")
     assert CAMVID.colours[CAMVID.classes.index("bicyclist")] == (0, 128, 192)
     assert CAMVID.subsets == {}
-    with pytest.raises(ConfigError, match=r"camvid11 has no label ids; declare `ids: train_ids`"):
+    with pytest.raises(ConfigError, match=r"camvid11 has no label ids; .*`ids: train_ids` where"):
         CAMVID.legal_values("label_ids")
 
 
@@ -240,3 +240,12 @@ def test_a_wrong_table_file_is_refused_by_name(content, said):
     with pytest.raises(ConfigError, match=said) as caught:
         parse_table("own.yaml", content)
     assert str(caught.value).startswith("own.yaml: ")
+
+
+def test_a_teacher_without_classes_of_its_own_is_told_whose_it_has():
+    own = table("road", "sky")
+    with pytest.raises(ConfigError, match="declares no `classes:` of its own"):
+        class_map(own, own, {"house": "road"}, "teachers[t]")
+    with pytest.raises(ConfigError) as refused:
+        class_map(table("road"), own, {"house": "road"}, "teachers[t]")
+    assert "classes:`" not in str(refused.value)

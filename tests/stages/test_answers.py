@@ -372,6 +372,14 @@ def test_probabilities_that_are_called_logits_are_doubted(dtype):
     assert Reading("probabilities").doubt(logits.softmax(1).to(dtype)) is None
 
 
+def test_a_sum_of_probabilities_that_are_called_logits_is_doubted():
+    logits = torch.randn(1, 19, 8, 8, generator=torch.Generator().manual_seed(0))
+    reading = Reading(take={"0": 0.5, "1": 1.0})
+    text = reading.doubt(0.5 * logits.softmax(1) + logits.flip(1).softmax(1))
+    assert "between 0 and 1.5 and sum to 1.5 over the classes" in text
+    assert reading.doubt(0.5 * logits + logits.flip(1)) is None
+
+
 def test_what_is_below_0_is_no_probability():
     with pytest.raises(DataError, match=r"goes down to -1, .*leave `output` out"):
         Reading("probabilities").doubt(torch.tensor([[-1.0, 2.0]])[..., None, None])

@@ -186,6 +186,40 @@ def test_two_classes_by_each_other_s_names_are_told(three):
     assert "d calls road what the others call building" in page
 
 
+def test_of_two_that_call_classes_otherwise_the_pair_is_named_once(world):
+    """From two alone it cannot be told whose names are wrong."""
+    swapped = np.arange(256)
+    swapped[[0, 2]] = 2, 0
+    world.teacher("a", lambda label: swapped[label])
+    world.teacher("b", lambda label: label)
+    text = (
+        "warning: teachers[a]: calls road what b calls building, building what b calls road: is "
+        "the order of both teachers' classes as declared?"
+    )
+    for command in ("check", "infer-teacher"):
+        said = world.call(command)
+        assert said.count(text) == 1 and said.count("is the order of") == 1
+
+
+def test_two_votes_of_one_opinion_are_told_before_any_work(three):
+    three.teacher("c", lambda label: label)
+    text = "warning: teachers[a]: says the same as c on 100.00% of the pixels that either labels"
+    for command in ("check", "infer-teacher"):
+        assert three.call(command).count("two votes of one opinion") == 1
+        assert text in three.call(command)
+
+
+def test_classes_that_no_teacher_can_label_are_told(three):
+    assert "no teacher can label" not in three.call("check")
+    for teacher in three.settings["teachers"]:
+        teacher["map"] = {"car": None, "sky": None, "bus": "train"}
+    three.settings["teachers"][0]["map"] = {"car": None, "sky": "road"}
+    three.write()
+    text = "classes: no teacher can label sky, car: no fused label is going to be one of these"
+    assert text in three.call("check")
+    assert text in said(three, "infer-teacher")
+
+
 def test_what_labels_next_to_nothing_is_told(three):
     three.add_teacher("d", lambda label: np.where(np.arange(label.shape[1]) < 2, label, 255))
     for command in ("check", "infer-teacher"):
@@ -294,6 +328,37 @@ def test_labels_that_change_from_look_to_look_are_told(three, shown):
     three.write()
     shown(lambda label, count: label + np.uint8(count == 2))
     assert "100 % of the pixels" in (text := three.call("check")) and "sees it among others" in text
+
+
+def test_a_map_under_which_little_of_a_network_is_left_is_told(three, shown):
+    three.settings["teachers"][-1]["map"] = {"road": None}
+    three.write()
+    shown(
+        lambda label, count: (
+            label + (np.arange(label.shape[1]) >= label.shape[1] // 2).astype(np.uint8)
+        )
+    )
+    found = three.json("check")["teachers"]["n"]["trial"]
+    assert 0.5 <= found["coverage"] < 0.52
+    assert not [text for text in found["warnings"] if "get a label" in text]
+    shown(
+        lambda label, count: (
+            label + (np.arange(label.shape[1]) < label.shape[1] // 4).astype(np.uint8)
+        )
+    )
+    text = three.call("check")
+    assert "only 2" in text and "% of the pixels that it was shown get a label: are `clas" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [([64, 48], True), ([128, 96], True), ([48, 64], False), ([64, 64], False), (None, False)],
+)
+def test_height_and_width_exchanged_are_told(three, shown, size, told):
+    three.settings["teachers"][-1]["preprocess"] = {} if size is None else {"size": size}
+    three.write()
+    shown(lambda label, _: label)
+    assert (f"is [{size and size[1]}, {size and size[0]}] meant?" in three.call("check")) == told
 
 
 def test_one_class_on_every_image_is_told(three, shown):

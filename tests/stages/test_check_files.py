@@ -180,7 +180,7 @@ def test_a_good_world_is_described(world):
     text = world.call("check")
     assert "train: 5 images of 44x61, 48x64" in text
     assert "val: 3 images" in text and "labelled" in text
-    assert "all inputs are as declared" in text
+    assert "all inputs but the ground truth, which was not opened, are as declared" in text
     found = world.json("check")
     assert found["splits"]["train"]["images"] == 5
     assert found["teachers"]["a"]["left_out"] == []

@@ -56,6 +56,8 @@ class Net(nn.Module):
         y = self.decoder(y)
         if kind == "steep":
             y = y**8
+        if kind == "softmax":
+            y = y.softmax(1)
         return y * float("nan") if kind == "nan" else y
 
 
@@ -528,6 +530,14 @@ def test_what_was_tried_is_what_comes_out_of_the_training(code_world, kind, chan
     assert ("again.0.weight" in tensors) == (kind == "twice")
     if kind == "twice":
         assert torch.equal(tensors["again.0.weight"], tensors["encoder.0.weight"])
+
+
+def test_a_softmax_before_the_loss_is_told(code_world):
+    code_world.settings["student"] = code(kwargs={"kind": "softmax"})
+    code_world.write()
+    [text] = found(code_world)["student"]["warnings"]
+    assert text.startswith("student: all its scores are between 0 and 1 and sum to 1")
+    assert text.endswith("return logits")
 
 
 def test_how_tensors_lie_is_part_of_what_was_tried(code_world):

@@ -211,3 +211,25 @@ def test_an_hf_student_takes_its_folders_normalisation(world):
     assert preprocessing["std"] == [0.25, 0.25, 0.25]
     assert preprocessing["size"] is None
     assert world.artifact("student").manifest.runtime["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "of_other"),
+    [
+        ({}, []),
+        ({"scale": 1, "mean": (104, 117, 123), "std": (1, 1, 1)}, []),
+        ({"scale": 1, "mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, []),
+        ({"scale": 127.5, "mean": (1, 1, 1), "std": (1, 1, 1)}, []),
+        ({"mean": (0, 0, 0), "std": (1, 1, 1)}, []),
+        ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, []),
+        ({"scale": 1, "mean": (104, 117, 123)}, ["std"]),
+        ({"scale": 1, "std": (1, 1, 1)}, ["mean"]),
+        ({"scale": 1}, ["mean", "std"]),
+        ({"mean": (104, 117, 123)}, ["mean"]),
+        ({"std": (58.4, 57.1, 57.4)}, ["std"]),
+    ],
+)
+def test_means_and_deviations_of_another_scale_are_doubted(given, of_other):
+    text = Preprocessing.from_settings(given).doubt()
+    found = [] if text is None else [key for key in ("mean", "std") if f"`{key}: " in text]
+    assert found == of_other

@@ -180,7 +180,7 @@ def test_two_teachers_that_are_one_are_warned_of(world):
     world.settings["teachers"].append(world.entry("c"))
     found = gathered(quick(world).file)
     assert [w for w in found["warnings"] if "two votes" in w] == [
-        "a and c say the same on 100.00% of the pixels that either labels: two votes of one opinion"
+        "a says the same as c on 100.00% of the pixels that either labels: two votes of one opinion"
     ]
 
 
