@@ -79,6 +79,7 @@ def test_two_repositories_with_clashing_modules_teach_together(world):
     assert runtime["torch"]
 
 
+@pytest.mark.slow
 def test_its_code_its_arguments_and_its_files_are_its_key_and_nothing_else(world):
     weights = world.root / "weights.bin"
     weights.write_bytes(b"1")

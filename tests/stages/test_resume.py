@@ -105,7 +105,11 @@ def test_killed_label_maps_are_completed_to_the_same_bytes(large, stage, command
 
 
 @pytest.mark.parametrize(
-    ("stage", "node"), [("infer", "infer[net]"), ("certainty", "certainty[a]")]
+    ("stage", "node"),
+    [
+        ("infer", "infer[net]"),
+        pytest.param("certainty", "certainty[a]", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_networks_end_in_the_same_bytes(tmp_path, stage, node):
     world = World(tmp_path, train=120, val=1, size=(40, 56))

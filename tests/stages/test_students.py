@@ -425,6 +425,7 @@ def channels(world, node):
     return load_file(world.artifact(node).path / "model.safetensors")["features.0.weight"].shape[0]
 
 
+@pytest.mark.slow
 def test_probes_and_student_of_two_repositories_with_clashing_modules(code_world):
     world = code_world
     world.settings["probe"] = entry("one")
@@ -461,6 +462,7 @@ def test_code_that_changed_behind_the_plan_is_not_run(code_world):
     assert "recipe.network.code.late.py" in reason
 
 
+@pytest.mark.slow
 def test_the_same_weights_under_other_code_are_another_network(code_world):
     world = code_world
     two = repository(world.root / "two", 2, "self.classifier(x) * (1 if self.training else scale)")
