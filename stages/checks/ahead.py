@@ -148,7 +148,7 @@ def _seconds(
 ) -> dict[str, float]:
     """Return about how long nodes take, in the order in which they are made."""
     each = {
-        node_id: trials[teacher.name]["seconds"]
+        node_id: trials[teacher.name]
         for teacher in experiment.teachers
         if teacher.name in trials
         for node_id in _passes(experiment, teacher)
@@ -160,7 +160,8 @@ def _seconds(
             of = trained[d.node.stage]
             found[node_id] = of["steps"] * of["seconds_per_step"]
         elif node_id in each:
-            found[node_id] = (d.total - d.done) * each[node_id]
+            trial = each[node_id]
+            found[node_id] = trial["starting"] + (d.total - d.done) * trial["seconds"]
         elif node_id in own and own[node_id][0] in trained:
             section, split = own[node_id]
             pictures = experiment.pictures(split)

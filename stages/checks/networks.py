@@ -127,7 +127,7 @@ def try_networks(
         its own classes, the largest first), ``coverage`` (the share of all that it was shown which
         gets a label of the experiment), ``samples`` (image id to the experiment's labels, see
         `teachers.sampled`), ``taken`` (of its outputs, where the file says which), ``seconds``
-        (that an image takes) and ``warnings``.
+        (that an image takes), ``starting`` (seconds until it had seen the first) and ``warnings``.
     problems : list of str
         Networks that cannot be loaded or run, or whose output is not as declared or not a number.
     """
@@ -199,7 +199,7 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
     )
     shown: list[Json] = [[request.sha256 for request in of] for of in (batch, alone)]
     where = [*here(pick_device(local.device)), local.threads, local.channels_last]
-    kind = f"look-{digest([VERSIONS['infer'], work.recipe, *shown, where])}"
+    kind = f"seen-{digest([VERSIONS['infer'], work.recipe, *shown, where])}"
     seen = experiment.files.recalled(batch[0].sha256, kind)
     if seen is None:
         seen = _look(work, batch, alone)
@@ -226,6 +226,7 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
         "samples": {p.id: to_target[unpacked(of)] for p, of in samples if p.id in chosen},
         "taken": seen["taken"],
         "seconds": seen["seconds"],
+        "starting": seen["starting"],
         "warnings": [
             *seen["said"],
             *_of_classes(first.image, len(seen["labels"]), [names.get(v, "") for v in every]),
@@ -302,12 +303,13 @@ def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dic
     them: ``labels``, how many pixels it gives to each of its own ids, and ``samples``, some of
     these pixels. ``otherwise``: the share of the first one's pixels to which it gives another label
     when it sees the whole batch; ``taken``: which of its outputs that is; ``seconds``: how long an
-    image took; ``said``: what it had to say.
+    image took; ``starting``: until the first was seen; ``said``: what it had to say.
     """
     from ensdistill.stages.infer import open_network
     from ensdistill.stages.networks.stream import Clock
 
     said: list[str] = []
+    opened = time.perf_counter()
     with closing(open_network(work, work.local.network)) as network:
         begin = time.perf_counter()
 
@@ -318,6 +320,7 @@ def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dic
             return found[0][0], (time.perf_counter() - begin) / len(requests)
 
         labels, seconds = see(batch[:1])
+        starting = time.perf_counter() - opened
         found, again = [labels], labels
         if seconds <= _LONG:  # the first time it also compiles, and asks for memory
             again, seconds = see(batch)
@@ -335,6 +338,7 @@ def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dic
         "otherwise": float(np.mean(labels != again)),
         "taken": network.facts.get("taken"),
         "seconds": seconds,
+        "starting": starting,
         "said": list(dict.fromkeys(said)),
     }
 

@@ -464,11 +464,11 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     three.settings["student"] |= {"steps": 100, "input_size": [48, 64], "crop": [24, 32]}
     three.write()
     look, tried = networks._look, trainings._tried
-    monkeypatch.setattr(networks, "_look", lambda *a: look(*a) | {"seconds": 5.0})
+    monkeypatch.setattr(networks, "_look", lambda *a: look(*a) | {"seconds": 5.0, "starting": 2.0})
     monkeypatch.setattr(trainings, "_tried", lambda *a: tried(*a) | {"seconds_per_step": 3.0})
     found = looked(three)["seconds"]
-    assert found["infer[n]"] == found["certainty-maps[n]"] == 5 * 5
-    assert found["infer[n]@val"] == 3 * 5
+    assert found["infer[n]"] == found["certainty-maps[n]"] == 2 + 5 * 5
+    assert found["infer[n]@val"] == 2 + 3 * 5
     assert "infer[a]" not in found
     assert [found[f"probe[{t}]"] for t in "abcn"] == [90] * 4
     assert found["student"] == 300
@@ -476,7 +476,7 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     assert found["certainty[a]"] == pytest.approx(5 * 3.0 * (44 * 61) / (2 * 24 * 32) / 3)
     assert found["infer[student]@val"] == pytest.approx(3 * 3.0 * 4 / 2 / 3)
     assert list(found) == [n.id for n in build(load(three.file)) if n.id in found]
-    assert looked(three, ["infer[n]"])["seconds"] == {"infer[n]": 25.0}
+    assert looked(three, ["infer[n]"])["seconds"] == {"infer[n]": 27.0}
     text = ahead.told(found, 1)
     assert text.startswith("networks and trainings are going to take about 12 min")
     assert "probes 6 min" in text and "student 5 min 00 s" in text
