@@ -17,8 +17,8 @@ from ensdistill.stages.tables import Mean, means, missing
 
 _RESULTS: Final = "results.json"
 _NEEDED: Final = (
-    *("split", "classes", "classes_present", "subsets", "fusion", "methods", "not_scored"),
-    *("policy", "seconds"),
+    *("experiment", "split", "classes", "classes_present", "subsets", "fusion", "methods"),
+    *("not_scored", "policy", "seconds"),
 )
 
 
@@ -172,7 +172,12 @@ def _methods(
                 f"{first.source} and {other.source} were scored on other images or by other ground "
                 f"truth, though both call it {scores['split']}: their scores cannot be compared"
             )
-    for label, scores in zip(labels, all_scores, strict=True):
+    for summary, label, scores in zip(summaries, labels, all_scores, strict=True):
+        if summary.source.suffix == ".json":
+            notes.append(
+                f"{label} holds what was evaluated last in its workspace, which was "
+                f"{scores['experiment']}"
+            )
         notes += [f"{label}: {text}" for text in missing(scores["not_scored"])]
     named = [_by_name(scores) for scores in all_scores]
     common = [key for key in named[0] if all(key in other for other in named[1:])]

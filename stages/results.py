@@ -129,6 +129,7 @@ def results(
     student = experiment.config.student
     shared = len(experiment.overlap(split))
     return {
+        "experiment": experiment.path.name,
         "split": split,
         "overlap": {TRAIN: shared} if shared else {},
         "classes": classes,

@@ -110,7 +110,7 @@ def test_workspaces_and_results_are_compared_by_what_they_tell(evaluated, tmp_pa
     assert len(set(labels)) == 3
     assert labels[0].endswith("three.yaml")
     assert all(d in (0, None) for m in compared["methods"] for d in m["delta"]["miou"])
-    assert len(compared["notes"]) == 2
+    assert len(compared["notes"]) == 4  # two about the truth, two about what was written last
     assert "name experiment files" in compared["notes"][0]
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_refused(evaluated, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         call(one, tmp_path / "none")
     (tmp_path / "else.json").write_text('{"a": 1}')
-    with pytest.raises(ConfigError, match=r"is no results\.json of ensdistill: it has no 'split'"):
+    with pytest.raises(ConfigError, match=r"is no results\.json of ensdistill: it has no 'experiment'"):
         call(one, tmp_path / "else.json")
     (tmp_path / "else.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -210,6 +210,16 @@ def test_subsets_of_one_name_and_other_members_are_told(world):
     said = "(1 in work0/results.json, 2 in work1/results.json; not in all: other)"
     assert any(f"some is over different classes {said}" in n for n in notes)
     assert not [n for n in notes if "mIoU is over" in n]
+
+
+def test_results_say_whose_they_are(evaluated):
+    world, one, two = evaluated
+    file = world.root / "work" / "results.json"
+    written = json.loads(file.read_text())["experiment"]
+    assert written in (one.name, two.name)
+    [note] = [n for n in found(one, file)["notes"] if "evaluated last" in n]
+    assert note.startswith("results.json holds") and note.endswith(f", which was {written}")
+    assert not [n for n in found(one, two)["notes"] if "evaluated last" in n]
 
 
 def test_results_of_an_earlier_version_are_refused_with_the_way_out(evaluated, tmp_path):
