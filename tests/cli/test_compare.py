@@ -141,7 +141,9 @@ def test_what_cannot_be_compared_is_refused(evaluated, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         call(one, tmp_path / "none")
     (tmp_path / "else.json").write_text('{"a": 1}')
-    with pytest.raises(ConfigError, match=r"is no results\.json of ensdistill: it has no 'experiment'"):
+    with pytest.raises(
+        ConfigError, match=r"is no results\.json of ensdistill: it has no 'experiment'"
+    ):
         call(one, tmp_path / "else.json")
     (tmp_path / "else.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

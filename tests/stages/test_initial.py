@@ -1,6 +1,7 @@
 """First weights: into a part of a network, from a part of a file, with or without the head."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.experiment import Init, Student, load
 from ensdistill.stages.graph import Factory, Local
-from ensdistill.stages.networks.fitting import beginnings
+from ensdistill.stages.networks.fitting import Way, advice, beginnings
 from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.state_dicts import below
 from ensdistill.stages.networks.students import build_student, hf_segmentation
@@ -463,6 +464,18 @@ def test_the_way_that_is_named_loads_what_it_says(root):
     own, _, report = initial(root, tensors, init["init"], head["head"], **names)
     assert report["head"] == ["out.0.weight", "out.0.bias"]
     assert report["loaded"] == len(own) - 2
+
+
+def test_of_one_tensor_of_another_shape_no_smaller_part_is_advised():
+    """It is the cause, and the most that can be loaded goes where it was to go."""
+    stages = OrderedDict(
+        (f"l{k}", nn.Sequential(nn.Conv2d(i, 4, 3), nn.Conv2d(4, 4, 3)))
+        for k, i in ((1, 3), (2, 4), (3, 4))
+    )
+    network = nn.ModuleDict({"encoder": nn.Sequential(stages), "head": nn.Conv2d(4, 11, 1)})
+    tensors = under("", network["encoder"]) | {"l3.0.weight": torch.zeros(4, 2, 3, 3)}
+    text = advice(network, tensors, Path("weights.pth"), Way(into="encoder."), 11)
+    assert text == "11 of 12 fit; give the weights of this network, or no `init`"
 
 
 def test_a_head_of_other_classes_cannot_be_kept(root):
