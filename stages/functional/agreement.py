@@ -22,8 +22,9 @@ __all__ = ["Agreement", "agreement", "claims", "joint", "kappa", "turned"]
 TURNED: Final = 0.002
 """The share of the pixels that a class has at least, to tell that it goes by another's name."""
 
-_SELDOM: Final = 0.1  # as often, at most, by its own name as by another
-_SELDOM_SEEN: Final = 0.005  # share of the pixels that such a class has at least
+_EXCHANGED: Final = 0.005  # the same, of one of two that are exchanged
+_PART: Final = 0.1  # of such a class that goes by the other's name at least
+_SELDOM: Final = 0.1  # as often at most by its own name
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +195,10 @@ def turned(calls: NDArray[np.int64]) -> dict[int, int]:
     Returns
     -------
     dict
-        Class to what the others call it on most of its pixels, or ten times as often as by its own
-        name, where that is another one and these classes are among themselves what is turned: two
-        that are swapped, or more in a circle. Classes of less than `TURNED` of the pixels tell
-        nothing.
+        Class to what the others call it. Two that are exchanged: what one calls either of them, the
+        others call the other one, and hardly ever the same. Or more in a circle, of which the
+        others call most of each by the next one's name. Classes of less than `TURNED` of the pixels
+        tell nothing.
 
     Raises
     ------
@@ -206,14 +207,20 @@ def turned(calls: NDArray[np.int64]) -> dict[int, int]:
     """
     if calls.ndim != 2 or calls.shape[0] != calls.shape[1]:
         raise ValueError(f"calls must be (C, C), got shape {calls.shape}")
-    sizes, best, most = calls.sum(axis=1), calls.argmax(axis=1), calls.max(axis=1)
+    sizes, own = calls.sum(axis=1), np.diagonal(calls)
     pixels = max(1, sizes.sum())
-    clear = (2 * most > sizes) & (sizes >= TURNED * pixels)
-    clear |= (np.diagonal(calls) < _SELDOM * most) & (sizes >= _SELDOM_SEEN * pixels)
+    best = calls.argmax(axis=1)
+    clear = (2 * calls.max(axis=1) > sizes) & (sizes >= TURNED * pixels)
     found = {c: int(best[c]) for c in np.flatnonzero(clear).tolist() if best[c] != c}
     while found.keys() != {*found.values()}:
         named = {*found.values()}
         found = {c: d for c, d in found.items() if c in named and d in found}
+    often = (calls >= _PART * sizes[:, None]) & (_SELDOM * calls > own[:, None])
+    often &= sizes[:, None] >= _EXCHANGED * pixels
+    pairs = np.argwhere(np.triu(often & often.T)).tolist()
+    for c, d in sorted(pairs, key=lambda pair: -(calls[*pair] + calls[*pair[::-1]])):
+        if not {c, d} & found.keys():
+            found |= {c: d, d: c}
     return found
 
 
