@@ -97,7 +97,7 @@ def test_a_small_map_is_its_own_sample(label_map):
     assert np.array_equal(sampled(label_map), label_map)
 
 
-@pytest.mark.parametrize("kind", ["labels", "network"])
+@pytest.mark.parametrize("kind", ["labels", pytest.param("network", marks=pytest.mark.slow)])
 def test_classes_in_another_order_give_themselves_away(three, kind):
     """In `check`, after `infer-teacher`, and before a `run`."""
     turned = np.roll(np.arange(19), 7)

@@ -71,6 +71,7 @@ def fingerprints(world):
     return {d["node"]: d["fingerprint"] for d in world.json("status")}
 
 
+@pytest.mark.slow
 def test_two_repositories_with_clashing_modules_teach_together(world):
     world.call("run", "--no-evaluate")
     assert (answered(world, "p"), answered(world, "q")) == ({"building"}, {"pole"})

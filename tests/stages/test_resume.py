@@ -104,12 +104,9 @@ def test_killed_label_maps_are_completed_to_the_same_bytes(large, stage, command
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "node"),
-    [
-        ("infer", "infer[net]"),
-        pytest.param("certainty", "certainty[a]", marks=pytest.mark.slow),
-    ],
+    ("stage", "node"), [("infer", "infer[net]"), ("certainty", "certainty[a]")]
 )
 def test_killed_networks_end_in_the_same_bytes(tmp_path, stage, node):
     world = World(tmp_path, train=120, val=1, size=(40, 56))
@@ -138,6 +135,7 @@ def test_killed_networks_end_in_the_same_bytes(tmp_path, stage, node):
     assert world.artifact(node).manifest.result == result
 
 
+@pytest.mark.slow
 def test_killed_training_ends_in_the_same_student(large):
     expected = fresh_start(large, "student")
     for steps in (3, 12):
