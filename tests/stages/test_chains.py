@@ -122,6 +122,7 @@ def gone(pid):
         return True
 
 
+@pytest.mark.slow
 def test_two_jobs_make_the_same_bytes_as_one_after_another(two, made):
     report = two.json("select-policy")
     assert [r["node"] for r in report["ran"]] == [*MADE, "policy"]

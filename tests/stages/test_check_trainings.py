@@ -550,6 +550,7 @@ def test_how_tensors_lie_is_part_of_what_was_tried(code_world):
     assert "channels_last: false" in code_world.refuse("check")
 
 
+@pytest.mark.slow
 def test_before_a_run_code_is_tried_in_a_process_of_its_own(code_world, monkeypatch):
     monkeypatch.delenv("LEFT_BEHIND", raising=False)
     code_world.settings["student"] = code("leaving")

@@ -189,6 +189,7 @@ def test_every_library_of_the_text_is_run_here():
         assert path == f"{teacher.network.root}/{module}.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n if n in ("mmseg", "r-mrnet") else pytest.param(n, marks=pytest.mark.slow) for n in ENTRIES],

@@ -123,6 +123,7 @@ def test_its_code_its_arguments_and_its_files_are_its_key_and_nothing_else(world
     assert changed()
 
 
+@pytest.mark.slow
 def test_arguments_and_paths_reach_the_function(world):
     (world.root / "one" / "model.py").write_text(
         MODEL.replace("return Constant(more)", "return Constant(int(open(weights).read()) + more)")
@@ -238,6 +239,7 @@ def test_a_process_that_dies_is_told_with_its_last_words(world, lenient):
     assert f"the process of model:build was ended by SIGKILL; its last words: {words}" in text
 
 
+@pytest.mark.slow
 def test_its_code_runs_in_its_own_folder(world):
     model = world.root / "one" / "model.py"
     model.write_text(MODEL.replace("print(", "open('n', 'a').write('x'); print("))

@@ -254,6 +254,7 @@ def unnoticed(artifact):
     return found
 
 
+@pytest.mark.slow
 def test_a_teachers_code_is_told_what_it_reads(world, code):
     network_world(world, network=code, trust="code")
     [warning] = world.json("check")["teachers"]["seg"]["trial"]["warnings"]

@@ -448,6 +448,7 @@ def test_probes_and_student_of_two_repositories_with_clashing_modules(code_world
     assert LabelMaps(world.artifact("infer[student]@val"))
 
 
+@pytest.mark.slow
 def test_code_that_changed_behind_the_plan_is_not_run(code_world):
     code_world.call("train-student", "--upstream")
     late = code_world.root / "two" / "late.py"
@@ -478,6 +479,7 @@ def test_the_same_weights_under_other_code_are_another_network(code_world):
     assert not any(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same_bytes(code_world, monkeypatch):
     world = code_world
     world.settings["runtime"]["checkpoint_every"] = 2

@@ -173,6 +173,7 @@ def test_of_every_kind_none_is_taken_in_silence_and_each_that_is_named(world, ki
     assert text.count("`take` names nothing, and the network returned ") == len(kinds)
 
 
+@pytest.mark.slow
 def test_of_code_in_its_own_process_none_is_taken_in_silence(world, two):
     network_world(world, network={"factory": "nets:build", "root": "code"}, trust="code")
     assert "`take: 0` or `take: 1`; or a weighted sum" in world.refuse("check")
