@@ -120,17 +120,20 @@ def joint(one, other, n_classes):
 
 
 def kappa(one, other):
-    """Cohen's kappa in exact fractions, of every two pixels drawn apart for chance."""
+    """Cohen's kappa in exact fractions, of every two pixels drawn apart for chance.
+
+    Of one who says one thing alone nothing is known.
+    """
     votes = [
         (a, b)
         for a, b in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True)
         if a != 255 and b != 255
     ]
-    if not votes:
+    if any(len(set(said)) < 2 for said in (zip(*votes, strict=True) if votes else [()])):
         return math.nan
     agreed = Fraction(sum(a == b for a, b in votes), len(votes))
     chance = Fraction(sum(a == b for a, _ in votes for _, b in votes), len(votes) ** 2)
-    return math.nan if chance == 1 else float((agreed - chance) / (1 - chance))
+    return float((agreed - chance) / (1 - chance))
 
 
 def majority(label_maps, weights=None):

@@ -7,7 +7,6 @@ images like any other. That it agrees with nobody gives it away.
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -74,7 +73,8 @@ def compared(
     for (j, k), counts in joints.items():
         both = int(counts.sum())
         agrees[j][k] = agrees[k][j] = float(np.trace(counts) / both) if both else None
-    said = suspicions(coverage, {pair: _kappa(of) for pair, of in joints.items()}, len(ids))
+    kappas = {pair: kappa(of) if of.any() else None for pair, of in joints.items()}
+    said = suspicions(coverage, kappas, len(ids))
     if len(ids) >= FEW:
         found = [_of_names(shares, joints, said, classes), _of_copies(shares, joints, flat)]
         said = {t: [text for of in (said, *found) for text in of.get(t, [])] for t in maps}
@@ -87,18 +87,6 @@ def compared(
         }
         for t in maps
     }
-
-
-def _kappa(counts: NDArray[np.int64]) -> float | None:
-    """Return kappa, None without a pixel that both label.
-
-    If one calls all of these a single class, as a specialist does that knows no other, it is NaN:
-    chance explains all that such a one says.
-    """
-    if not counts.any():
-        return None
-    single = min(np.count_nonzero(counts.any(axis=axis)) for axis in (0, 1)) == 1
-    return math.nan if single else kappa(counts)
 
 
 def _of_names(

@@ -166,7 +166,8 @@ def kappa(joint: NDArray[np.int64]) -> float:
     -------
     kappa
         1 where they agree on all pixels, 0 where no more than by chance, negative where less; NaN
-        without pixels, or where chance makes them agree on all.
+        without pixels, and where one of them calls all of these a single class, as a specialist
+        does that knows no other: chance then explains all that it says.
 
     Raises
     ------
@@ -175,12 +176,10 @@ def kappa(joint: NDArray[np.int64]) -> float:
     """
     if joint.ndim != 2 or joint.shape[0] != joint.shape[1]:
         raise ValueError(f"joint must be (C, C), got shape {joint.shape}")
+    if min(np.count_nonzero(joint.any(axis=axis)) for axis in (0, 1)) < 2:
+        return float("nan")
     pixels = joint.sum()
-    if not pixels:
-        return float("nan")
     expected = float((joint.sum(axis=1) / pixels) @ (joint.sum(axis=0) / pixels))
-    if expected == 1:
-        return float("nan")
     return float((np.trace(joint) / pixels - expected) / (1 - expected))
 
 

@@ -82,8 +82,10 @@ def test_kappa_is_cohens(label_maps):
         ([[7, 0], [0, 3]], 1.0),
         ([[0, 5], [5, 0]], -1.0),
         ([[6, 3], [2, 1]], 0.0),  # of one, two thirds whatever the other says
-        ([[0, 4], [0, 0]], 0.0),  # each calls all of it one class, and not the same
+        ([[0, 4], [0, 0]], np.nan),  # each calls all of it one class, and not the same
         ([[4, 0], [0, 0]], np.nan),  # ... and the same
+        ([[4, 5], [0, 0]], np.nan),  # one of them does
+        ([[4, 0], [5, 0]], np.nan),
         ([[0, 0], [0, 0]], np.nan),
     ],
 )

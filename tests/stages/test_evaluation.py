@@ -261,6 +261,20 @@ def test_no_probe_is_scored_where_none_is_needed(world):
     assert not any("probe" in node for node in planned)
 
 
+def test_specialists_of_a_single_class_speak_against_no_ground_truth(world):
+    """Chance explains all that they say, and most of it is right."""
+    for teacher, known in (("a", 2), ("b", 8)):
+
+        def rule(label, known=known):
+            too_much = np.arange(label.size).reshape(label.shape) % 40 == 0
+            return np.where((label == known) | too_much, known, 255)
+
+        world.teacher(teacher, rule)
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    assert world.json("evaluate", "--upstream")["suspicions"] == []
+
+
 def test_ground_truth_in_another_order_is_suspected(world):
     """Of a wholly other one by chance, of two classes by what the teachers call them."""
     world.add_teacher("c", lambda label: label)
