@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,14 @@ from typing import Any, Final
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import digest, file_digest
 from ensdistill.pipeline.journal import Journal, Record, count_items, read_journal, seal
-from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Manifest
+from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Form, Manifest
+from ensdistill.pipeline.opening import (
+    NotRegularError,
+    StrayNameError,
+    inner,
+    is_inner,
+    read_regular,
+)
 
 JOURNALS: Final = "journal-*.jsonl"
 REPAIR_BEGUN: Final = "repair-begun"  # an artifact that was withdrawn to be made good
@@ -60,6 +68,8 @@ class Draft:
         before a power loss, and nobody knows what became of a draft since.
     contents : mapping
         Item id to `Item.content`, kept in the records so that a later change can be named.
+    form : Form, optional
+        What records are: another one does not count.
     """
 
     def __init__(
@@ -67,8 +77,10 @@ class Draft:
         path: Path,
         keys: Mapping[str, str] | None = None,
         contents: Mapping[str, Mapping[str, str]] | None = None,
+        form: Form | None = None,
     ):
         self.path = path
+        self._form = form
         self.keys = keys or {}
         self._contents = contents or {}
         self.written = 0
@@ -88,6 +100,7 @@ class Draft:
                 item_id in self.keys
                 and item_id not in self._records
                 and self.keys[item_id] == record.get("key")
+                and (self._form is None or self._form.record(record) is None)
                 and ("file" not in record or _whole_file(self.path, record) is not None)
             ):
                 self._records[item_id] = record
@@ -95,7 +108,8 @@ class Draft:
     def _stored(self) -> Iterator[Record]:
         for pattern in (JOURNALS, ITEMS):
             for path in sorted(self.path.glob(pattern)):
-                with suppress(FileNotFoundError):  # published meanwhile by another process
+                # published meanwhile by another process, or no journal of ours
+                with suppress(FileNotFoundError, IsADirectoryError, NotRegularError):
                     yield from read_journal(path)
 
     def bind(self, made_from: Mapping[str, str]) -> None:
@@ -107,7 +121,7 @@ class Draft:
             Role to the content digest of each upstream artifact.
         """
         file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
-        if not file.exists() or file.read_bytes() != content:
+        if not file.exists() or read_regular(file) != content:
             for pattern in (JOURNALS, "draft-*", ITEMS):
                 for begun in self.path.glob(pattern):
                     begun.unlink()
@@ -144,7 +158,7 @@ class Draft:
             fields where none is given.
         """
         if file is not None:
-            whole = (self.path / file).read_bytes()
+            whole = read_regular(inner(self.path, file))
             found = hashlib.sha256(whole).hexdigest()
             if "sha256" not in fields:
                 fields["sha256"] = digest({**fields, "file": found})  # wherever it lies
@@ -174,7 +188,7 @@ class Draft:
         """
         record = spare.record | {"id": item_id}
         if file is not None:
-            content = (self.path / file).read_bytes() if written else spare.file()
+            content = read_regular(inner(self.path, file)) if written else spare.file()
             if content is None:
                 return
             if not written:
@@ -258,8 +272,8 @@ class Draft:
 def _whole_file(folder: Path, record: Record) -> bytes | None:
     try:
         name, _, expected = record["file"]
-        content = (folder / name).read_bytes()
-    except (OSError, KeyError, ValueError):
+        content = read_regular(inner(folder, name))
+    except (OSError, KeyError, StrayNameError):
         return None
     return content if hashlib.sha256(content).hexdigest() == expected else None
 
@@ -268,7 +282,7 @@ def progress_of(folder: Path) -> int:
     """Return how many items a draft has journalled, unchecked: quick, for display."""
     found: set[str] = set()
     for path in (*folder.glob(JOURNALS), *folder.glob(ITEMS)):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IsADirectoryError, NotRegularError):
             found |= count_items(path)
     return len(found)
 
@@ -282,4 +296,16 @@ def unpublish(path: Path, bad_files: Sequence[str] = ()) -> None:
     (path / MANIFEST).unlink(missing_ok=True)
     atomic.sync_folder(path)
     for name in bad_files:
-        (path / name).unlink(missing_ok=True)
+        _remove(path, name)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove what a record names: nothing that lies outside, and no more than a link to it."""
+    here = folder
+    for part in name.split("/") if is_inner(name) else ():
+        here = here / part
+        if here.is_symlink():  # what it leads to is not ours
+            break
+    if here != folder:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(here) if here.is_dir() and not here.is_symlink() else here.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import open_regular, read_json
 
 
 class FileCache:
@@ -66,13 +66,13 @@ class FileCache:
         Raises
         ------
         DataError
-            If the file cannot be read.
+            If it cannot be read, or is no regular file.
         """
         known = self.known(path)
         if known is not None:
             return known
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open_regular(path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -110,8 +110,8 @@ class FileCache:
 
     def recalled(self, sha256: str, kind: str) -> Mapping[str, Any] | None:
         """Return what was learnt of content with this digest, None if nothing was."""
-        fact: Mapping[str, Any] | None = self._facts.get(f"{kind}:{sha256}")
-        return fact
+        fact = self._facts.get(f"{kind}:{sha256}")
+        return fact if isinstance(fact, dict) else None
 
     def learn(self, sha256: str, kind: str, fact: Mapping[str, Any]) -> None:
         """Remember what follows from a file's content alone.
@@ -157,7 +157,7 @@ def _stamp(stat: os.stat_result) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, TypeAlias
+
+from ensdistill.pipeline.opening import open_regular
 
 Json: TypeAlias = (
     "bool | int | float | str | list[Json] | tuple[Json, ...] | dict[str, Json] | None"
@@ -47,9 +49,9 @@ def _require_text_keys(value: object) -> None:
             _require_text_keys(part)
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of a file's bytes as 64 hex digits, read now and in pieces."""
-    with open(path, "rb") as file:  # noqa: PTH123
+def file_digest(path: Path | str) -> str:
+    """Return the sha256 of a regular file's bytes as 64 hex digits, read now and in pieces."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

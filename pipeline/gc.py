@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from ensdistill.pipeline.draft import unpublish
 from ensdistill.pipeline.errors import LockedError
 from ensdistill.pipeline.explain import own_folder, unfinished
+from ensdistill.pipeline.locks import Needs
 from ensdistill.pipeline.manifest import SHORT
+from ensdistill.pipeline.ownership import is_own
 from ensdistill.pipeline.plan import Decision, State, left_out
-from ensdistill.pipeline.workspace import Snapshot, Workspace
+from ensdistill.pipeline.workspace import Snapshot, Workspace, lock_name, mark_of
 
 Key = tuple[str, str]
+
+_CACHED: Final = re.compile(r"[0-9a-f]{64}\..+")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def survey(
     named : collection of Path
         Paths that experiments name, such as the folder of a student that teaches.
     """
+    needed = workspace.locks.needed()
     snapshot = workspace.scan()
     decisions = [(d, found) for found in plans for d in found.values()]
     reached = {
@@ -95,8 +101,12 @@ def survey(
     in_use = {Path(folder).resolve(): who for folder, who in workspace.locks.in_use().items()}
 
     def reason(folder: Path, key: Key, node: str | None) -> str | None:
+        if workspace.is_linked(folder):
+            return "lies behind a link; delete it there"
         if key in reached:
             return reached[key]
+        if (who := _needing(needed, folder)) is not None:
+            return who
         if key in snapshot.busy:
             return f"is being made by {snapshot.busy[key]}"
         if node in waiting_ids or (
@@ -123,18 +133,31 @@ def survey(
     for folder in workspace.folders():
         key = (folder.parent.name, folder.name[-SHORT:])
         if key in snapshot.corrupt:
-            why = reason(folder, key, None)
+            ours = is_own(folder, mark_of(folder))
+            why = (
+                reason(folder, key, None) if ours else "does not bear our mark; delete it yourself"
+            )
             kept.append(Kept(folder, "corrupt", None, disk_usage(folder), why))
     return sorted(kept, key=lambda one: one.path)
 
 
-def survey_cache(folder: Path, wanted: Collection[str], reason: str) -> list[Kept]:
+def _needing(needed: Mapping[str, Needs], folder: Path) -> str | None:
+    """Return why a command that is under way keeps an artifact, None if it does not."""
+    name = lock_name(folder.parent.name, folder.name[-SHORT:])
+    who = next((who for who, needs in needed.items() if needs.has(folder.parent.name, name)), None)
+    return None if who is None else f"is needed by a command under way ({who})"
+
+
+def survey_cache(folder: Path, what: str, wanted: Collection[str], reason: str) -> list[Kept]:
     """Say which files of a cache stay.
 
     Parameters
     ----------
     folder : Path
-        A flat folder of files that can be made again, each named by a key and a suffix.
+        A flat folder of files that can be made again, each named by a digest and a suffix; others
+        in it, and a folder without our mark, are none of ours.
+    what : str
+        What its mark says (see `ownership.own`).
     wanted : collection of str
         The keys of those that stay.
     reason : str
@@ -146,8 +169,10 @@ def survey_cache(folder: Path, wanted: Collection[str], reason: str) -> list[Kep
         At most one for what stays and one for what does not.
     """
     sizes: dict[bool, dict[str, int]] = {True: {}, False: {}}
-    if folder.is_dir():
+    if is_own(folder, what):
         for entry in os.scandir(folder):
+            if _CACHED.fullmatch(entry.name) is None:
+                continue
             with suppress(FileNotFoundError):  # gone meanwhile
                 stays = entry.name.partition(".")[0] in wanted
                 sizes[stays][entry.name] = entry.stat(follow_symlinks=False).st_size
@@ -194,12 +219,16 @@ def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | Non
         if kept.kind == "cache":  # whoever misses a file of it makes it again
             outcome[kept] = _delete(folder, kept.files)
             continue
-        name = f"{folder.parent.name}-{folder.name[-SHORT:]}"
+        name = lock_name(folder.parent.name, folder.name[-SHORT:])
         try:
             with workspace.locks.hold(name, folder.name):
-                unpublish(folder)  # from here on nothing takes it for whole
-                shutil.rmtree(folder)
-            outcome[kept] = None
+                with workspace.locks.clearing():  # no command begins meanwhile
+                    why = _needing(workspace.locks.needed(), folder)
+                    if why is None:
+                        unpublish(folder)  # from here on nothing takes it for whole
+                if why is None:
+                    shutil.rmtree(folder)
+            outcome[kept] = why
         except (LockedError, OSError) as error:
             outcome[kept] = str(error)
     return outcome

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline.fingerprint import HEX
+from ensdistill.pipeline.opening import is_inner, parse_json, read_regular
 
 Record = dict[str, Any]
 
@@ -40,10 +41,37 @@ def unseal(line: bytes) -> Record | None:
     if _check(body) != found[1]:
         return None
     try:
-        record: Record = json.loads(body)
+        record = parse_json(body)
     except ValueError:
         return None
-    return record
+    return record if isinstance(record, dict) else None
+
+
+def _is_record(found: Record) -> bool:
+    """Whether a record has what every record of an item has: stages write more.
+
+    A checksum is no proof of that: whoever writes the line writes it as well.
+    """
+    content = found.get("content")
+    return (
+        all(isinstance(found.get(key), str) for key in ("id", "key", "sha256"))
+        and isinstance(content, dict)
+        and all(isinstance(part, str) for part in content.values())
+        and ("file" not in found or _is_file(found["file"]))
+    )
+
+
+def _is_file(found: Any) -> bool:
+    """Whether a JSON value is name, length and digest of a file."""
+    if not isinstance(found, list) or len(found) != 3:
+        return False
+    name, size, sha256 = found
+    return is_inner(name) and is_count(size) and isinstance(sha256, str)
+
+
+def is_count(found: Any) -> bool:
+    """Whether a JSON value is a whole number, not below 0."""
+    return isinstance(found, int) and not isinstance(found, bool) and found >= 0
 
 
 def _check(body: bytes) -> bytes:
@@ -93,15 +121,16 @@ def read_journal(path: Path) -> list[Record]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
-    """Yield line number (from 1), raw line and its record (None if not whole)."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    """Yield line number (from 1), raw line and its record (None if that is none, or not whole)."""
+    for number, line in enumerate(read_regular(path).split(b"\n"), 1):
         if line:
-            yield number, line, unseal(line)
+            record = unseal(line)
+            yield number, line, record if record is not None and _is_record(record) else None
 
 
 def count_items(path: Path) -> set[str]:
     """Return the ids that stand in a journal, without checking its lines: quick, for display."""
-    found = (_text(match[1]) for match in _ID.finditer(path.read_bytes()))
+    found = (_text(match[1]) for match in _ID.finditer(read_regular(path)))
     return {item_id for item_id in found if item_id is not None}
 
 

@@ -8,22 +8,33 @@ clock can falsify.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import LockedError
+from ensdistill.pipeline.opening import read_json
+from ensdistill.pipeline.ownership import require_no_link
 
 BEAT: Final = 5.0  # seconds
 PATIENCE: Final = 3 * BEAT
+_COMMAND: Final = "command-"  # before the name of the lock of a command that is under way
+# what file systems say that have no locks: old NFS, Lustre, FUSE and what is mounted without them
+_NO_LOCKS: Final = frozenset(
+    {
+        *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL),
+        *(errno.ENODEV, errno.ENOTTY, errno.EPROTONOSUPPORT),
+    }
+)
+_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _TURN: Final = 60.0  # seconds that a part waits for another to look round or to publish
 
 
@@ -46,6 +57,48 @@ class Part:
     def has(self, position: int) -> bool:
         """Whether the item at a position of the stored order belongs to it."""
         return position % self.count == self.index - 1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command that is under way needs.
+
+    Attributes
+    ----------
+    artifacts : frozenset of str
+        Those that its plan reaches, by the names of their locks.
+    reads : frozenset of str
+        Those of them that are made, and that it takes as they are.
+    stages : frozenset of str
+        Those of which it still makes a node, which may take items from any artifact of the stage.
+    everything : bool
+        It does not know yet.
+    """
+
+    artifacts: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    stages: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def has(self, stage: str, name: str) -> bool:
+        """Whether an artifact of a stage, by its lock's name, is needed."""
+        return self.everything or stage in self.stages or name in self.artifacts
+
+    def takes(self, name: str) -> bool:
+        """Whether an artifact, by its lock's name, is needed as it is."""
+        return self.everything or name in self.reads
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the holder's file says."""
+        return {
+            "everything": self.everything,
+            "artifacts": sorted(self.artifacts),
+            "reads": sorted(self.reads),
+            "stages": sorted(self.stages),
+        }
+
+
+_EVERYTHING: Final = Needs(everything=True)
 
 
 class Claim:
@@ -91,6 +144,7 @@ class Locks:
         self.folder = folder
         self._beat = beat
         self._patience = patience
+        self._mine: set[str] = set()  # commands of this process
 
     @contextmanager
     def hold(
@@ -121,7 +175,7 @@ class Locks:
         LockedError
             If another process holds it; the text names it and the way out.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
         whole = self._lock(name, node_id, say, uses)
         if part is None:
             with whole.held():
@@ -139,6 +193,7 @@ class Locks:
     @contextmanager
     def turn(self, name: str, node_id: str) -> Iterator[Claim]:
         """Hold what parts take turns in, such as publishing; their own locks do not matter."""
+        self._make()
         whole = self._lock(name, node_id, lambda _: None)
         with whole.held(wait=_TURN):
             yield Claim(whole)
@@ -151,8 +206,67 @@ class Locks:
         found: dict[str, str] = {}
         for path in self.folder.glob("*.json"):
             holder = _read(path) or {}
-            found |= {folder: _name(holder) for folder in holder.get("uses", ())}
+            uses = holder.get("uses")
+            found |= dict.fromkeys(_texts(uses), _name(holder))
         return found
+
+    @contextmanager
+    def needing(self) -> Iterator[Callable[[Needs], None]]:
+        """Say to other processes what this one needs, while the block runs.
+
+        Where nothing can be written, nothing is said.
+
+        Yields
+        ------
+        callable
+            Takes what is needed from then on; before it is called first, that is everything.
+        """
+        name = f"{_COMMAND}{os.urandom(8).hex()}"
+        lock = self._lock(name, "a command", lambda _: None)
+        with ExitStack() as stack:
+            try:
+                with self.clearing():  # what is being deleted is gone before we look
+                    lock.needs = _EVERYTHING
+                    stack.enter_context(lock.held())
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                yield lambda _: None
+                return
+            self._mine.add(name)
+            try:
+                yield lock.say_needs
+            finally:
+                self._mine.discard(name)
+                stack.close()
+                lock.remove()
+
+    @contextmanager
+    def clearing(self) -> Iterator[None]:
+        """Hold what commands begin under, and what is deleted."""
+        with self.turn("clearing", "the start of a command, or a deletion,"):
+            yield
+
+    def needed(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Needs]:
+        """Return what other commands that are under way need, by who they are.
+
+        A command of another machine is watched for a sign of life, as a holder is.
+        """
+        found: dict[str, Needs] = {}
+        for path in sorted(self.folder.glob(f"{_COMMAND}*.json")):
+            if path.stem in self._mine:
+                continue
+            lock = self._lock(path.stem, "a command", say)
+            try:
+                lock.require_gone()
+            except LockedError:
+                holder = _read(path) or {}
+                found[_name(holder)] = _needs(holder.get("needs"))
+        return found
+
+    def _make(self) -> None:
+        require_no_link(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def busy(self, name: str) -> str | None:
         """Return who is making an artifact or a part of it, None if nobody is; waits for nothing.
@@ -222,7 +336,9 @@ class _Lock:
         self._what = what
         self._patience = patience
         self._say = say
+        self._count = 0
         self._uses = list(uses)
+        self.needs: Needs | None = None
         self._token = os.urandom(16).hex()
         self._since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.beat = beat
@@ -243,6 +359,29 @@ class _Lock:
                 beating.join()
                 if self._is_own():
                     self.forget_holder()
+
+    def say_needs(self, needs: Needs) -> None:
+        """Replace what the holder's file says of what is needed."""
+        if needs != self.needs:
+            self.needs = needs
+            self._write(self._count)
+
+    def require_gone(self) -> None:
+        """Forget a holder that lives no more.
+
+        Raises
+        ------
+        LockedError
+            If it lives.
+        """
+        with self._acquired(0.0):
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove lock and holder's file, of a name that is used once."""
+        self.forget_holder()
+        with suppress(OSError):
+            self._path.unlink()
 
     def require_own(self) -> None:
         """Raise `LockedError` if the holder's file is not ours any more."""
@@ -297,13 +436,17 @@ class _Lock:
         """Hold the system's lock; yields whether the file system has any."""
         from filelock import FileLock, Timeout  # `status` takes no lock and must not wait for it
 
-        lock = FileLock(self._path, timeout=wait)
+        lock = FileLock(self._path, timeout=wait, fallback_to_soft=False)
         try:
             lock.acquire(poll_interval=0.05)
         except Timeout:
             raise LockedError(self.refusal()) from None
-        except NotImplementedError:  # the beat alone decides
-            yield False
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                require_no_link(self._path)
+            if error.errno not in _NO_LOCKS:
+                raise
+            yield False  # the beat alone decides
             return
         try:
             yield True
@@ -337,13 +480,12 @@ class _Lock:
         return (_read(self._holder) or {}).get("token") == self._token
 
     def _go_on_beating(self, stop: threading.Event) -> None:
-        count = 0
         while not stop.wait(self.beat):
             if not self._is_own():
                 return
-            count += 1
+            self._count += 1
             with suppress(OSError):  # a full disk must not stop the work
-                self._write(count)
+                self._write(self._count)
 
     def _write(self, beat: int) -> None:
         holder = {
@@ -353,6 +495,7 @@ class _Lock:
             "since": self._since,
             "machine": machine(),
             "uses": self._uses,
+            "needs": None if self.needs is None else self.needs.to_json(),
             "token": self._token,
             "beat": beat,
         }
@@ -368,10 +511,25 @@ def machine() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _texts(found: Any) -> list[str]:
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
+def _needs(found: Any) -> Needs:
+    """Return what a holder's file says is needed; everything, where it says nothing clear."""
+    if not isinstance(found, dict) or found.get("everything", True):
+        return _EVERYTHING
+    return Needs(
+        artifacts=frozenset(_texts(found.get("artifacts"))),
+        reads=frozenset(_texts(found.get("reads"))),
+        stages=frozenset(_texts(found.get("stages"))),
+    )
 
 
 def _name(holder: dict[str, Any] | None) -> str:

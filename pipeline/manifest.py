@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,15 @@ from typing import Any, Final
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.fingerprint import HEX, Json, digest
-from ensdistill.pipeline.journal import Record, numbered_lines
+from ensdistill.pipeline.journal import Record, is_count, numbered_lines
+from ensdistill.pipeline.opening import (
+    StrayNameError,
+    inner,
+    is_inner,
+    open_regular,
+    parse_json,
+    read_regular,
+)
 
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.jsonl"
@@ -23,8 +30,26 @@ SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
 _FIELD: Final = re.compile(rb'^ "(\w+)": ', re.MULTILINE)
+_BEGIN: Final = b'{\n "node": '
 _END: Final = b"\n}\n"
 _WHOLE: Final = re.compile(rb',\n "check": "([0-9a-f]{16})"\n\}\n\Z')
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a stage's result, and the records of its items, are by type.
+
+    Attributes
+    ----------
+    version : int
+        The stage's `VERSION` that writes them so; of others nothing is known.
+    result, record : callable
+        Return what does not fit, None if all does.
+    """
+
+    version: int
+    result: Callable[[object], str | None]
+    record: Callable[[object], str | None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,60 @@ class Manifest:
         return body + b',\n "check": "' + _sum(body) + b'"' + _END
 
 
+def _is_text(found: Any) -> bool:
+    return isinstance(found, str)
+
+
+def _is_mapping(found: Any) -> bool:
+    return isinstance(found, dict)
+
+
+def _are_texts(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+
+
+def _are_files(found: Any) -> bool:
+    return isinstance(found, dict) and all(_is_file(*entry) for entry in found.items())
+
+
+def _is_file(name: str, entry: Any) -> bool:
+    return (
+        is_inner(name)
+        and name != MANIFEST
+        and isinstance(entry, list)
+        and len(entry) == 2
+        and is_count(entry[0])
+        and isinstance(entry[1], str)
+    )
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool)
+
+
+# What each field is, and how that is called: the checksums prove that a manifest is what somebody
+# wrote, and not who.
+_FORMS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "node": (_is_text, "text"),
+    "stage": (_is_text, "text"),
+    "version": (is_count, "a whole number"),
+    "fingerprint": (_is_text, "text"),
+    "recipe": (_is_mapping, "keys and values"),
+    "inputs": (_are_texts, "texts by name"),
+    "result": (_is_mapping, "keys and values"),
+    "made_from": (_are_texts, "texts by name"),
+    "content": (_is_text, "text"),
+    "files": (_are_files, "length and digest of files below its folder"),
+    "runtime": (_is_mapping, "keys and values"),
+    "provenance": (_is_mapping, "keys and values"),
+    "seconds": (_is_number, "a number"),
+    "disk_bytes": (is_count, "a whole number"),
+    "written": (is_count, "a whole number"),
+    "reused": (is_count, "a whole number"),
+    "finished": (_is_text, "text"),
+    "format": (is_count, "a whole number"),
+}
+
 # What a manifest can lose without anything else becoming doubtful.
 RECORDED: Final = (
     "runtime",
@@ -120,36 +199,112 @@ class ForeignManifestError(SpoiltManifestError):
     """A whole manifest of another version: nothing to repair."""
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manifest:
     """Return the manifest of an artifact's folder.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    forms : mapping, optional
+        Stage to what its results are.
 
     Raises
     ------
     SpoiltManifestError
-        If any byte of the file is not what was written; the text names file and field.
+        If any byte of the file is not what was written, or a field is not of its type; the text
+        names file and field.
     FileNotFoundError
         If there is none: the folder is a draft.
     """
     file = path / MANIFEST
     try:
-        raw = file.read_bytes()
+        raw = read_regular(inner(path, MANIFEST))
     except FileNotFoundError:
         raise
+    except StrayNameError as error:
+        raise SpoiltManifestError(str(error), []) from error
     except OSError as error:
         raise SpoiltManifestError(f"{file}: cannot be read ({error.strerror})", []) from error
     end = _WHOLE.search(raw)
     if end is None or _sum(raw[: end.start()]) != end[1]:
         raise _spoilt(file, raw)
-    values = json.loads(raw)
+    values = _value(raw)
+    if not isinstance(values, dict):
+        raise SpoiltManifestError(f"{file}: is no JSON; {REPAIR}", [])
     for name in ("checks", "check"):
-        del values[name]
-    if values["format"] != FORMAT:
+        values.pop(name, None)
+    if _FORMS["format"][0](values.get("format")) and values["format"] != FORMAT:
         raise ForeignManifestError(
             f"{file}: format {values['format']}, expected {FORMAT}; it was made by another version "
             "of ensdistill",
             ["format"],
         )
-    return Manifest(**values)
+    _require_forms(file, values)
+    manifest = Manifest(**values)
+    form = form_of(manifest, forms or {})
+    why = None if form is None else form.result(manifest.result)
+    if why is not None:
+        raise SpoiltManifestError(f"{file}: result.{why}; {REPAIR}", ["result"])
+    return manifest
+
+
+def form_of(manifest: Manifest, forms: Mapping[str, Form]) -> Form | None:
+    """Return what the result and the records of an artifact are; None if that is not known."""
+    form = forms.get(manifest.stage)
+    return form if form is not None and form.version == manifest.version else None
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether the file of a manifest's name in a folder is one, by its beginning; whole or not."""
+    try:
+        with open_regular(path / MANIFEST) as file:
+            return file.read(len(_BEGIN)) == _BEGIN
+    except OSError:
+        return False
+
+
+def _require_forms(file: Path, values: dict[str, Any]) -> None:
+    """Refuse fields that are not what a manifest has, or of another type.
+
+    Raises
+    ------
+    SpoiltManifestError
+        If there is one; the text names it.
+    """
+    spoilt = [name for name in _FORMS if not _fits(name, values)]
+    unknown = [name for name in values if name not in _FORMS]
+    if not spoilt and not unknown:
+        return
+    if spoilt:
+        name = spoilt[0]
+        value = values.get(name)
+        if name == "files" and isinstance(value, dict):  # of thousands the one that is meant
+            value = next({n: e} for n, e in value.items() if not _is_file(n, e))
+        found = f"found {_short(value)}" if name in values else "it is missing"
+        why = f"{name}: expected {_FORMS[name][1]}, {found}"
+    else:
+        why = f"{_short(unknown[0])} is no field of it"
+    known = {name: value for name, value in values.items() if name in _FORMS}
+    raise SpoiltManifestError(f"{file}: {why}; {REPAIR}", spoilt + unknown, _without(known, spoilt))
+
+
+def _fits(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a field is there and of its type, and can be hashed: no NaN, not too deep."""
+    is_one = _FORMS[name][0]
+    return name in values and is_one(values[name]) and _safe_check(values[name]) is not None
+
+
+def _without(values: Mapping[str, Any], spoilt: Iterable[str]) -> Manifest | None:
+    """Return the manifest without its spoilt fields, None where others depend on one of them."""
+    if not set(spoilt) <= set(RECORDED):
+        return None
+    return Manifest(**{name: value for name, value in values.items() if name not in spoilt})
+
+
+def _short(found: Any) -> str:
+    text = repr(found)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _spoilt(file: Path, raw: bytes) -> SpoiltManifestError:
@@ -158,17 +313,17 @@ def _spoilt(file: Path, raw: bytes) -> SpoiltManifestError:
     if not isinstance(values, dict):  # read each field alone
         values = {name: _value(text) for name, text in _field_texts(raw).items()}
     checks = values.get("checks")
-    known = [f.name for f in fields(Manifest)]
+    known = list(_FORMS)
     if isinstance(checks, dict):
-        spoilt = [k for k in known if k not in values or checks.get(k) != _safe_check(values[k])]
+        spoilt = [
+            k for k in known if not _fits(k, values) or checks.get(k) != _safe_check(values[k])
+        ]
         spoilt += [k for k in values if k not in (*known, "checks", "check")]
         spoilt += [f"checks.{k}" for k in checks if k not in known]
         spoilt += [] if "check" in values else ["check"]
     else:
         spoilt = ["checks"]
-    found = None
-    if all(name in RECORDED for name in spoilt):
-        found = Manifest(**{k: values[k] for k in known if k not in spoilt})
+    found = _without({k: values[k] for k in known if k in values}, spoilt)
     if not spoilt:  # the same values in another spelling
         assert found is not None
         pairs: Iterable[tuple[int, int]] = zip(raw, found.to_bytes(), strict=False)
@@ -196,15 +351,15 @@ class _Unreadable:
 
 def _value(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return _Unreadable()
 
 
 def _safe_check(value: Any) -> str | None:
     try:
         return _check(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
 
 
@@ -218,10 +373,25 @@ def _sum(content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact: never edited."""
+    """A published artifact: never edited.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    manifest : Manifest
+        Its manifest.
+    form : Form or None
+        What its records are.
+    """
 
     path: Path
     manifest: Manifest
+    form: Form | None = None
+
+    def misfit(self, record: Record) -> str | None:
+        """Return in what a whole record is not of its type, None if it is."""
+        return None if self.form is None else self.form.record(record)
 
     @cached_property
     def items(self) -> list[Record]:
@@ -242,4 +412,7 @@ class Artifact:
         for number, _, record in lines:
             if record is None:
                 raise CorruptError(f"{file}: line {number} is not what was written; {REPAIR}")
+            why = self.misfit(record)
+            if why is not None:
+                raise CorruptError(f"{file}: line {number}: {why}; {REPAIR}")
         return [record for _, _, record in lines if record is not None]

@@ -7,8 +7,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 _SPECIAL: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -16,6 +17,9 @@ _SPECIAL: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+_LONGEST: Final = 255  # bytes of a name
+_DEEPEST: Final = 100
+_TOO_DEEP: Final = "its values lie too deep in each other"
 _START: Final = 512  # bytes that tell what a file is
 _PAGES: Final = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 _ARCHIVES: Final = {
@@ -40,7 +44,7 @@ class StrayNameError(ValueError):
     """A recorded name that does not stay inside its folder."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading, and nothing else.
 
     Raises
@@ -89,9 +93,27 @@ def parse_json(text: bytes | str) -> Any:
         If it is no JSON, or too deep in itself.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError:
-        raise ValueError("its values lie too deep in each other") from None
+        raise ValueError(_TOO_DEEP) from None
+    if _is_deep(found):
+        raise ValueError(_TOO_DEEP)
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether values lie so deep in each other that who walks them may run out of stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _require_regular(found: os.stat_result, path: Path | str) -> None:
@@ -106,11 +128,13 @@ def _require_regular(found: os.stat_result, path: Path | str) -> None:
 
 def is_inner(name: object) -> bool:
     """Whether a recorded name is a relative path that never goes up, in its plain spelling."""
-    return (
-        isinstance(name, str)
-        and "\0" not in name
-        and all(part not in ("", ".", "..") for part in name.split("/"))
-    )
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # no file can be called so
+        return False
+    return all(part not in (b"", b".", b"..") and len(part) <= _LONGEST for part in parts)
 
 
 def inner(folder: Path, name: object) -> Path:

@@ -72,6 +72,9 @@ def repair(
             folder = _folder(decision, remaining)
             if folder is None:
                 continue
+            if workspace.is_linked(folder):
+                report.left[folder] = "it lies behind a link; repair the workspace that it is in"
+                continue
             if _is_foreign(folder):
                 report.left[folder] = "it was made by another version of ensdistill"
                 continue
@@ -113,10 +116,19 @@ def _repair(
 ) -> None:
     node = decision.node
     assert decision.fingerprint is not None
-    with workspace.locks.hold(lock_name(node.stage, decision.fingerprint), node.id):
-        found = damages(folder)  # another process may have made it good meanwhile
+    lock = lock_name(node.stage, decision.fingerprint)
+    with workspace.locks.hold(lock, node.id):
+        # another process may have made it good meanwhile
+        found = damages(folder, forms=workspace.forms)
         was = _content(folder)
-        again = bool(found) and withdraw(folder, found)
+        with workspace.locks.clearing():  # no command begins meanwhile
+            needed = workspace.locks.needed()
+            who = next((who for who, needs in needed.items() if needs.takes(lock)), None)
+            again = bool(found) and who is None and withdraw(folder, found, workspace.forms)
+    if found and who is not None:
+        report.left[folder] = (
+            f"a command under way ({who}) reads it; wait for it or stop it, then verify again"
+        )
     if again:
         report.ran += run(nodes, workspace, [node.id], progress, about=about).ran
         if was is not None and _content(folder) != was:

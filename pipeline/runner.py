@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ensdistill.pipeline import provenance
 from ensdistill.pipeline.draft import Draft, UnfinishedError, unpublish
-from ensdistill.pipeline.errors import CorruptError, DataError, NotReadyError
-from ensdistill.pipeline.locks import Claim, Part
-from ensdistill.pipeline.manifest import REPAIR, Artifact, Manifest
+from ensdistill.pipeline.errors import (
+    CorruptError,
+    DataError,
+    EnsdistillError,
+    LockedError,
+    NotReadyError,
+)
+from ensdistill.pipeline.locks import Claim, Needs, Part
+from ensdistill.pipeline.manifest import MANIFEST, REPAIR, Artifact, Manifest
 from ensdistill.pipeline.node import Job, Node, Progress, Work
 from ensdistill.pipeline.plan import (
     Decision,
@@ -114,44 +120,103 @@ def run(
     NotReadyError
         If a needed node is not fresh and neither a target nor allowed by `upstream`.
     """
-    report = Report()
-    begun: set[str] = set()
-    wanted: set[str] | None = None
-    facts = provenance.facts(about or workspace.root)
-    while True:
-        snapshot = workspace.scan()
-        decisions = plan(nodes, snapshot)
-        if wanted is None:
-            wanted = closure(decisions, targets) if upstream else set(targets)
-        made = {r.node for r in report.ran if not r.open}
-        handed_on = {r.node for r in report.ran if r.open}
-        todo = [
-            n
-            for n, d in decisions.items()
-            if n in wanted and d.state is not State.FRESH and n not in handed_on
-        ]
-        if not todo:
-            # only now: a node that waited may have turned out to be fresh
-            report.fresh = [n for n in decisions if n in wanted - made - handed_on]
-            return report
-        decision = decisions[todo[0]]
-        chains = _ready(aside, todo, decisions)
-        for each in (d for chain in chains or [[decision]] for d in chain):
-            if each.node.id in begun:
-                raise CorruptError(
-                    f"{each.node.id} was made and is {each.state} again ({each.reason}); "
-                    "did an input file change meanwhile? Run again"
-                )
-            begun.add(each.node.id)
-        if aside and chains:
-            report.ran += aside.make(chains)
-            continue
-        decision = as_far_as_it_goes(decision, decisions, snapshot)
-        _require_upstream(decision, decisions)
-        mine = part if decision.node.id in targets else None
-        report.ran.append(
-            _Making(decision, decisions, workspace, progress(decision), facts).run(mine)
+    decisions = plan(nodes, workspace.scan())
+    wanted = closure(decisions, targets) if upstream else set(targets)
+    if all(decisions[node_id].state is State.FRESH for node_id in wanted):
+        return Report(fresh=[n for n in decisions if n in wanted])  # read-only workspaces too
+    with workspace.locks.needing() as say_needs:
+        return _Run(
+            nodes, workspace, targets, wanted, progress, part, about, aside, say_needs
+        ).run()
+
+
+@dataclass
+class _Run:
+    """A run under way; see `run`."""
+
+    nodes: Sequence[Node]
+    workspace: Workspace
+    targets: Sequence[str]
+    wanted: set[str]
+    progress: Callable[[Decision], Progress]
+    part: Part | None
+    about: Path | None
+    aside: Aside | None
+    say_needs: Callable[[Needs], None]
+    report: Report = field(default_factory=Report)
+    begun: set[str] = field(default_factory=set)
+    there: dict[str, Path] = field(default_factory=dict)  # what was published at any time, by node
+
+    def run(self) -> Report:
+        """Plan and make, until nothing is to do."""
+        facts = provenance.facts(self.about or self.workspace.root)
+        while True:
+            snapshot = self.workspace.scan()
+            decisions = {n: self._named(d) for n, d in plan(self.nodes, snapshot).items()}
+            self.say_needs(_needs(decisions, self.wanted))
+            made = {r.node for r in self.report.ran if not r.open}
+            handed_on = {r.node for r in self.report.ran if r.open}
+            todo = [
+                n
+                for n, d in decisions.items()
+                if n in self.wanted and d.state is not State.FRESH and n not in handed_on
+            ]
+            if not todo:
+                # only now: a node that waited may have turned out to be fresh
+                self.report.fresh = [n for n in decisions if n in self.wanted - made - handed_on]
+                return self.report
+            decision = decisions[todo[0]]
+            chains = _ready(self.aside, todo, decisions)
+            for each in (d for chain in chains or [[decision]] for d in chain):
+                self._begin(each)
+            if self.aside and chains:
+                self.report.ran += self.aside.make(chains)
+                continue
+            decision = as_far_as_it_goes(decision, decisions, snapshot)
+            _require_upstream(decision, decisions)
+            mine = self.part if decision.node.id in self.targets else None
+            making = _Making(decision, decisions, self.workspace, self.progress(decision), facts)
+            self.report.ran.append(making.run(mine))
+
+    def _begin(self, decision: Decision) -> None:
+        """Refuse to make a node twice."""
+        node_id = decision.node.id
+        if node_id not in self.begun:
+            self.begun.add(node_id)
+            return
+        gone = self.there.get(node_id)
+        if gone is not None and not gone.exists():
+            raise CorruptError(f"{node_id} was made, and {decision.reason}; run again")
+        raise CorruptError(
+            f"{node_id} was made and is {decision.state} again ({decision.reason}); "
+            "did an input file change meanwhile? Run again"
         )
+
+    def _named(self, decision: Decision) -> Decision:
+        """Return a decision whose reason is the deletion of what was there, if it is that."""
+        if decision.artifact is not None:
+            self.there[decision.node.id] = decision.artifact.path
+        gone = self.there.get(decision.node.id)
+        if gone is None or decision.artifact is not None or gone.exists():
+            return decision
+        return replace(decision, reason=f"{gone} was deleted meanwhile, by hand or another command")
+
+
+def _needs(decisions: Mapping[str, Decision], wanted: Collection[str]) -> Needs:
+    """Return what a run needs that makes `wanted`."""
+    plans = [decisions[node_id] for node_id in closure(decisions, list(wanted))]
+    named = [
+        (d.state, lock_name(d.node.stage, d.fingerprint))
+        for d in plans
+        if d.fingerprint is not None
+    ]
+    return Needs(
+        artifacts=frozenset(name for _, name in named),
+        reads=frozenset(name for state, name in named if state is State.FRESH),
+        stages=frozenset(
+            d.node.stage for d in plans if d.node.id in wanted and d.state is not State.FRESH
+        ),
+    )
 
 
 def _ready(
@@ -253,6 +318,7 @@ class _Making:
             if published is not None:
                 if not other_content(published, self.inputs):  # another process was faster
                     return Ran(self.node.id, 0, 0, len(keys), 0.0)
+                self._require_unread(lock)
                 unpublish(published.path)  # what is still right in it is kept, item by item
             contents = {item.id: item.content for item in self.work.items}
             draft = self.workspace.draft(self.node.stage, self.node.name, self.name, keys, contents)
@@ -260,8 +326,30 @@ class _Making:
                 if not keys:
                     draft.bind({role: a.manifest.content for role, a in self.inputs.items()})
                 return self._fill(draft, claim, part, begin)
+            except (EnsdistillError, OSError) as error:
+                self._require_there(draft, error)
+                raise
             finally:
                 draft.close()
+
+    def _require_unread(self, lock: str) -> None:
+        """Refuse to take away what another command needs as it is."""
+        for who, needs in self.workspace.locks.needed(self.progress.message).items():
+            if lock in needs.reads:
+                raise LockedError(
+                    f"{self.node.id} has to be made anew, and a command under way ({who}) reads it "
+                    "as it is; wait for it or stop it, then run again"
+                )
+
+    def _require_there(self, draft: Draft, error: Exception) -> None:
+        """Name the cause of an error that comes of a deleted folder."""
+        read = (a.path for a in self.inputs.values() if not (a.path / MANIFEST).exists())
+        gone = next(read, None if draft.path.exists() else draft.path)
+        if gone is not None:
+            raise DataError(
+                f"{self.node.id}: {gone} was deleted while it was made, by hand or another "
+                "command; run again (finished items that are still there are kept)"
+            ) from error
 
     def _fill(self, draft: Draft, claim: Claim, part: Part | None, begin: float) -> Ran:
         job = Job(self.node, self.work, draft, self.inputs, self.progress, part=part)

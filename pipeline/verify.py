@@ -6,7 +6,7 @@ every other file, and the item index names that of each item's file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from ensdistill.pipeline.manifest import (
     MANIFEST,
     SHORT,
     Artifact,
+    Form,
     Manifest,
     SpoiltManifestError,
+    form_of,
     read_manifest,
 )
+from ensdistill.pipeline.opening import StrayNameError, inner
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,11 @@ class Damage:
         return f"{self.folder / self.file}{of}: {self.reason}"
 
 
-def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> list[Damage]:
+def damages(
+    folder: Path,
+    checked: Callable[[int], None] = lambda _: None,
+    forms: Mapping[str, Form] | None = None,
+) -> list[Damage]:
     """Return all damage of a published artifact, or that its repair was not finished.
 
     Parameters
@@ -63,9 +70,12 @@ def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> li
         Its folder.
     checked : callable
         Told the bytes that were read, file by file.
+    forms : mapping, optional
+        Stage to what its results and records are (see `Workspace`).
     """
+    forms = forms or {}
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, forms)
     except FileNotFoundError:
         if not (folder / REPAIR_BEGUN).exists():
             return []  # a draft: it is checked, item by item, when it is gone on with
@@ -83,7 +93,7 @@ def damages(folder: Path, checked: Callable[[int], None] = lambda _: None) -> li
         found = []
         if not folder.name.endswith(f"-{manifest.fingerprint[:SHORT]}"):
             found = [Damage(folder, MANIFEST, "is that of another artifact", field="fingerprint")]
-    artifact = Artifact(folder, manifest)
+    artifact = Artifact(folder, manifest, form_of(manifest, forms))
     found += damaged_files(artifact, checked)
     return found + list(_damaged_items(artifact, checked))
 
@@ -93,31 +103,35 @@ def damaged_files(
 ) -> Iterator[Damage]:
     """Yield the damage of all files but the manifest and those of the items."""
     for name, (size, sha256) in artifact.manifest.files.items():
-        reason = _damage(artifact.path / name, size, sha256)
+        reason = _damage(artifact.path, name, size, sha256)
         checked(size)
-        if reason is None:
-            continue
-        lines = list(_damaged_lines(artifact.path)) if name == ITEMS else []
-        yield from lines or [Damage(artifact.path, name, reason)]
+        # of forged lines the digest may be right
+        lines = list(_damaged_lines(artifact)) if name == ITEMS else []
+        if lines:
+            yield from lines
+        elif reason is not None:
+            yield Damage(artifact.path, name, reason)
 
 
-def _damaged_lines(folder: Path) -> Iterator[Damage]:
+def _damaged_lines(artifact: Artifact) -> Iterator[Damage]:
+    for number, line, record in _lines(artifact):
+        why = "is not what was written" if record is None else artifact.misfit(record)
+        if why is not None:
+            yield Damage(artifact.path, ITEMS, f"line {number} {why}", item=item_of(line))
+
+
+def _lines(artifact: Artifact) -> list[tuple[int, bytes, Record | None]]:
     try:
-        lines = list(numbered_lines(folder / ITEMS))
+        return list(numbered_lines(artifact.path / ITEMS))
     except OSError:
-        return
-    for number, line, record in lines:
-        if record is None:
-            yield Damage(
-                folder, ITEMS, f"line {number} is not what was written", item=item_of(line)
-            )
+        return []
 
 
 def _damaged_items(artifact: Artifact, checked: Callable[[int], None]) -> Iterator[Damage]:
     for record in whole_records(artifact):
         if "file" in record:
             name, size, sha256 = record["file"]
-            reason = _damage(artifact.path / name, size, sha256)
+            reason = _damage(artifact.path, name, size, sha256)
             checked(size)
             if reason is not None:
                 yield Damage(artifact.path, name, reason, item=record["id"])
@@ -127,29 +141,37 @@ def whole_records(artifact: Artifact) -> list[Record]:
     """Return the records of an item index that are what was written."""
     if ITEMS not in artifact.manifest.files:
         return []
-    try:
-        lines = list(numbered_lines(artifact.path / ITEMS))
-    except OSError:
-        return []
-    return [record for _, _, record in lines if record is not None]
+    return [
+        record
+        for _, _, record in _lines(artifact)
+        if record is not None and artifact.misfit(record) is None
+    ]
 
 
-def _damage(path: Path, size: int, sha256: str) -> str | None:
+def _damage(folder: Path, name: str, size: int, sha256: str) -> str | None:
     try:
+        path = inner(folder, name)
         if file_digest(path) == sha256:
             return None
         found = path.stat().st_size
         if found != size:
             return f"holds {found} bytes, {size} were written"
         return "its bytes are not what was written"
+    except StrayNameError:
+        return "is a link that leads out of the artifact"
     except FileNotFoundError:
         return "is gone"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def withdraw(folder: Path, found: list[Damage]) -> bool:
+def withdraw(folder: Path, found: list[Damage], forms: Mapping[str, Form] | None = None) -> bool:
     """Take the damaged parts out of an artifact, under its lock.
+
+    Parameters
+    ----------
+    folder, found, forms
+        What `damages` was given, and what it found.
 
     Returns
     -------
@@ -157,7 +179,7 @@ def withdraw(folder: Path, found: list[Damage]) -> bool:
         True if it is a draft now and has to be made good by a run; False if only fields that
         nothing depends on were spoilt: it is published again without them.
     """
-    manifest = _only_recorded(folder)
+    manifest = _only_recorded(folder, forms)
     if manifest is not None and all(d.file == MANIFEST for d in found):
         atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
         return False
@@ -166,9 +188,9 @@ def withdraw(folder: Path, found: list[Damage]) -> bool:
     return True
 
 
-def _only_recorded(folder: Path) -> Manifest | None:
+def _only_recorded(folder: Path, forms: Mapping[str, Form] | None) -> Manifest | None:
     try:
-        return read_manifest(folder)
+        return read_manifest(folder, forms)
     except FileNotFoundError:
         return None
     except SpoiltManifestError as error:

@@ -18,9 +18,13 @@ from ensdistill.pipeline.manifest import (
     REPAIR,
     SHORT,
     Artifact,
+    Form,
     SpoiltManifestError,
+    form_of,
+    is_manifest,
     read_manifest,
 )
+from ensdistill.pipeline.ownership import cut_links, is_own, own
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,31 @@ class Workspace:
         The folder.
     locks : Locks
         Who fills what.
+    forms : mapping
+        Stage to what its results and records are, by type; of others nothing is known.
     """
 
-    def __init__(self, root: Path, locks: Locks | None = None):
+    def __init__(
+        self,
+        root: Path,
+        locks: Locks | None = None,
+        forms: Mapping[str, Form] | None = None,
+    ):
         self.root = root
         self.locks = locks or Locks(root / ".locks")
+        self.forms = forms or {}
 
     def folders(self, stage: str = "*") -> Iterator[Path]:
-        """Yield the folders of all artifacts and drafts."""
+        """Yield the folders of all artifacts and drafts; others may be called as ours are."""
         for folder in sorted(self.root.glob(f"{stage}/*-{'[0-9a-f]' * SHORT}")):
-            if not folder.parent.name.startswith("."):
+            if not folder.parent.name.startswith(".") and (
+                is_own(folder, mark_of(folder)) or is_manifest(folder)
+            ):
                 yield folder
+
+    def is_linked(self, folder: Path) -> bool:
+        """Whether an artifact's folder lies behind a link, where it is read and never changed."""
+        return folder.is_symlink() or folder.parent.is_symlink()
 
     def scan(self) -> Snapshot:
         """Read all manifests, each checked against itself."""
@@ -84,17 +102,21 @@ class Workspace:
         for folder in self.folders():
             key = (folder.parent.name, folder.name[-SHORT:])
             try:
-                manifest = read_manifest(folder)
+                manifest = read_manifest(folder, self.forms)
             except FileNotFoundError:
                 drafts[key] = folder
             except SpoiltManifestError as error:
                 corrupt[key] = str(error)
             else:
-                gone = next((n for n in manifest.files if not (folder / n).exists()), None)
+                # of `os`: it raises nothing, whatever the names are
+                there = os.path.exists
+                gone = next((n for n in manifest.files if not there(folder / n)), None)
                 if gone is not None:
                     corrupt[key] = f"{folder / gone}: is gone; {REPAIR}"
                 elif (manifest.stage, manifest.fingerprint[:SHORT]) == key:
-                    published[manifest.fingerprint] = Artifact(folder, manifest)
+                    published[manifest.fingerprint] = Artifact(
+                        folder, manifest, form_of(manifest, self.forms)
+                    )
                 else:
                     corrupt[key] = (
                         f"{folder}: holds {manifest.stage} {manifest.fingerprint[:SHORT]}, "
@@ -123,15 +145,20 @@ class Workspace:
         keys: Mapping[str, str] | None = None,
         contents: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Draft:
-        """Return the draft for a fingerprint (see `Draft`), an earlier one if there is one."""
+        """Return the draft for a fingerprint (see `Draft`), an earlier one if there is one.
+
+        Raises
+        ------
+        DataError
+            If its folder is a link.
+        """
         short = fingerprint[:SHORT]
-        for folder in self.folders(stage):
-            if folder.name.endswith(f"-{short}"):
-                return Draft(folder, keys, contents)
-        path = self.root / stage / f"{name}-{short}"
-        path.mkdir(parents=True, exist_ok=True)
+        earlier = (f for f in self.folders(stage) if f.name.endswith(f"-{short}"))
+        path = next(earlier, self.root / stage / f"{name}-{short}")
+        own(path, mark_of(path))
+        cut_links(path)
         atomic.sync_folder(path.parent)
-        return Draft(path, keys, contents)
+        return Draft(path, keys, contents, self.forms.get(stage))
 
     def spares(self, stage: str, wanted: Mapping[str, str], but: Path | None) -> dict[str, Spare]:
         """Return finished items of other artifacts and drafts.
@@ -150,6 +177,7 @@ class Workspace:
         dict
             Item id to an item with the same key, where there is one.
         """
+        form = self.forms.get(stage)
         found: dict[str, Spare] = {}
         by_key: dict[str, list[str]] = {}
         for item_id, key in wanted.items():
@@ -164,9 +192,18 @@ class Workspace:
                     continue
                 for record in records:
                     key, spare = str(record.get("key")), Spare(folder, record)
-                    if key in by_key and ("file" not in record or spare.file() is not None):
+                    if (
+                        key in by_key
+                        and (form is None or form.record(record) is None)
+                        and ("file" not in record or spare.file() is not None)
+                    ):
                         found.update(dict.fromkeys(by_key.pop(key), spare))
         return found
+
+
+def mark_of(folder: Path) -> str:
+    """Return what the mark of an artifact's folder says; a copy in another place says the same."""
+    return f"{folder.parent.name} {folder.name[-SHORT:]}"
 
 
 def lock_name(stage: str, fingerprint: str) -> str:

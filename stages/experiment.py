@@ -34,6 +34,7 @@ Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
 PIXELS = ".pixels"  # below the workspace
+PIXELS_MARK = "pixels"
 MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
 RESERVED = (
@@ -634,7 +635,9 @@ class Experiment:
     @cached_property
     def workspace(self) -> Workspace:
         """The folder of artifacts."""
-        return Workspace(self.folder(self.config.workspace))
+        from ensdistill.stages.forms import FORMS  # which imports the graph, and that this module
+
+        return Workspace(self.folder(self.config.workspace), forms=FORMS)
 
     @property
     def pixels(self) -> Path | None:

@@ -1,6 +1,7 @@
 """Small experiments on disk, and a way to run the command line on them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.data import toy
+from ensdistill.pipeline.manifest import read_manifest
+from ensdistill.pipeline.ownership import MARK
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment import load
 from ensdistill.stages.graph import build
@@ -123,10 +126,18 @@ class World:
 
 
 def files_of(folder: Path):
-    """Return relative name to bytes of all files below a folder."""
+    """Return relative name to bytes of all files below a folder, but for our mark."""
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MARK
     }
+
+
+def forge(folder: Path, **changes):
+    """Rewrite fields of a manifest as somebody may who writes the checksums as well."""
+    made = replace(read_manifest(folder), **changes)
+    (folder / "manifest.json").write_bytes(made.to_bytes())
 
 
 def segformer(folder, classes=19):

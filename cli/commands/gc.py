@@ -12,7 +12,7 @@ from ensdistill.cli import options, render
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment import PIXELS, TRAIN, load
+from ensdistill.stages.experiment import PIXELS, PIXELS_MARK, TRAIN, load
 from ensdistill.stages.graph import build
 
 
@@ -69,7 +69,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]
     found = survey(workspace, plans, keep_last=keep_last, named=named)
-    found += survey_cache(workspace.root / PIXELS, wanted, "are images to train on")
+    found += survey_cache(workspace.root / PIXELS, PIXELS_MARK, wanted, "are images to train on")
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}
     if as_json:

@@ -49,7 +49,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         bar = shown.bar("verify")
         total = sum(a.manifest.disk_bytes for a in snapshot.published.values())
         bar.start(total, 0, "bytes")
-        damaged = {f: found for f in folders if (found := damages(f, bar.advance))}
+        damaged = {f: found for f in folders if (found := damages(f, bar.advance, workspace.forms))}
         count = len([f for f in folders if f not in drafts or f in damaged])
         outcome = None
         if mend and damaged:

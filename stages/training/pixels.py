@@ -9,6 +9,8 @@ from functools import partial
 
 from ensdistill.data.pixels import PixelCache, Pixels, cached_bytes
 from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.ownership import own
+from ensdistill.stages.experiment import PIXELS_MARK
 from ensdistill.stages.graph import Local
 from ensdistill.stages.parallel import for_each
 
@@ -33,7 +35,8 @@ def prepare(local: Local, name: str, progress: Progress) -> Pixels:
     Raises
     ------
     DataError
-        If an image that is not cached is unreadable or is another one than was planned for.
+        If an image that is not cached is unreadable or is another one than was planned for, or the
+        cache's folder is a link.
     """
     if local.pixels is None:
         return Pixels(local.digests)
@@ -41,6 +44,7 @@ def prepare(local: Local, name: str, progress: Progress) -> Pixels:
     paths = {local.digests[str(p.image)]: str(p.image) for p in local.pictures}
     whole: set[str] = set()
     try:
+        own(local.pixels, PIXELS_MARK)
         present = sorted(cache.open() & paths.keys())
         if present:
             _check(cache, present, whole, local, name, progress)

@@ -1,9 +1,15 @@
 """`ensdistill gc`: what stays, what goes, and that nothing goes unasked."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from worlds import TINY
+
+from ensdistill.pipeline.locks import Locks, Needs
+from ensdistill.pipeline.ownership import MARK, own
+from ensdistill.pipeline.workspace import mark_of
 
 
 def garbage(world, *more):
@@ -100,13 +106,13 @@ def test_experiments_of_two_workspaces_are_refused(made):
 
 def test_drafts_and_corrupt_artifacts_that_nothing_reaches_go(made):
     draft = made.root / "work" / "fusion" / "old-0123456789ab"
-    draft.mkdir()
+    own(draft, mark_of(draft))
     (draft / "journal-1.jsonl").write_bytes(b"x" * 100)
     corrupt = made.root / "work" / "fusion" / "old-ba9876543210"
-    corrupt.mkdir()
+    own(corrupt, mark_of(corrupt))
     (corrupt / "manifest.json").write_bytes(b"{")
     found = {r["kind"]: r for r in made.json("gc") if r["reason"] is None}
-    assert found["draft"]["bytes"] == 100
+    assert found["draft"]["bytes"] == 100 + len(b"ensdistill fusion 0123456789ab\n")
     assert set(found) == {"draft", "corrupt"}
     made.call("gc", "--delete")
     assert not draft.exists()
@@ -170,8 +176,6 @@ def test_what_a_running_process_reads_stays(made):
 
 
 def test_one_folder_that_cannot_be_deleted_does_not_keep_the_others(made, monkeypatch):
-    import shutil
-
     made.settings["fusion"]["window"] = 3
     made.write()
     made.call("run", "--no-evaluate")
@@ -194,7 +198,7 @@ def cached(world, *more):
     rows = [row for row in world.json("gc", *more) if row["kind"] == "cache"]
     counts = {row["reason"] is not None: row["files"] for row in rows}
     folder = world.root / "work" / ".pixels"
-    size = sum(f.stat().st_size for f in folder.iterdir())
+    size = sum(f.stat().st_size for f in folder.iterdir() if f.name != MARK)
     assert "--delete" in more or sum(row["bytes"] for row in rows) == size
     return counts.get(True, 0), counts.get(False, 0)
 
@@ -204,13 +208,15 @@ def test_decoded_images_that_no_experiment_trains_on_go(made):
     assert cached(made) == (5, 0)
     assert "and 0 of 5 decoded images" in made.call("gc")
     (made.root / "images" / "train" / "train_000001_000019.png").unlink()
-    (folder / "0123.rgb.4567.partial").write_bytes(b"x")
+    (folder / f"{'0123' * 16}.rgb.4567.partial").write_bytes(b"x")
+    (folder / "notes.txt").write_bytes(b"")  # not ours
     assert cached(made) == (4, 2)
     assert "2 files of .pixels" in made.call("gc")
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 8
     assert cached(made, "--delete") == (4, 2)
     assert cached(made) == (4, 0)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 6
+    assert (folder / "notes.txt").exists()
 
 
 def test_without_a_cache_all_decoded_images_go(made):
@@ -228,8 +234,6 @@ def test_without_a_cache_all_decoded_images_go(made):
 
 
 def test_decoded_images_that_cannot_be_deleted_are_told(made, monkeypatch):
-    from pathlib import Path
-
     made.settings["runtime"]["cache"] = False
     made.write()
     delete = Path.unlink
@@ -242,3 +246,108 @@ def test_decoded_images_that_cannot_be_deleted_are_told(made, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     rows = json.loads(made.call("gc", "--delete", "--json", expect=1))
     assert "Permission denied" in next(r["left"] for r in rows if r["kind"] == "cache")
+
+
+@pytest.fixture
+def left_behind(made):
+    """A world with garbage: a fusion and a student of another setting."""
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    made.call("run", "--no-evaluate")
+    assert garbage(made) == {"fusion", "student"}
+    return made
+
+
+def test_folders_that_are_only_called_as_ours_are_stay(made):
+    work = made.root / "work"
+    users = [work / "recordings" / "drive-202611271430", work / "fusion" / "old-ba9876543210"]
+    for folder in users:
+        folder.mkdir(parents=True)
+        (folder / "raw.bin").write_bytes(b"raw")
+        (folder / "manifest.json").write_bytes(b'{"version": 3}')
+    (work / "notes-202611271430").mkdir()
+    (work / "fusion" / "list-202611271430").write_bytes(b"no folder")
+    assert garbage(made) == set()
+    for command in (("gc", "--delete"), ("verify",), ("verify", "--repair"), ("status",)):
+        made.call(*command)
+    for folder in users:
+        assert (folder / "raw.bin").read_bytes() == b"raw"
+        assert (folder / "manifest.json").exists()
+    assert (work / "fusion" / "list-202611271430").exists()
+
+
+def test_a_copy_elsewhere_in_the_workspace_stays(left_behind):
+    garbage_now = next(r for r in left_behind.json("gc") if r["reason"] is None)
+    copy = left_behind.root / "work" / "backup" / Path(garbage_now["path"]).name
+    shutil.copytree(garbage_now["path"], copy)
+    rows = {r["path"]: r["reason"] for r in left_behind.json("gc")}
+    assert rows[str(copy)] == "does not bear our mark; delete it yourself"
+    left_behind.call("gc", "--delete")
+    assert (copy / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("linked", ["stage", "artifact"])
+def test_what_lies_behind_a_link_stays(left_behind, tmp_path, linked):
+    row = next(r for r in left_behind.json("gc") if r["reason"] is None and r["node"] == "fusion")
+    there = Path(row["path"])
+    here = there.parent if linked == "stage" else there
+    elsewhere = here.rename(tmp_path / "elsewhere")
+    here.symlink_to(elsewhere)
+    rows = {r["path"]: r["reason"] for r in left_behind.json("gc")}
+    assert rows[str(there)] == "lies behind a link; delete it there"
+    before = sorted(elsewhere.rglob("*"))
+    left_behind.call("gc", "--delete")
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_cache_that_is_a_link_or_not_ours_stays(made, tmp_path):
+    made.settings["runtime"]["cache"] = False
+    made.write()
+    folder = made.root / "work" / ".pixels"
+    assert cached(made) == (0, 5)
+    (folder / MARK).rename(tmp_path / "mark")
+    assert cached_rows(made) == []
+    (tmp_path / "mark").rename(folder / MARK)
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    assert cached_rows(made) == []
+    made.call("gc", "--delete")
+    assert len(list(elsewhere.glob("*.rgb"))) == 5
+
+
+def cached_rows(world):
+    return [row for row in world.json("gc") if row["kind"] == "cache"]
+
+
+def test_what_a_command_under_way_needs_stays_and_is_told(left_behind):
+    locks = Locks(left_behind.root / "work" / ".locks")
+    rows = [r for r in left_behind.json("gc") if r["reason"] is None]
+    fusion = Path(next(r["path"] for r in rows if r["node"] == "fusion"))
+    with locks.needing() as say:
+        assert garbage(left_behind) == set()  # it does not know yet what it needs
+        say(Needs(artifacts=frozenset([f"fusion-{fusion.name[-12:]}"])))
+        assert garbage(left_behind) == {"student"}
+        reasons = {r["path"]: r["reason"] for r in left_behind.json("gc")}
+        assert reasons[str(fusion)].startswith("is needed by a command under way (process ")
+        say(Needs(stages=frozenset(["student"])))
+        assert garbage(left_behind) == {"fusion"}
+    assert garbage(left_behind) == {"fusion", "student"}
+
+
+def test_a_command_that_begins_while_garbage_is_deleted_keeps_it(left_behind, monkeypatch):
+    from ensdistill.pipeline import gc as module
+
+    other = Locks(left_behind.root / "work" / ".locks").needing()
+    survey = module.survey
+
+    def late(*arguments, **more):
+        found = survey(*arguments, **more)
+        other.__enter__()
+        return found
+
+    monkeypatch.setattr("ensdistill.cli.commands.gc.survey", late)
+    text = left_behind.call("gc", "--delete", expect=1)
+    other.__exit__(None, None, None)
+    monkeypatch.undo()
+    assert "is needed by a command under way" in text
+    assert garbage(left_behind) == {"fusion", "student"}

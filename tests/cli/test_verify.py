@@ -41,7 +41,7 @@ def flip(path, position=None, rng=random):
 
 
 def files(world):
-    return [f for a in world.artifacts() for f in sorted(a.path.rglob("*")) if f.is_file()]
+    return [a.path / name for a in world.artifacts() for name in files_of(a.path)]
 
 
 def test_undamaged_is_said_to_be_so(world):

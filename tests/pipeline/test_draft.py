@@ -44,7 +44,7 @@ def journal(folder, number, *records):
     """Write a journal as another process would."""
     written = Journal(folder / f"journal-{number}.jsonl")
     for record in records:
-        written.append(record)
+        written.append({"id": None, "key": "k", "content": {}, "sha256": "0", **record})
     written.close()
 
 
@@ -198,7 +198,8 @@ def test_a_later_record_counts_where_an_earlier_ones_file_was_lost(folder):
 
 def test_an_item_index_counts_like_a_journal(folder):
     (folder / "items.jsonl").write_bytes(
-        seal({"id": "x", "key": KEYS["x"]}) + seal({"id": "y", "key": "other"})
+        seal({"id": "x", "key": KEYS["x"], "content": {}, "sha256": "0"})
+        + seal({"id": "y", "key": "other", "content": {}, "sha256": "0"})
     )
     assert set(found(folder)) == {"x"}
 
@@ -325,7 +326,7 @@ def test_a_spare_may_have_been_encoded_anew(folder, spare):
 
 
 def test_a_spare_without_file_is_its_record(folder, tmp_path):
-    record = {"id": "o", "key": KEYS["x"], "sha256": "s", "n": 3}
+    record = {"id": "o", "key": KEYS["x"], "content": {}, "sha256": "s", "n": 3}
     draft = Draft(folder, KEYS)
     draft.adopt("x", Spare(tmp_path, record))
     draft.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ensdistill.pipeline import files as module
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.files import FileCache
 
@@ -45,13 +46,13 @@ def change(path, content, *, nanoseconds=1):
 @pytest.fixture
 def opened(monkeypatch):
     """Count the files that are read for their digest."""
-    paths, real = [], hashlib.file_digest
+    paths, real = [], module.open_regular
 
-    def spy(opened, name):
-        paths.append(Path(opened.name))
-        return real(opened, name)
+    def spy(path):
+        paths.append(Path(path))
+        return real(path)
 
-    monkeypatch.setattr(hashlib, "file_digest", spy)
+    monkeypatch.setattr(module, "open_regular", spy)
     return paths
 
 

@@ -18,10 +18,16 @@ from ensdistill.pipeline.journal import (
     unseal,
 )
 
+
+def of(item_id, **more):
+    """Return a record that has what every one has."""
+    return {"id": item_id, "key": "k", "content": {}, "sha256": "0", **more}
+
+
 RECORDS = [
-    {"id": "a", "labels": [1, 2], "note": 'quote " and \\ and {'},
-    {"id": "straße", "nested": {"x": None}},
-    {"id": "c\nd", "share": 0.1},
+    of("a", labels=[1, 2], note='quote " and \\ and {'),
+    of("straße", nested={"x": None}, file=["c.0", 3, "0"]),
+    of("c\nd", share=0.1),
 ]
 
 
@@ -47,7 +53,7 @@ def records_of(prefix, whole):
 
 
 def test_wherever_it_is_torn_whole_records_are_read_and_kept(tmp_path, whole):
-    path, new = tmp_path / "torn.jsonl", {"id": "new"}
+    path, new = tmp_path / "torn.jsonl", of("new")
     for length in range(len(whole) + 1):
         prefix = whole[:length]
         path.write_bytes(prefix)
@@ -61,16 +67,16 @@ def test_wherever_it_is_torn_whole_records_are_read_and_kept(tmp_path, whole):
 def test_a_journal_torn_twice_keeps_the_rest(tmp_path, whole):
     path = tmp_path / "torn.jsonl"
     path.write_bytes(whole[:-5])
-    write(path, [{"id": "x"}])
+    write(path, [of("x")])
     path.write_bytes(path.read_bytes() + b'{"id": "y')
-    write(path, [{"id": "z"}])
-    assert read_journal(path) == [*RECORDS[:-1], {"id": "x"}, {"id": "z"}]
+    write(path, [of("z")])
+    assert read_journal(path) == [*RECORDS[:-1], of("x"), of("z")]
 
 
 def test_a_reopened_whole_journal_gets_no_empty_line(tmp_path, whole):
     path = tmp_path / "whole.jsonl"
-    write(path, [{"id": "x"}])
-    assert path.read_bytes() == whole + seal({"id": "x"})
+    write(path, [of("x")])
+    assert path.read_bytes() == whole + seal(of("x"))
 
 
 def test_threads_append_without_mixing_lines(tmp_path):
@@ -97,19 +103,19 @@ def test_threads_append_without_mixing_lines(tmp_path):
 
 def test_a_disk_that_fills_in_a_line_tears_only_that_line(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
-    journal.append({"id": "a"})
-    real, size = os.write, len(seal({"id": "b"}))
+    journal.append(of("a"))
+    real, size = os.write, len(seal(of("b")))
 
     def short(file, line):
         return real(file, line[: len(line) // 2] if len(line) > 1 else line)
 
     monkeypatch.setattr(module.os, "write", short)
     with pytest.raises(OSError, match=f"only {size // 2} of {size} journal bytes"):
-        journal.append({"id": "b"})
+        journal.append(of("b"))
     monkeypatch.undo()
-    journal.append({"id": "c"})
+    journal.append(of("c"))
     journal.close()
-    assert read_journal(tmp_path / "j.jsonl") == [{"id": "a"}, {"id": "c"}]
+    assert read_journal(tmp_path / "j.jsonl") == [of("a"), of("c")]
 
 
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
@@ -120,7 +126,7 @@ def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.os, "write", full)
     with pytest.raises(OSError, match="No space left"):
-        journal.append({"id": "a"})
+        journal.append(of("a"))
     journal.close()
 
 
@@ -133,7 +139,7 @@ def test_nan_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_an_id_that_is_no_utf8_survives(tmp_path):
-    record = {"id": b"stra\xdfe".decode(errors="surrogateescape")}
+    record = of(b"stra\xdfe".decode(errors="surrogateescape"))
     write(tmp_path / "j.jsonl", [record])
     assert read_journal(tmp_path / "j.jsonl") == [record]
 
@@ -209,7 +215,7 @@ def test_the_seal_stays_as_it_is():
 
 def test_counting_tells_each_item_once(tmp_path, whole):
     path = tmp_path / "j.jsonl"
-    path.write_bytes(whole + whole + seal({"id": "d"}))
+    path.write_bytes(whole + whole + seal(of("d")))
     assert len(count_items(path)) == len(RECORDS) + 1
 
 
@@ -221,7 +227,7 @@ def test_counting_does_not_take_what_lies_in_a_record_for_an_item(tmp_path):
 
 def test_a_full_disk_does_not_spoil_the_line_after_it(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
-    journal.append({"id": "a"})
+    journal.append(of("a"))
     real, room = os.write, [10]
 
     def filling(file, line):
@@ -233,8 +239,41 @@ def test_a_full_disk_does_not_spoil_the_line_after_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.os, "write", filling)
     with pytest.raises(OSError, match=r"journal bytes|No space left"):
-        journal.append({"id": "b"})
+        journal.append(of("b"))
     monkeypatch.undo()
-    journal.append({"id": "c"})
+    journal.append(of("c"))
     journal.close()
-    assert read_journal(tmp_path / "j.jsonl") == [{"id": "a"}, {"id": "c"}]
+    assert read_journal(tmp_path / "j.jsonl") == [of("a"), of("c")]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", (None, 3, ["a"], {})),
+        ("key", (None, 3)),
+        ("sha256", (None, 3)),
+        ("content", (None, [], "x", {"image": 3}, {"image": None})),
+        ("file", (None, "c.0", [], ["c.0"], ["c.0", "3", "0"], ["c.0", 3, None], ["c.0", -1, "0"])),
+        ("file", (["c.0", True, "0"], ["../x", 3, "0"], ["/x", 3, "0"], [["c.0"], 3, "0"], {})),
+    ],
+)
+def test_a_sealed_line_of_other_types_is_no_record(tmp_path, field, values):
+    path = tmp_path / "j.jsonl"
+    for value in values:
+        path.write_bytes(seal(of("a") | {field: value}) + seal(of("b")))
+        assert read_journal(path) == [of("b")], value
+    gone = of("a")
+    gone.pop(field, None)
+    path.write_bytes(seal(gone))
+    assert read_journal(path) == ([gone] if field == "file" else [])
+
+
+def test_a_sealed_line_too_deep_in_itself_is_no_record(tmp_path):
+    import hashlib
+
+    body = b'{"id": "a", "key": "k", "content": {}, "sha256": "0", "x": ' + b"[" * 10**5
+    body += b"]" * 10**5 + b"}"
+    check = hashlib.sha256(body).hexdigest()[:16].encode()
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(body[:-1] + b', "check": "' + check + b'"}\n')
+    assert read_journal(path) == []

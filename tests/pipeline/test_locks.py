@@ -1,5 +1,7 @@
 """Locks: one writer an artifact or several that share its items, each known by name."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,8 +16,8 @@ import pytest
 from filelock import FileLock
 
 from ensdistill.pipeline import locks as module
-from ensdistill.pipeline.errors import LockedError
-from ensdistill.pipeline.locks import Locks, Part, machine
+from ensdistill.pipeline.errors import DataError, LockedError
+from ensdistill.pipeline.locks import Locks, Needs, Part, machine
 
 NAME, OTHER = "fusion-aaaaaaaaaaaa", "fusion-bbbbbbbbbbbb"
 
@@ -338,11 +340,14 @@ def test_a_taken_claim_leaves_the_file_to_who_took_it(locks, folder):
     assert holder_of(folder)["host"] == "far"  # and its file is left to it
 
 
-def test_where_the_file_system_has_no_locks_the_beat_decides(locks, folder, monkeypatch):
-    def none(*_, **__):
-        raise NotImplementedError
+@pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EINVAL"])
+def test_where_the_file_system_has_no_locks_the_beat_decides(locks, folder, monkeypatch, error):
+    number = getattr(errno, error)
 
-    monkeypatch.setattr(FileLock, "acquire", none)
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
     with locks.hold(NAME, "fusion"):
         assert f"process {os.getpid()}" in refused(locks, NAME, "fusion")
     with locks.hold(NAME, "fusion") as claim:
@@ -350,3 +355,97 @@ def test_where_the_file_system_has_no_locks_the_beat_decides(locks, folder, monk
     from_elsewhere(folder, machine=machine())
     with locks.hold(NAME, "fusion") as claim:
         assert "process 7" in claim.took_over
+
+
+def under_way(locks):
+    """Return what other commands need, as another process sees it."""
+    return Locks(locks.folder, beat=0.02, patience=0.1).needed()
+
+
+def test_what_a_command_needs_is_known_while_it_runs(locks):
+    needs = Needs(frozenset(["infer-a"]), frozenset(["infer-b"]), frozenset(["fusion"]))
+    with locks.needing() as say:
+        assert [n.everything for n in under_way(locks).values()] == [True]
+        say(needs)
+        assert list(under_way(locks).values()) == [needs]
+        assert f"process {os.getpid()} on" in next(iter(under_way(locks)))
+        assert locks.needed() == {}  # its own
+        time.sleep(0.1)  # some beats
+        assert list(under_way(locks).values()) == [needs]
+    assert under_way(locks) == {}
+    assert list(locks.folder.glob("command-*")) == []
+
+
+def test_a_command_that_was_killed_needs_nothing(locks, folder):
+    code = (
+        "import sys, os; from pathlib import Path; from ensdistill.pipeline.locks import Locks\n"
+        "with Locks(Path(sys.argv[1])).needing(): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(folder.glob("command-*.json"))
+    assert under_way(locks) == {}
+    assert list(folder.glob("command-*")) == []
+
+
+def test_a_command_of_another_machine_counts_while_it_beats(locks, folder):
+    with locks.needing():
+        (file,) = folder.glob("command-*.json")
+        holder = json.loads(file.read_bytes())
+    file.write_text(json.dumps(holder | {"machine": "far", "host": "far"}))
+    stop = threading.Event()
+
+    def beat():
+        count = 0
+        while not stop.wait(0.01):
+            count += 1
+            fresh = holder | {"machine": "far", "host": "far", "beat": count}
+            file.with_suffix(".new").write_text(json.dumps(fresh))
+            file.with_suffix(".new").replace(file)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        assert [n.everything for n in under_way(locks).values()] == [True]
+    finally:
+        stop.set()
+        beating.join()
+    assert under_way(locks) == {}  # after the patience
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("needs", [None, 3, [], "x", {}, {"everything": 1}, {"everything": None}])
+def test_what_is_not_clear_is_everything_or_nothing_and_no_error(locks, folder, needs):
+    with locks.needing():
+        (file,) = folder.glob("command-*.json")
+        file.write_text(json.dumps({"needs": needs, "uses": needs, "pid": [], "host": {}}))
+        (found,) = under_way(locks).values()
+        assert found.everything == (needs != {"everything": None})
+        assert locks.in_use() == {}
+        assert locks.busy("x") is None
+
+
+def test_a_lock_that_is_a_link_is_refused(locks, folder, tmp_path):
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link to"), locks.hold(NAME, "fusion"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.timeout(20)
+def test_a_holder_that_is_a_pipe_is_none(locks, folder):
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / f"{NAME}.json")
+    assert locks.busy(NAME) is None
+    assert locks.in_use() == {}
+
+
+def test_where_nothing_can_be_written_nothing_is_said(locks, folder, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(folder), "mkdir", refuse)
+    with locks.needing() as say:
+        say(Needs())
+    assert not folder.exists()

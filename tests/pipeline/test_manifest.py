@@ -1,6 +1,8 @@
 """Manifests prove themselves: whatever byte changes is noticed, and the field is named."""
 
+import hashlib
 import json
+import os
 from dataclasses import fields, replace
 
 import pytest
@@ -50,7 +52,7 @@ def refused(file, content):
     """Return the error that reading a manifest with this content gives."""
     file.write_bytes(content)
     with pytest.raises(SpoiltManifestError) as caught:
-        pytest.fail(f"read: {read_manifest(file.parent)} of {content}")
+        pytest.fail(f"read: {read_manifest(file.parent)} of {content}"[:2000])
     assert str(file) in str(caught.value)
     return caught.value
 
@@ -212,7 +214,9 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
 
 # the item index
 
-RECORDS = [{"id": "x", "n": 1}, {"id": "y", "n": 2}, {"id": "z", "n": 3}]
+RECORDS = [
+    {"id": i, "key": "k", "content": {}, "sha256": "0", "n": n} for n, i in enumerate("xyz", 1)
+]
 
 
 @pytest.fixture
@@ -244,3 +248,75 @@ def test_a_spoilt_line_of_the_item_index_is_refused_by_number(artifact, number):
     (artifact.path / "items.jsonl").write_bytes(b"".join(lines))
     with pytest.raises(CorruptError, match=rf"items\.jsonl: line {number} .*verify --repair"):
         artifact.items  # noqa: B018
+
+
+TEXT, COUNT, KEYS, TEXTS = "text", "a whole number", "keys and values", "texts by name"
+OTHERS = {  # what is expected: values that are something else
+    TEXT: [None, True, 3, [], ["x"], {}],
+    COUNT: [None, True, 1.5, -1, "1", [1], {}],
+    KEYS: [None, True, 3, "x", [], [["x", 1]]],
+    TEXTS: [None, 3, "x", [], {"x": 1}, {"x": None}, {"x": ["y"]}],
+    "a number": [None, True, "1", [1.5], {}],
+    "length and digest": [
+        *(None, 3, "x", [], ["x"], {"x": None}, {"x": 3}, {"x": [3]}, {"x": ["3", "0"]}),
+        *({"x": [3, None]}, {"x": [-1, "0"]}, {"x": [True, "0"]}, {"x": [3, "0", 0]}),
+        *({"../x": [3, "0"]}, {"/x": [3, "0"]}, {"a/../../x": [3, "0"]}, {"": [3, "0"]}),
+        *({"manifest.json": [3, "0"]}, {"a\0b": [3, "0"]}, {"x" * 300: [3, "0"]}),
+    ],
+}
+EXPECTED = {
+    **dict.fromkeys(["node", "stage", "fingerprint", "content", "finished"], TEXT),
+    **dict.fromkeys(["version", "disk_bytes", "written", "reused", "format"], COUNT),
+    **dict.fromkeys(["recipe", "result", "runtime", "provenance"], KEYS),
+    **dict.fromkeys(["inputs", "made_from"], TEXTS),
+    "seconds": "a number",
+    "files": "length and digest",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_of_another_type_is_refused_although_all_checksums_hold(file, name):
+    for value in OTHERS[EXPECTED[name]]:
+        error = refused(file, replace(MANIFEST, **{name: value}).to_bytes())
+        assert error.spoilt == [name], value
+        assert f"{name}: expected {EXPECTED[name]}" in str(error)
+        assert len(str(error)) < len(str(file)) + 300
+        assert (error.found is None) == (name not in RECORDED)
+
+
+def sealed(file, change):
+    """Return the bytes of a manifest whose last checksum fits whatever `change` made of it."""
+    body = change(file.read_bytes().rpartition(b',\n "check"')[0])
+    return body + b',\n "check": "' + hashlib.sha256(body).hexdigest()[:16].encode() + b'"\n}\n'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b'"seconds": 12.345', b'"seconds": NaN'),
+        lambda raw: raw.replace(b'"seconds": 12.345', b'"seconds": 1e999'),
+        lambda raw: raw.replace(b'"share": 0.5', b'"share": -Infinity'),
+        lambda raw: raw.replace(b'"share": 0.5', b'"share": ' + b"[" * 10**5 + b"]" * 10**5),
+        lambda raw: raw.replace(b'"share": 0.5', b'"share": ' + b"[" * 900 + b"]" * 900),
+        lambda raw: raw.replace(b'"recipe"', b'"receipt"'),
+        lambda raw: b"[" + raw[1:],
+    ],
+    ids=["NaN", "huge", "infinite", "deep", "rather deep", "renamed", "list"],
+)
+def test_what_cannot_be_hashed_or_is_no_mapping_is_refused(file, change):
+    refused(file, sealed(file, change))
+
+
+def test_a_manifest_behind_a_link_that_leads_out_is_refused(file, tmp_path):
+    elsewhere = tmp_path.parent / "elsewhere.json"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(SpoiltManifestError, match="a link leads out"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_a_manifest_that_is_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(SpoiltManifestError, match="a named pipe"):
+        read_manifest(tmp_path)

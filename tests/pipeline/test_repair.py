@@ -1,11 +1,15 @@
 """Making damage good: only what is lost is computed again, upstream first."""
 
+import hashlib
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
-from ensdistill.pipeline.locks import Part
+from ensdistill.pipeline.journal import read_journal, seal
+from ensdistill.pipeline.locks import Locks, Needs, Part
+from ensdistill.pipeline.manifest import read_manifest
 from ensdistill.pipeline.node import Item, Node, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.repair import repair
@@ -192,3 +196,75 @@ def test_what_another_process_works_on_is_not_touched(chain):
         ):
             chain.repair()
         assert (chain.folder("maps") / "manifest.json").exists()
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """Files that are not ours: none of them may go."""
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    for name in ("a.txt", "c.x"):
+        (folder / name).write_text("precious")
+    return folder
+
+
+def whole(folder):
+    return sorted(p.name for p in folder.iterdir()) == ["a.txt", "c.x"]
+
+
+@pytest.mark.parametrize("way", ["up", "absolute", "link", "linked folder"])
+@pytest.mark.parametrize("where", ["manifest", "items"])
+def test_nothing_outside_is_deleted_whatever_a_record_names(chain, precious, way, where):
+    folder = chain.folder("fused")
+    (folder / "out").symlink_to(precious)
+    (folder / "file").symlink_to(precious / "a.txt")
+    name = {
+        "up": "../../../precious/a.txt",
+        "absolute": str(precious / "a.txt"),
+        "link": "file",
+        "linked folder": "out/a.txt",
+    }[way]
+    manifest = read_manifest(folder)
+    files = {**manifest.files, name: [1, "0" * 64]}
+    if where == "items":
+        records = read_journal(folder / "items.jsonl")
+        for record in records:
+            record.pop("check", None)
+        records[0]["file"] = [name, 1, "0" * 64]
+        index = b"".join(map(seal, records))
+        (folder / "items.jsonl").write_bytes(index)
+        entry = [len(index), hashlib.sha256(index).hexdigest()]
+        files = {**manifest.files, "items.jsonl": entry}
+    (folder / "manifest.json").write_bytes(replace(manifest, files=files).to_bytes())
+    assert list(chain.damaged()) == [folder]
+    assert chain.repair().left == {}
+    assert whole(precious)
+    assert chain.damaged() == {}
+    assert chain.states() == FRESH
+    assert not [p for p in folder.rglob("*") if p.is_symlink()]
+
+
+def test_an_artifact_behind_a_link_is_read_and_never_repaired(chain, precious):
+    folder = chain.folder("fused")
+    chain.spoil("fused", "i1.map", b"7", b"8")
+    moved = folder.rename(precious.parent / "moved")
+    folder.symlink_to(moved)
+    before = {p.name: p.read_bytes() for p in moved.iterdir()}
+    report = chain.repair()
+    assert "lies behind a link" in report.left[folder]
+    assert {p.name: p.read_bytes() for p in moved.iterdir()} == before
+
+
+def test_what_a_command_under_way_reads_is_left_and_told(chain):
+    chain.spoil("fused", "i1.map", b"7", b"8")
+    folder = chain.folder("fused")
+    other = Locks(chain.workspace.locks.folder)
+    name = f"fused-{folder.name[-12:]}"
+    with other.needing() as say:
+        say(Needs(artifacts=frozenset([name]), reads=frozenset([name])))
+        report = chain.repair()
+        assert "a command under way" in report.left[folder]
+        assert chain.calls == []
+        say(Needs(artifacts=frozenset([name]), stages=frozenset(["fused"])))
+        assert chain.repair().left == {}  # it is to make it, too
+    assert chain.states() == FRESH

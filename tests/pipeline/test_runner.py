@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -449,6 +450,7 @@ def test_a_full_disk_at_the_manifest_leaves_a_draft(lab, monkeypatch):
     assert [(r.written, r.total) for r in report.ran] == [(0, 4)]
     assert lab.states()["infer[a]"] == "fresh"
     assert sorted(p.name for p in lab.folder("infer[a]").iterdir()) == [
+        ".ensdistill",
         *(f"{k}.map" for k in range(4)),
         "items.jsonl",
         "manifest.json",
@@ -1014,7 +1016,10 @@ def test_a_late_part_leaves_alone_what_another_published(lab, quick_turns, monke
 
     turn = Locks.turn
 
-    def late(self, *arguments):  # it has found all items, and is about to publish
+    def late(self, *arguments):
+        if arguments[0] == "clearing":
+            return turn(self, *arguments)
+        # it has found all items, and is about to publish
         monkeypatch.setattr(Locks, "turn", turn)
         run(lab.nodes(), lab.workspace, ["fusion"], lambda _: Silent(), part=Part(2, 2))
         lab.images["i3"] = "i3 v2"
@@ -1036,3 +1041,125 @@ def test_a_claim_that_was_lost_is_not_published(lab, monkeypatch):
     )
     lab.refuse(LockedError, "fusion")
     assert lab.decide()["fusion"].reason == "4 of 4 items done"
+
+
+def elsewhere(lab, needs):
+    """Let another process be under way that needs something."""
+    code = """
+import sys, time
+from pathlib import Path
+from ensdistill.pipeline.locks import Locks, Needs
+with Locks(Path(sys.argv[1])).needing() as say:
+    say(Needs(reads=frozenset(sys.argv[2:]), artifacts=frozenset(sys.argv[2:])))
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    folder = str(lab.workspace.locks.folder)
+    process = subprocess.Popen([sys.executable, "-c", code, folder, *needs], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_while_it_runs_others_see_all_that_it_needs(lab):
+    lab.run("infer[a]")
+    seen = []
+
+    def look(node_id, _):
+        seen.append((node_id, Locks(lab.workspace.locks.folder).needed()))
+
+    lab.on_call = look
+    lab.run("policy")
+    decisions = lab.decide()
+    names = {n: lock_name(d.node.stage, d.fingerprint) for n, d in decisions.items() if d.artifact}
+    (needs,) = dict(seen)["infer[b]"].values()
+    assert names["infer[a]"] in needs.reads
+    assert names["infer[b]"] in needs.artifacts - needs.reads
+    assert {"infer", "score", "policy"} == needs.stages
+    (needs,) = dict(seen)["policy"].values()
+    assert needs.reads >= {names["infer[a]"], names["infer[b]"]}
+    assert needs.stages == {"policy"}
+    assert lab.workspace.locks.needed() == {}
+    assert not list(lab.workspace.locks.folder.glob("command-*"))
+
+
+def test_where_nothing_is_to_do_nothing_is_written(lab):
+    lab.run()
+    for lock in lab.workspace.locks.folder.iterdir():
+        lock.unlink()
+    lab.workspace.locks.folder.rmdir()
+    assert set(lab.run().fresh) == set(ALL)
+    assert not lab.workspace.locks.folder.exists()
+
+
+def test_an_artifact_that_another_command_reads_is_not_withdrawn(lab):
+    lab.run()
+    lab.noise["infer[a]", "i1"] = 7
+    shutil.rmtree(lab.folder("infer[a]"))
+    lab.run("infer[a]")
+    stale = [n for n, s in lab.states().items() if s == "stale"]
+    assert stale
+    name = lock_name(lab.decide()[stale[0]].node.stage, lab.decide()[stale[0]].fingerprint)
+    process = elsewhere(lab, [name])
+    try:
+        text = lab.refuse(LockedError, stale[0])
+        assert f"process {process.pid}" in text and "reads it as it is" in text
+        assert lab.states()[stale[0]] == "stale"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    lab.run(stale[0])
+    assert lab.states()[stale[0]] == "fresh"
+
+
+@pytest.mark.parametrize("upstream", [True, False])
+def test_what_is_deleted_meanwhile_is_named_as_the_cause(lab, upstream):
+    lab.run("policy")
+    deleted = lab.folder("infer[a]")
+
+    def delete(node_id, item):
+        if (node_id, item) == ("fusion", "i2"):
+            shutil.rmtree(deleted)
+            (deleted / "i2.map").read_bytes()
+
+    lab.on_call = delete
+    targets = ["student"] if upstream else ["fusion", "student"]
+    text = lab.refuse(DataError, *targets, upstream=upstream)
+    assert str(deleted) in text and "was deleted while it was made" in text
+    lab.on_call = lambda *_: None
+    lab.run()
+    assert set(lab.states().values()) == {"fresh"}
+
+
+def test_what_it_made_and_somebody_deleted_is_named_as_the_cause(lab):
+    def delete(node_id, item):
+        if node_id == "policy":
+            shutil.rmtree(lab.folder("infer[a]"))
+
+    lab.on_call = delete
+    text = lab.refuse((CorruptError, DataError), "policy", "infer[a]")
+    assert "infer[a]" in text and "deleted" in text and "input file" not in text
+
+
+def test_a_draft_is_not_filled_through_a_link(lab, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    lab.fail["infer[a]", "i2"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("infer[a]")
+    lab.fail.clear()
+    (draft,) = lab.workspace.folders("infer")
+    draft.rename(outside / "moved")
+    draft.symlink_to(outside / "moved")
+    before = sorted(p.name for p in (outside / "moved").iterdir())
+    text = lab.refuse(DataError, "infer[a]")
+    assert f"{draft}: is a link" in text
+    assert sorted(p.name for p in (outside / "moved").iterdir()) == before
+
+
+def test_locks_behind_a_link_are_refused(lab, tmp_path):
+    (tmp_path / "outside").mkdir()
+    lab.workspace.root.mkdir()
+    lab.workspace.locks.folder.symlink_to(tmp_path / "outside")
+    assert ".locks: is a link" in lab.refuse(DataError, "infer[a]")
+    assert list((tmp_path / "outside").iterdir()) == []

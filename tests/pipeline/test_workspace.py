@@ -71,7 +71,7 @@ def test_a_draft_becomes_an_artifact_with_its_manifest(workspace, begin, publish
     assert snapshot.drafts == snapshot.corrupt == {}
     assert snapshot.published == {A: artifact}
     assert [r["id"] for r in snapshot.published[A].items] == ["x", "y"]
-    assert names(artifact.path) == ["c.x", "c.y", "items.jsonl", "manifest.json"]
+    assert names(artifact.path) == [".ensdistill", "c.x", "c.y", "items.jsonl", "manifest.json"]
 
 
 def test_a_draft_knows_what_its_items_are_made_from(workspace):

@@ -90,7 +90,7 @@ def test_each_image_is_decoded_once(images, decoded):
     right(prepare(local, "student", told), local)
     assert len(decoded) == 5  # of six files, two are equal
     assert told.totals == [(5, "images")] and told.done == 5
-    size = sum(f.stat().st_size for f in local.pixels.iterdir())
+    size = sum(f.stat().st_size for f in local.pixels.glob("*.rgb"))
     assert size == 5 * (30 * 40 * 3 + 92)
     assert told.texts[0].startswith(f"student: 5 decoded images take {size / 1e9:.3g} GB in ")
     told = Told()
@@ -126,7 +126,7 @@ def spoil(file, how):
 def test_what_is_damaged_is_decoded_again(images, decoded, how):
     local, told = local_of(images), Told()
     prepare(local, "student", told)
-    file = min(local.pixels.iterdir())
+    file = min(local.pixels.glob("*.rgb"))
     before = file.read_bytes()
     spoil(file, how)
     decoded.clear()
@@ -139,7 +139,7 @@ def test_what_is_damaged_is_decoded_again(images, decoded, how):
 def test_what_is_damaged_and_cannot_be_replaced_is_not_used(images, decoded, monkeypatch):
     local, told = local_of(images), Told()
     prepare(local, "student", told)
-    spoil(min(local.pixels.iterdir()), "flipped")
+    spoil(min(local.pixels.glob("*.rgb")), "flipped")
     decoded.clear()
 
     def refuse(*_, **__):
@@ -157,12 +157,12 @@ def test_too_little_room_is_said_and_no_failure(images, decoded, monkeypatch):
     need = 5 * (30 * 40 * 3 + 92)
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, need))
     right(prepare(local, "student", told), local)
-    assert list(local.pixels.iterdir()) == []
+    assert list(local.pixels.glob("*.rgb")) == []
     assert len(decoded) == 6  # for every read
     assert "too much, so each is decoded for every crop" in told.texts[0]
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, 2 * need))
     prepare(local, "student", told)
-    assert len(list(local.pixels.iterdir())) == 5
+    assert len(list(local.pixels.glob("*.rgb"))) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -186,7 +186,7 @@ def test_a_disk_that_gets_full_is_left_as_it_was(images, monkeypatch, workers):
     assert told.done >= 2  # images that were written, and are not kept
     assert "File too large" in told.texts[-1] and "runtime: {cache: false}" in told.texts[-1]
     assert cache.open() == kept
-    assert len(list(local.pixels.iterdir())) == 1
+    assert len(list(local.pixels.glob("*.rgb"))) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_said_and_no_failure(images, decoded):
@@ -258,7 +258,7 @@ def test_killed_while_filling_only_what_was_in_work_is_lost(fill, decoded):
         os.utime(file, (time.time() - 4000,) * 2)
     right(prepare(local, "student", Told()), local)
     assert len(decoded) == 40 - done
-    assert len(list(local.pixels.iterdir())) == 40
+    assert len(list(local.pixels.glob("*.rgb"))) == 40
 
 
 def test_two_processes_fill_it_at_once(fill):
@@ -268,7 +268,7 @@ def test_two_processes_fill_it_at_once(fill):
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
     local = local_of(root)
-    assert len(list(local.pixels.iterdir())) == 40
+    assert len(list(local.pixels.glob("*.rgb"))) == 40
     cache = PixelCache(local.pixels)
     assert all(cache.fault(digest) is None for digest in local.digests.values())
 
@@ -292,7 +292,7 @@ def test_a_training_is_the_same_with_and_without(world, monkeypatch):
     world.write()
     world.call("train-student")
     assert weights() == expected
-    files = sorted(folder.iterdir())
+    files = sorted(folder.glob("*.rgb"))
     assert len(files) == 5
     spoil(files[0], "flipped")
     spoil(files[1], "truncated")
