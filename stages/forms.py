@@ -84,6 +84,11 @@ class _Method(_Form):
     kind: str
     miou: Number | None
     iou: dict[str, Number | None]
+    miou_covered: Number | None
+    iou_covered: dict[str, Number | None]
+    coverage: Number | None
+    pixel_accuracy: Number | None
+    confmat: list[list[Count]] | None = None
 
 
 class _Evaluated(_Form):

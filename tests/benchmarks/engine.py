@@ -19,6 +19,7 @@ from ensdistill.pipeline.verify import damages
 from .measure import ROUNDS, figure
 
 TEACHERS, IMAGES = 7, 3000
+GROWTH = (1000, 4000, 16000)
 TINY = {"network": {"arch": "tiny"}, "steps": 2, "batch_size": 2, "crop": [8, 8]}
 
 
@@ -27,13 +28,13 @@ def save(path, array):
     Image.fromarray(array.astype(np.uint8)).save(path)
 
 
-def experiment(root):
+def experiment(root, images=IMAGES, teachers=TEACHERS):
     """Write an experiment of many tiny images, each file different from all others."""
-    for k in range(IMAGES):
+    for k in range(images):
         image = np.zeros((8, 8, 3))
         image[0, 0] = (k % 256, k // 256, 0)
         save(root / f"images/{k:05}.png", image)
-        for t in range(TEACHERS):
+        for t in range(teachers):
             label = np.zeros((8, 8))
             label[0, :4] = (k % 19, k // 19 % 19, k // 361 % 19, t)
             save(root / f"teachers/{t}/{k:05}.png", label)
@@ -42,7 +43,7 @@ def experiment(root):
         "classes": {"table": "cityscapes19"},
         "target": {"train": {"images": "images/*.png"}},
         "teachers": [
-            {"name": f"t{t}", "labels": {"train": f"teachers/{t}"}} for t in range(TEACHERS)
+            {"name": f"t{t}", "labels": {"train": f"teachers/{t}"}} for t in range(teachers)
         ],
         "probe": TINY,
         "student": TINY,
@@ -69,6 +70,36 @@ def status(root):
     shell(root, "run")
     times = [shell(root, "status", "--check") for _ in range(ROUNDS)]
     yield figure(f"status, {TEACHERS} x {IMAGES} images", statistics.median(times), "s", 0.5, 0.35)
+
+
+def growth(root):
+    """How the time of the commands that look at every image grows with their number.
+
+    Of each: seconds per 1,000 images beyond the first ones, and how much more the last 12,000 cost
+    than as many of the ones before.
+    """
+    commands = {
+        "check": ("check",),
+        "infer and fuse": ("fuse", "--upstream"),
+        "status": ("status",),
+        "fuse, fresh": ("fuse",),
+        "verify": ("verify",),
+        "gc": ("gc",),
+        "report": ("report",),
+    }
+    times = {}
+    for count in GROWTH:
+        folder = root / str(count)
+        experiment(folder, images=count, teachers=3)
+        times[count] = {name: shell(folder, *command) for name, command in commands.items()}
+    few, some, many = GROWTH
+    for name in commands:
+        first = (times[some][name] - times[few][name]) / (some - few)
+        last = (times[many][name] - times[some][name]) / (many - some)
+        note = ", ".join(f"{count}: {times[count][name]:.2f} s" for count in GROWTH)
+        yield figure(f"{name}, each 1,000 of 3 x {many} images", 1000 * last, "s", note=f"  {note}")
+        if 1000 * first > 0.01:  # else the clock, and not the command, is measured
+            yield figure(f"{name}, an image among {many} / among {some}", last / first, "x", 1.5)
 
 
 def filled(folder, maps):
@@ -118,4 +149,4 @@ def publishing(root):
     yield figure("verify 367 label maps", median["verify"], "s")
 
 
-MEASURES = (publishing, status)
+MEASURES = (publishing, status, growth)
