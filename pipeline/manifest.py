@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import CorruptError
-from ensdistill.pipeline.fingerprint import HEX, Json, digest
+from ensdistill.pipeline.fingerprint import HEX, Json, digest, fingerprint
 from ensdistill.pipeline.journal import Record, is_count, numbered_lines
 from ensdistill.pipeline.opening import (
     StrayNameError,
@@ -102,6 +102,13 @@ class Manifest:
     reused: int = 0
     finished: str = ""
     format: int = FORMAT
+
+    @property
+    def count(self) -> int:
+        """How many items there are; 0 without any."""
+        items = self.recipe.get("items")
+        count: Any = items.get("count") if isinstance(items, dict) else None
+        return count if is_count(count) else 0
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes: the fields, a checksum of each, and one of all bytes before."""
@@ -243,10 +250,24 @@ def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manife
     _require_forms(file, values)
     manifest = Manifest(**values)
     form = form_of(manifest, forms or {})
-    why = None if form is None else form.result(manifest.result)
-    if why is not None:
-        raise SpoiltManifestError(f"{file}: result.{why}; {REPAIR}", ["result"])
+    misfit = None if form is None else _misfit(manifest, form)
+    if misfit is not None:
+        name, why = misfit
+        raise SpoiltManifestError(f"{file}: {name}{why}; {REPAIR}", [name])
     return manifest
+
+
+def _misfit(manifest: Manifest, form: Form) -> tuple[str, str] | None:
+    """Return which field does not go with the others, and why; None if all do."""
+    why = form.result(manifest.result)
+    if why is not None:
+        return "result", f".{why}"
+    hashed = manifest.stage, manifest.version, manifest.recipe, manifest.inputs
+    if fingerprint(*hashed) != manifest.fingerprint:
+        return "fingerprint", ": is not that of recipe and inputs"
+    if manifest.count and ITEMS not in manifest.files:
+        return "files", f": {ITEMS} is missing"
+    return None
 
 
 def form_of(manifest: Manifest, forms: Mapping[str, Form]) -> Form | None:
@@ -415,4 +436,9 @@ class Artifact:
             why = self.misfit(record)
             if why is not None:
                 raise CorruptError(f"{file}: line {number}: {why}; {REPAIR}")
-        return [record for _, _, record in lines if record is not None]
+        records = [record for _, _, record in lines if record is not None]
+        if self.form is not None and len({r["id"] for r in records}) != self.manifest.count:
+            raise CorruptError(
+                f"{file}: does not hold {self.manifest.count} items, each once; {REPAIR}"
+            )
+        return records

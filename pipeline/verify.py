@@ -107,6 +107,10 @@ def damaged_files(
         checked(size)
         # of forged lines the digest may be right
         lines = list(_damaged_lines(artifact)) if name == ITEMS else []
+        if name == ITEMS and artifact.form is not None and not (lines or reason):
+            found = len({record["id"] for record in whole_records(artifact)})
+            if found != artifact.manifest.count:
+                reason = f"holds {found} items, expected {artifact.manifest.count}"
         if lines:
             yield from lines
         elif reason is not None:

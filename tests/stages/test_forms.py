@@ -10,7 +10,7 @@ from worlds import forge
 
 from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.journal import read_journal, seal
-from ensdistill.pipeline.manifest import Artifact, read_manifest
+from ensdistill.pipeline.manifest import Artifact, SpoiltManifestError, read_manifest
 from ensdistill.pipeline.verify import damages
 from ensdistill.stages.forms import FORMS
 from ensdistill.stages.graph import VERSIONS
@@ -124,3 +124,39 @@ def test_a_result_of_another_version_is_not_looked_at(artifacts, tmp_path):
     shutil.copytree(artifacts["policy"].path, folder)
     forge(folder, result={"old": "form"}, version=0)
     assert read_manifest(folder, FORMS).result == {"old": "form"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (lambda m: {"recipe": m.recipe | {"source": "network"}}, "fingerprint"),
+        (lambda m: {"inputs": {"labels": "0" * 64}}, "fingerprint"),
+        (lambda m: {"stage": "truth"}, "fingerprint"),
+        (lambda m: {"files": {k: v for k, v in m.files.items() if k != "items.jsonl"}}, "files"),
+    ],
+    ids=["recipe", "inputs", "stage", "no index"],
+)
+def test_a_manifest_whose_fields_do_not_go_together_is_corrupt(artifacts, tmp_path, changes, field):
+    folder = tmp_path / artifacts["infer"].path.name
+    shutil.copytree(artifacts["infer"].path, folder)
+    forge(folder, **changes(read_manifest(folder)))
+    with pytest.raises(SpoiltManifestError) as caught:
+        read_manifest(folder, FORMS)
+    assert caught.value.spoilt == [field]
+    assert [d.field for d in damages(folder, forms=FORMS)] == [field]
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[:-1], lambda lines: [*lines, lines[0]]])
+def test_an_index_of_another_number_of_items_is_damage(artifacts, tmp_path, change):
+    made = artifacts["infer"]
+    folder = tmp_path / made.path.name
+    shutil.copytree(made.path, folder)
+    lines = (folder / "items.jsonl").read_bytes().splitlines(keepends=True)
+    index = b"".join(change(lines[:2] * 2 if len(change(lines)) > len(lines) else lines))
+    (folder / "items.jsonl").write_bytes(index)
+    entry = [len(index), hashlib.sha256(index).hexdigest()]
+    forge(folder, files=made.manifest.files | {"items.jsonl": entry})
+    (found,) = damages(folder, forms=FORMS)
+    assert found.reason == "holds 2 items, expected 3"
+    with pytest.raises(CorruptError, match="does not hold 3 items"):
+        list(Artifact(folder, read_manifest(folder, FORMS), FORMS["infer"]).items)
