@@ -146,17 +146,16 @@ def test_a_manifest_whose_fields_do_not_go_together_is_corrupt(artifacts, tmp_pa
     assert [d.field for d in damages(folder, forms=FORMS)] == [field]
 
 
-@pytest.mark.parametrize("change", [lambda lines: lines[:-1], lambda lines: [*lines, lines[0]]])
-def test_an_index_of_another_number_of_items_is_damage(artifacts, tmp_path, change):
+@pytest.mark.parametrize("kept", [(0,), (0, 0)], ids=["one less", "one twice"])
+def test_an_index_of_another_number_of_items_is_damage(artifacts, tmp_path, kept):
     made = artifacts["infer"]
     folder = tmp_path / made.path.name
     shutil.copytree(made.path, folder)
     lines = (folder / "items.jsonl").read_bytes().splitlines(keepends=True)
-    index = b"".join(change(lines[:2] * 2 if len(change(lines)) > len(lines) else lines))
+    index = b"".join(lines[k] for k in kept)
     (folder / "items.jsonl").write_bytes(index)
     entry = [len(index), hashlib.sha256(index).hexdigest()]
     forge(folder, files=made.manifest.files | {"items.jsonl": entry})
-    (found,) = damages(folder, forms=FORMS)
-    assert found.reason == "holds 2 items, expected 3"
-    with pytest.raises(CorruptError, match="does not hold 3 items"):
+    assert [d.reason for d in damages(folder, forms=FORMS)] == ["holds 1 items, expected 2"]
+    with pytest.raises(CorruptError, match="does not hold 2 items"):
         list(Artifact(folder, read_manifest(folder, FORMS), FORMS["infer"]).items)
