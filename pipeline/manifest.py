@@ -145,6 +145,26 @@ def _is_file(name: str, entry: Any) -> bool:
     )
 
 
+def _is_provenance(found: Any) -> bool:
+    """Whether what is shown of it, where it is there, can be."""
+    if not isinstance(found, dict):
+        return False
+    git, packages = found.get("git"), found.get("packages")
+    messages, memory = found.get("messages", []), found.get("peak_memory", 0)
+    return (
+        all(isinstance(found.get(key), str | None) for key in ("command", "begun", "host"))
+        and all(isinstance(found.get(key), str | None) for key in ("platform", "python"))
+        and (
+            git is None
+            or (isinstance(git, dict) and _is_text(git.get("commit")) and "changed" in git)
+        )
+        and (packages is None or isinstance(packages, dict))
+        and isinstance(messages, list)
+        and all(isinstance(text, str) for text in messages)
+        and is_count(memory)
+    )
+
+
 def _is_number(found: Any) -> bool:
     return isinstance(found, int | float) and not isinstance(found, bool)
 
@@ -163,7 +183,7 @@ _FORMS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "content": (_is_text, "text"),
     "files": (_are_files, "length and digest of files below its folder"),
     "runtime": (_is_mapping, "keys and values"),
-    "provenance": (_is_mapping, "keys and values"),
+    "provenance": (_is_provenance, "what is known of how it was made"),
     "seconds": (_is_number, "a number"),
     "disk_bytes": (is_count, "a whole number"),
     "written": (is_count, "a whole number"),

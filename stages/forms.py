@@ -7,16 +7,27 @@ only that it is what somebody wrote. What does not fit is corrupt, before anythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ensdistill.pipeline.manifest import Form
 from ensdistill.stages.graph import VERSIONS
 
+T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _rectangular(rows: list[list[T]]) -> list[list[T]]:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("rows of one length")
+    return rows
+
+
+Counts = Annotated[list[list[Count]], AfterValidator(_rectangular)]
+Numbers = Annotated[list[list[Number]], AfterValidator(_rectangular)]
 _SHOWN: Final = 40
 
 
@@ -61,8 +72,8 @@ class _Modelled(_Form):
     images: Count
     weights: list[Number]
     prior: list[Number]
-    confusions: list[list[list[Number]]]
-    reliability: list[list[Number | None]]
+    confusions: list[Numbers]
+    reliability: Annotated[list[list[Number | None]], AfterValidator(_rectangular)]
     rounds: Count
     converged: bool
 
@@ -88,7 +99,7 @@ class _Method(_Form):
     iou_covered: dict[str, Number | None]
     coverage: Number | None
     pixel_accuracy: Number | None
-    confmat: list[list[Count]] | None = None
+    confmat: Counts | None = None
 
 
 class _Evaluated(_Form):
@@ -148,7 +159,7 @@ class _Sums(_Form):
 
 
 class _Confusions(_Form):
-    confmats: list[list[list[Count]]]
+    confmats: list[Counts]
 
 
 _FORMS: Final[Mapping[str, tuple[type[_Form], type[_Form]]]] = {
@@ -183,7 +194,7 @@ def _told(error: Any) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{where}: is missing"
-    said = error["msg"].removeprefix("Input should be ")
+    said = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     found = repr(error["input"])
     shown = found if len(found) <= _SHOWN else found[: _SHOWN - 3] + "..."
     return f"{where}: expected {said}, found {shown}"

@@ -256,6 +256,10 @@ OTHERS = {  # what is expected: values that are something else
     COUNT: [None, True, 1.5, -1, "1", [1], {}],
     KEYS: [None, True, 3, "x", [], [["x", 1]]],
     TEXTS: [None, 3, "x", [], {"x": 1}, {"x": None}, {"x": ["y"]}],
+    "what is known": [
+        *(None, 3, "x", [], {"command": 3}, {"git": "abc"}, {"git": {"commit": None}}),
+        *({"packages": []}, {"messages": "x"}, {"messages": [3]}, {"peak_memory": ["x"]}),
+    ],
     "a number": [None, True, "1", [1.5], {}],
     "length and digest": [
         *(None, 3, "x", [], ["x"], {"x": None}, {"x": 3}, {"x": [3]}, {"x": ["3", "0"]}),
@@ -267,7 +271,8 @@ OTHERS = {  # what is expected: values that are something else
 EXPECTED = {
     **dict.fromkeys(["node", "stage", "fingerprint", "content", "finished"], TEXT),
     **dict.fromkeys(["version", "disk_bytes", "written", "reused", "format"], COUNT),
-    **dict.fromkeys(["recipe", "result", "runtime", "provenance"], KEYS),
+    **dict.fromkeys(["recipe", "result", "runtime"], KEYS),
+    "provenance": "what is known",
     **dict.fromkeys(["inputs", "made_from"], TEXTS),
     "seconds": "a number",
     "files": "length and digest",

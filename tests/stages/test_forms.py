@@ -73,6 +73,7 @@ def test_values_within_a_field_are_looked_at(artifacts):
         ("certainty", ("certainty", "road"), "0.5"),
         ("label-model", ("confusions", 0, 0), 0.5),
         ("label-model", ("confusions", 0, 0, 0), None),
+        ("label-model", ("confusions", 0), [[0.5], [0.5, 0.5]]),
         ("evaluation", ("methods", 0), None),
         ("evaluation", ("methods", 0, "iou"), []),
         ("ablation", ("flexibility", "compositions", 0, "best"), 3),
