@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -122,6 +123,14 @@ def _is_text(found: Any) -> bool:
     return isinstance(found, str)
 
 
+def _is_time(found: Any) -> bool:
+    """Whether it is empty or a time in ISO form."""
+    try:
+        return found == "" or bool(datetime.datetime.fromisoformat(found))
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_mapping(found: Any) -> bool:
     return isinstance(found, dict)
 
@@ -145,6 +154,9 @@ def _is_file(name: str, entry: Any) -> bool:
     )
 
 
+_TOLD: Final = ("command", "begun", "host", "platform", "python")
+
+
 def _is_provenance(found: Any) -> bool:
     """Whether what is shown of it, where it is there, can be."""
     if not isinstance(found, dict):
@@ -152,8 +164,8 @@ def _is_provenance(found: Any) -> bool:
     git, packages = found.get("git"), found.get("packages")
     messages, memory = found.get("messages", []), found.get("peak_memory", 0)
     return (
-        all(isinstance(found.get(key), str | None) for key in ("command", "begun", "host"))
-        and all(isinstance(found.get(key), str | None) for key in ("platform", "python"))
+        all(isinstance(found.get(key), str | None) for key in _TOLD)
+        and _is_time(found.get("begun") or "")
         and (
             git is None
             or (isinstance(git, dict) and _is_text(git.get("commit")) and "changed" in git)
@@ -188,7 +200,7 @@ _FORMS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "disk_bytes": (is_count, "a whole number"),
     "written": (is_count, "a whole number"),
     "reused": (is_count, "a whole number"),
-    "finished": (_is_text, "text"),
+    "finished": (_is_time, "a time in ISO form"),
     "format": (is_count, "a whole number"),
 }
 

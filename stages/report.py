@@ -206,8 +206,10 @@ def _cost(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def _later(one: str, other: str) -> bool:
-    parse = datetime.datetime.fromisoformat
-    return bool(one) and parse(one) >= parse(other)
+    def seconds(time: str) -> float:
+        return datetime.datetime.fromisoformat(time).timestamp()
+
+    return bool(one) and seconds(one) >= seconds(other)
 
 
 def _warnings(

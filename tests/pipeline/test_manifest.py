@@ -257,9 +257,19 @@ OTHERS = {  # what is expected: values that are something else
     KEYS: [None, True, 3, "x", [], [["x", 1]]],
     TEXTS: [None, 3, "x", [], {"x": 1}, {"x": None}, {"x": ["y"]}],
     "what is known": [
-        *(None, 3, "x", [], {"command": 3}, {"git": "abc"}, {"git": {"commit": None}}),
+        *(
+            None,
+            3,
+            "x",
+            [],
+            {"command": 3},
+            {"begun": "x"},
+            {"git": "abc"},
+            {"git": {"commit": None}},
+        ),
         *({"packages": []}, {"messages": "x"}, {"messages": [3]}, {"peak_memory": ["x"]}),
     ],
+    "a time": [None, True, 3, [], {}, "yesterday", "2024-13-01"],
     "a number": [None, True, "1", [1.5], {}],
     "length and digest": [
         *(None, 3, "x", [], ["x"], {"x": None}, {"x": 3}, {"x": [3]}, {"x": ["3", "0"]}),
@@ -269,7 +279,8 @@ OTHERS = {  # what is expected: values that are something else
     ],
 }
 EXPECTED = {
-    **dict.fromkeys(["node", "stage", "fingerprint", "content", "finished"], TEXT),
+    **dict.fromkeys(["node", "stage", "fingerprint", "content"], TEXT),
+    "finished": "a time",
     **dict.fromkeys(["version", "disk_bytes", "written", "reused", "format"], COUNT),
     **dict.fromkeys(["recipe", "result", "runtime"], KEYS),
     "provenance": "what is known",
