@@ -702,7 +702,7 @@ class Experiment:
 
     def folder(self, text: str) -> Path:
         """Return a path of the file, relative to the file's folder unless absolute."""
-        return self.base / Path(text).expanduser()
+        return self.base / images.expanded(text)
 
     def named_paths(self) -> list[Path]:
         """Return the networks and weights that the file names: they may lie in a workspace."""
@@ -746,7 +746,7 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     """
     path = path.resolve()
     config = read_model(path, Config)
-    workspace = path.parent / Path(config.workspace).expanduser()
+    workspace = path.parent / images.expanded(config.workspace)
     experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
     problems = _problems(experiment)
     raise_all([f"{path}: {p}" for p in problems], ConfigError)
