@@ -576,6 +576,8 @@ class Runtime(Section):
     cache: bool = True
     keep_checkpoints: Positive = 2
     tensorboard: str | None = None
+    # of an image, for want of memory; kept out of manifests: it changes nothing that is made
+    max_pixels: Annotated[int, Field(gt=0, exclude=True)] = 178_956_970
     jobs: Positive = 1  # probes at a time, each in a process of its own
     scheduler: str | None = None  # of dask, for several machines: its address, or its file
 

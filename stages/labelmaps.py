@@ -251,5 +251,12 @@ def _file(place: Place) -> str:
 
 
 def image_sizes(job: Job) -> dict[str, tuple[int, int]]:
-    """Return height and width of every image of a job, from the files' headers."""
-    return {p.id: image_size(p.image) for p in job.work.local.pictures}
+    """Return height and width of every image of a job, from the files' headers.
+
+    Raises
+    ------
+    DataError
+        If an image is larger than it may be.
+    """
+    local = job.work.local
+    return {p.id: image_size(p.image, local.max_pixels) for p in local.pictures}
