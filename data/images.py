@@ -290,10 +290,12 @@ def walk(top: Path | str) -> Iterator[tuple[str, list[str]]]:
         try:
             with os.scandir(at) as entries:
                 for entry in entries:
-                    if not entry.is_dir():
+                    linked = entry.is_symlink()
+                    # `isdir` is no error where a link leads to itself
+                    if not (os.path.isdir(entry.path) if linked else entry.is_dir()):  # noqa: PTH112
                         names.append(entry.name)
                     elif not entry.name.startswith("."):
-                        (links if entry.is_symlink() else folders).append(entry.path)
+                        (links if linked else folders).append(entry.path)
         except OSError as error:
             raise DataError(f"{at}: cannot be listed ({error.strerror})") from error
         yield at, names

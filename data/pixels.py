@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import secrets
 import struct
 import time
@@ -23,6 +24,7 @@ from PIL import features
 
 from ensdistill.data.images import Picture
 from ensdistill.data.pictures import UInt8, image_size, read_image
+from ensdistill.pipeline.opening import open_regular, read_regular
 
 _FORM: Final = b"ensdistill px 1\n"
 # another decoder may give other pixels of a JPEG, so theirs are not used
@@ -31,6 +33,7 @@ _DECODER: Final = f"Pillow {PIL.__version__} jpg {features.version('jpg')}".enco
 _HEADER: Final = struct.Struct("<16s32s32sII")
 _CHECKSUM: Final = struct.Struct("<I")
 _START: Final = _HEADER.size + _CHECKSUM.size
+_NAME: Final = re.compile(r"([0-9a-f]{64})\.rgb(\.[0-9a-f]{16}\.partial)?")
 _ABANDONED: Final = 3600  # seconds after which nobody is writing a temporary file any more
 
 
@@ -64,9 +67,12 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         found = set()
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(".rgb"):
-                found.add(entry.name.removesuffix(".rgb"))
-            elif entry.name.endswith(".partial"):
+            name = _NAME.fullmatch(entry.name)
+            if name is None:  # not ours
+                continue
+            if name[2] is None:
+                found.add(name[1])
+            else:
                 with suppress(FileNotFoundError):  # renamed or swept meanwhile
                     if time.time() - entry.stat().st_mtime > _ABANDONED:
                         Path(entry).unlink()
@@ -82,7 +88,7 @@ class PixelCache:
         """
         try:
             # read, not mapped: a disk that fails raises here and would kill a process that maps
-            content = self.file(sha256).read_bytes()
+            content = read_regular(self.file(sha256))
             height, width = _size(content, sha256)
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
@@ -142,7 +148,7 @@ class PixelCache:
             left to `fault`.
         """
         try:
-            with self.file(sha256).open("rb") as file:
+            with open_regular(self.file(sha256)) as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             height, width = _size(content, sha256)
         except (OSError, ValueError):

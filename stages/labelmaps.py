@@ -22,6 +22,7 @@ from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
 from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.opening import NotRegularError, StrayNameError, inner, read_regular
 from ensdistill.stages.functional.scores import class_counts
 
 STORE: Final = "labels.zarr"
@@ -73,8 +74,9 @@ class LabelReader:
         """
         file = self.folder / stored.file
         try:
-            content = file.read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+            file = inner(self.folder, stored.file)
+            content = read_regular(file)
+        except (FileNotFoundError, IsADirectoryError, NotRegularError, StrayNameError):
             content = b""
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error

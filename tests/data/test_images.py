@@ -551,3 +551,24 @@ def test_a_pattern_that_matches_nothing_comes_with_a_hint(touch, pattern, hint):
     with pytest.raises(DataError) as caught:
         from_globs("i/*", pattern, base, "x")
     assert f"among 0 that match {pattern!r}; the first is x [1]2{hint}" in str(caught.value)
+
+
+def test_a_link_to_itself_is_no_folder(touch):
+    base = linked(touch("p/a.png"), p__loop="loop")
+    assert list(images.predictions(base / "p", ["a"], "x")) == ["a"]
+    with pytest.raises(DataError, match=r"p/loop is a link to loop, which is not there"):
+        images.predictions(base / "p", ["a", "b"], "x")
+
+
+def test_names_that_are_no_utf8_are_paired(tmp_path):
+    name = os.fsdecode(b"stra\xdfe")
+    for file in (f"i/{name}.png", f"l/{name}_gtFine_labelIds.png", f"p/{name}/1.png", "p/b/1.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (tmp_path / file).touch()
+        except OSError:
+            pytest.skip("this file system has no such names")
+    (found,) = from_globs("i/*", "l/*", tmp_path, "x")
+    assert (found.id, found.labels.name) == (name, f"{name}_gtFine_labelIds.png")
+    wanted = [f"{name}/1", "b/1"]
+    assert list(images.predictions(tmp_path / "p", wanted, "x")) == wanted
