@@ -22,6 +22,9 @@ _SUFFIXES: Final = (
     "_gtFine_labelIds",
     "_gtFine_labelTrainIds",
     "_gtFine_color",
+    "_gtCoarse_labelIds",  # and Foggy Driving
+    "_gtCoarse_labelTrainIds",
+    "_gtCoarse_color",
     "_gtFine_labelids",  # IDD
     "_gtFine_labelcsTrainIds",
     "_gtFine_labellevel3Ids",
@@ -139,7 +142,7 @@ def from_list(file: str, base: Path, where: str) -> list[Picture]:
     labelled = sum(len(row) == 2 for row in rows)
     if labelled not in (0, len(rows)):
         raise DataError(f"{path}: {labelled} of {len(rows)} lines name a label file; all or none")
-    listed = [[str(path.parent / cell.strip()) for cell in row] for row in rows]
+    listed = [[_as_written(str(path.parent / cell.strip())) for cell in row] for row in rows]
     images = _by_id([row[0] for row in listed], where)
     if not images:
         raise DataError(f"{path}: lists no image")
@@ -264,12 +267,12 @@ def _require_own(found: Mapping[str, str], where: str) -> None:
             raise _whose(where, path, other, i)
 
 
-def walk(top: Path | str) -> Iterator[tuple[str, list[str]]]:
+def walk(top: Path | str, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
     """Yield a folder and all below it, each once and with the names of the files in it.
 
     Links to folders are followed, after all else: what lies behind one is found by its own name
-    where it has one here. Hidden folders are left out, as are those that the top one lies in:
-    a link to one of them leads in a circle.
+    where it has one here. A link to a folder that the top one lies in leads in a circle and is left
+    out, as are hidden folders if so wished.
 
     Raises
     ------
@@ -294,7 +297,7 @@ def walk(top: Path | str) -> Iterator[tuple[str, list[str]]]:
                     # `isdir` is no error where a link leads to itself
                     if not (os.path.isdir(entry.path) if linked else entry.is_dir()):  # noqa: PTH112
                         names.append(entry.name)
-                    elif not entry.name.startswith("."):
+                    elif hidden or not entry.name.startswith("."):
                         (links if linked else folders).append(entry.path)
         except OSError as error:
             raise DataError(f"{at}: cannot be listed ({error.strerror})") from error
@@ -326,6 +329,14 @@ def _require_goal(path: str) -> None:
     """Refuse a link to nothing, which may have led to a folder of images."""
     if (broken := _broken(path)) is not None:
         raise DataError(f"{broken}; mend or remove it")
+
+
+def _as_written(path: str) -> str:
+    """Return a path as the file system writes it, where that is another form of Unicode."""
+    if path.isascii() or os.path.lexists(path):
+        return path
+    parts = Path(os.path.abspath(path)).parts  # noqa: PTH100
+    return next(_expand(parts[0], list(map(glob.escape, parts[1:]))), path)
 
 
 def _apart(folders: Iterable[str]) -> dict[str, str]:
@@ -360,7 +371,7 @@ def _expand(folder: str, parts: Sequence[str]) -> Iterator[str]:
     """Yield what the parts of a pattern match in a folder."""
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for below, names in walk(folder):
+        for below, names in walk(folder, hidden=False):
             for name in names:
                 if not name.lower().endswith(_PICTURES):  # an image is missed where it is read
                     _require_goal(os.path.join(below, name))  # noqa: PTH118

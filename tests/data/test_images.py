@@ -412,6 +412,7 @@ def test_a_prediction_is_that_of_one_kind_of_weather(touch):
             "a_gtFine_labelIds.png",
         ),
         ("a.jpg", "a_train_id.png"),
+        ("a_leftImg8bit.png", "a_gtCoarse_labelTrainIds.png"),
         ("a.jpg", "a.png"),
         ("a_leftImg8bit.jpg", "a_gtFine_labelcsTrainIds.png"),
     ],
@@ -445,6 +446,9 @@ def test_names_are_the_same_in_both_of_unicodes_forms(touch, forms):
     expected = {f"{k}{one}/1": f"{base}/m/{k}{other}/1.png" for k in "ab"}
     assert images.predictions(base / "m", list(expected), "x") == expected
     assert ids(from_globs(f"n/{other}/*/*.png", None, base, "x")) == ["a/1", "b/1"]
+    (base / "list.txt").write_text(f"n/{other}/a/1.png\tp/{one}.png\n")
+    (found,) = from_list("list.txt", base, "x")
+    assert (found.image, found.labels) == (base / f"n/{one}/a/1.png", base / f"p/{other}.png")
 
 
 def test_two_names_in_different_forms_are_refused(touch):
@@ -572,3 +576,11 @@ def test_names_that_are_no_utf8_are_paired(tmp_path):
     assert (found.id, found.labels.name) == (name, f"{name}_gtFine_labelIds.png")
     wanted = [f"{name}/1", "b/1"]
     assert list(images.predictions(tmp_path / "p", wanted, "x")) == wanted
+
+
+def test_a_pattern_finds_no_hidden_folder_and_predictions_may_lie_in_one(touch):
+    base = touch("i/.kept/b.png", "i/a.png", "i/.c.png")
+    for pattern in ("i/**/*.png", "i/**", "**/*.png"):
+        assert ids(from_globs(pattern, None, base, "x")) == ["a"]
+    assert ids(from_globs("i/.*/*.png", None, base, "x")) == ["b"]
+    assert list(images.predictions(base / "i", ["a", "b"], "x")) == ["a", "b"]
