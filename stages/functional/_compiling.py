@@ -5,11 +5,11 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import numba
 import numpy as np
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.sigutils import normalize_signature
 from numpy.typing import NDArray
 
@@ -25,8 +25,23 @@ EIGHT: Final = np.uint64(8)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+_HOME: Final = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~"))  # noqa: PTH111
+
+
+class _Places(CompileResultCacheImpl):  # type: ignore[misc]
+    """Where numba looks for a place; without a home it would make a folder called `~` here."""
+
+    _locator_classes: ClassVar = [
+        locator
+        for locator in CompileResultCacheImpl._locator_classes
+        if os.path.isabs(_HOME) or "UserWide" not in locator.__name__  # noqa: PTH117
+    ]
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]
     """numba's cache of a function, of which nothing need be there: it is compiled instead."""
+
+    _impl_class = _Places
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what was compiled for these types, None if it is not there or spoilt."""
@@ -77,7 +92,5 @@ def _cache(function: Callable[..., Any]) -> _Cache | None:
 
 
 def _is_ours(folder: Path) -> bool:
-    # without a home numba takes `~` for a folder of the current one, whose content is anybody's
     found = folder.stat()
-    mine = found.st_uid in (os.geteuid(), 0)
-    return folder.is_absolute() and mine and not found.st_mode & stat.S_IWOTH
+    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & stat.S_IWOTH
