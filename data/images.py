@@ -1,4 +1,4 @@
-"""Lists of images and of the label files that belong to them. No file is opened here."""
+"""Lists of images and of the label files that belong to them. No image is opened here."""
 
 from __future__ import annotations
 
@@ -341,7 +341,8 @@ def _as_written(path: str) -> str:
 
 def _apart(folders: Iterable[str]) -> dict[str, str]:
     """Return each folder without the parts that all have in common, at the front and the end."""
-    parts = {folder: Path(_normal(folder)).parts for folder in set(folders)}
+    # without `..`, which would lead out of the folder of whoever writes a file by an id
+    parts = {folder: Path(os.path.normpath(_normal(folder))).parts for folder in set(folders)}
     first = _alike(parts.values())
     rest = {folder: of[first:] for folder, of in parts.items()}
     last = _alike(of[::-1] for of in rest.values())

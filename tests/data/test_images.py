@@ -584,3 +584,12 @@ def test_a_pattern_finds_no_hidden_folder_and_predictions_may_lie_in_one(touch):
         assert ids(from_globs(pattern, None, base, "x")) == ["a"]
     assert ids(from_globs("i/.*/*.png", None, base, "x")) == ["b"]
     assert list(images.predictions(base / "i", ["a", "b"], "x")) == ["a", "b"]
+
+
+def test_no_id_leads_up(touch):
+    base = touch("lists/a/1.png", "b/1.png", "lists/c/1.png")
+    (base / "lists/list.txt").write_text("a/1.png\n../b/1.png\na/../c/1.png\n")
+    assert ids(from_list("lists/list.txt", base, "x")) == ["b/1", "lists/a/1", "lists/c/1"]
+    (base / "lists/list.txt").write_text("a/1.png\nc/../a/1.png\n")
+    with pytest.raises(DataError, match="have the same image id '1'"):
+        from_list("lists/list.txt", base, "x")
