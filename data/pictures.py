@@ -111,13 +111,13 @@ def _opened(
 
 def _unidentified(path: Path | str, start: bytes, role: _Role) -> DataError:
     """Return the refusal of a file that is none of its role's formats, by its first bytes."""
-    if (instead := what_instead(path)) is not None:
-        return DataError(f"{path}: cannot be read as an image: it {instead}")
     Image.init()  # all formats there are; their tests look at these bytes alone
     tests = {name: Image.OPEN[name][1] for name in Image.ID}
     found = next((n for n, fits in tests.items() if len(start) == 16 and fits and fits(start)), "")
     if found and found not in role.formats:
         return DataError(f"{path}: its content is {found}; {role.expected}")
+    if (instead := what_instead(path)) is not None:
+        return DataError(f"{path}: cannot be read as an image: it {instead}")
     why = f"a damaged {found}, or an unknown kind of it" if found else "an unknown kind of file"
     return DataError(f"{path}: cannot be read as an image ({why}); replace the file")
 

@@ -33,7 +33,7 @@ _DECODER: Final = f"Pillow {PIL.__version__} jpg {features.version('jpg')}".enco
 _HEADER: Final = struct.Struct("<16s32s32sII")
 _CHECKSUM: Final = struct.Struct("<I")
 _START: Final = _HEADER.size + _CHECKSUM.size
-_NAME: Final = re.compile(r"([0-9a-f]{64})\.rgb(\.[0-9a-f]{16}\.partial)?")
+_PARTIAL: Final = re.compile(r"[0-9a-f]{64}\.rgb\..+\.partial")
 _ABANDONED: Final = 3600  # seconds after which nobody is writing a temporary file any more
 
 
@@ -67,12 +67,9 @@ class PixelCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         found = set()
         for entry in os.scandir(self.folder):
-            name = _NAME.fullmatch(entry.name)
-            if name is None:  # not ours
-                continue
-            if name[2] is None:
-                found.add(name[1])
-            else:
+            if entry.name.endswith(".rgb"):
+                found.add(entry.name.removesuffix(".rgb"))
+            elif _PARTIAL.fullmatch(entry.name):
                 with suppress(FileNotFoundError):  # renamed or swept meanwhile
                     if time.time() - entry.stat().st_mtime > _ABANDONED:
                         Path(entry).unlink()
