@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -137,6 +138,8 @@ def _legend(figure: Figure, kinds: Sequence[str]) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     """Return a figure of so many inches, apart from pyplot's state and any display."""
+    # where there is no home it tells at length that it made a temporary folder of its own
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)

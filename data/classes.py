@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from ensdistill.data.images import expanded
 from ensdistill.pipeline.errors import ConfigError
 
 IGNORE_INDEX: Final = 255
@@ -276,7 +277,7 @@ def table_file(name: str, base: Path) -> Path | None:
     if name in TABLES:
         return None
     if name.endswith((".yaml", ".yml")):
-        return base / Path(name).expanduser()
+        return base / expanded(name)
     near = difflib.get_close_matches(name, list(TABLES), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known tables: {', '.join(TABLES)}"
     raise ConfigError(f"unknown class table {name!r}; {hint} (or give a .yaml file)")

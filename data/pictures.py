@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,10 +19,21 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import (
+    NotRegularError,
+    open_regular,
+    read_regular,
+    what_instead,
+)
 
 UInt8 = npt.NDArray[np.uint8]
 
 STEPS: Final = 250  # of a certainty: 0 to 1 stay below what stands for an unwritten map
+# Whoever opens an image says how large it may be. Pillow's own limit would be that of every program
+# in this process, and can neither be told from damage nor be raised for one experiment.
+Image.MAX_IMAGE_PIXELS = None
+
+_BLOCK: Final = 1 << 22  # pixels that are counted at a time
 _UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _PLANES = 258, 284  # of TIFF
@@ -68,24 +80,29 @@ _VALUES: Final = _Role(
 
 @contextmanager
 def _opened(
-    path: Path | str, role: _Role, content: bytes | None = None
+    path: Path | str, role: _Role, content: bytes | None = None, most: int | None = None
 ) -> Iterator[ImageFile.ImageFile]:
     """Open a file, or what it holds, as a format of its role; only its header is decoded.
 
-    What Pillow trips over, in the block as well, is raised as a refusal.
+    It has `most` pixels at most. What Pillow trips over, in the block as well, is raised as a
+    refusal.
     """
     try:
-        with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
+        with open_regular(path) if content is None else io.BytesIO(content) as file:
             try:
                 image = Image.open(file, formats=role.formats)
             except UnidentifiedImageError as error:  # whose text names a buffer
                 file.seek(0)
                 raise _unidentified(path, file.read(16), role) from error
             with image:
+                if most is not None:
+                    _require_within(path, image, most)
                 _require_plain(path, image, role)
                 yield image
     except (DataError, MemoryError):
         raise
+    except NotRegularError as error:
+        raise DataError(f"{path}: cannot be read as an image: it is {error.strerror}") from error
     except Exception as error:  # a spoilt file makes it raise almost anything
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"
@@ -99,8 +116,20 @@ def _unidentified(path: Path | str, start: bytes, role: _Role) -> DataError:
     found = next((n for n, fits in tests.items() if len(start) == 16 and fits and fits(start)), "")
     if found and found not in role.formats:
         return DataError(f"{path}: its content is {found}; {role.expected}")
+    if (instead := what_instead(path)) is not None:
+        return DataError(f"{path}: cannot be read as an image: it {instead}")
     why = f"a damaged {found}, or an unknown kind of it" if found else "an unknown kind of file"
     return DataError(f"{path}: cannot be read as an image ({why}); replace the file")
+
+
+def _require_within(path: Path | str, image: Image.Image, most: int) -> None:
+    pixels = image.width * image.height
+    if pixels > most:
+        raise DataError(
+            f"{path}: {image.height}x{image.width} pixels (height x width) are more than the limit "
+            f"of {most}; if it is meant to be so large, and there is memory for it, raise the "
+            f"limit: `runtime: {{max_pixels: {pixels}}}`"
+        )
 
 
 def _require_plain(path: Path | str, image: ImageFile.ImageFile, role: _Role) -> None:
@@ -117,10 +146,21 @@ def _require_plain(path: Path | str, image: ImageFile.ImageFile, role: _Role) ->
         raise DataError(f"{path}: its content is TIFF compressed as {compression}; {role.expected}")
 
 
-def _open(path: Path | str, role: _Role, sha256: str | None) -> tuple[Image.Image, str]:
-    """Return a decoded image and how its file holds the pixels (see `_layout`)."""
+def _open(
+    path: Path | str,
+    role: _Role,
+    sha256: str | None,
+    *,
+    fits: Callable[[tuple[int, int]], object] | None = None,
+) -> tuple[Image.Image, str]:
+    """Return a decoded image and how its file holds the pixels (see `_layout`).
+
+    `fits` is asked about its height and width before it is decoded, and raises if they are wrong.
+    """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
+    except NotRegularError as error:
+        raise DataError(f"{path}: cannot be read as an image: it is {error.strerror}") from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"
@@ -131,6 +171,8 @@ def _open(path: Path | str, role: _Role, sha256: str | None) -> tuple[Image.Imag
             "the file's date was kept)"
         )
     with _opened(path, role, content) as image:
+        if fits is not None:
+            fits((image.height, image.width))
         if _is_misread(image, content):
             raise DataError(
                 f"{path}: {image.format} of samples that would not be read right; save it as PNG"
@@ -143,7 +185,8 @@ def _open(path: Path | str, role: _Role, sha256: str | None) -> tuple[Image.Imag
         if orientation in range(2, 9):  # 0, as some cameras write it, turns nothing
             raise DataError(
                 f"{path}: EXIF orientation {orientation}; turn the pixels themselves and remove "
-                "the tag"
+                f"the tag, as `mogrify -auto-orient {shlex.quote(str(path))}` of ImageMagick does, "
+                "or `exiftran -ai` with a JPEG"
             )
         image.load()
         return image, layout
@@ -194,12 +237,17 @@ def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
     DataError
         If the file is no whole 8-bit image, or another one than was planned for.
     """
+    return np.asarray(_photograph(path, sha256).convert("RGB"))
+
+
+def _photograph(path: Path | str, sha256: str | None) -> Image.Image:
+    """Return a photograph as it is, decoded."""
     image, layout = _open(path, _PHOTOGRAPH, sha256)
     if image.mode not in _PHOTO_MODES or layout.startswith(_DEEP):
         raise DataError(
             f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
         )
-    return np.asarray(image.convert("RGB"))
+    return image
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -209,20 +257,46 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width in pixels of a photograph, from its file's header alone."""
-    with _opened(path, _PHOTOGRAPH) as image:
+def image_size(path: Path, most: int | None = None) -> tuple[int, int]:
+    """Return height and width in pixels of a photograph, from its file's header alone.
+
+    Raises
+    ------
+    DataError
+        If it is no image, or one of more than `most` pixels.
+    """
+    with _opened(path, _PHOTOGRAPH, most=most) as image:
+        return image.height, image.width
+
+
+def values_size(path: Path, most: int | None = None) -> tuple[int, int]:
+    """Return height and width in pixels of a label file, as `image_size`."""
+    with _opened(path, _VALUES, most=most) as image:
         return image.height, image.width
 
 
 def inspect_image(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """Decode a photograph once and return its ``height`` and ``width`` in pixels."""
-    height, width, _ = read_image(path, sha256).shape
-    return {"height": height, "width": width}
+    image = _photograph(path, sha256)
+    return {"height": image.height, "width": image.width}
+
+
+def require_same(path: Path | str, own: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Refuse a label file that has not its image's height and width."""
+    if own != size:
+        raise DataError(
+            f"{path}: {own[0]}x{own[1]} pixels (height x width), its image has "
+            f"{size[0]}x{size[1]}; resize the files of its folder to the images, by nearest "
+            "neighbour"
+        )
 
 
 def read_values(
-    path: Path | str, sha256: str | None = None, *, palette: bool
+    path: Path | str,
+    sha256: str | None = None,
+    *,
+    palette: bool,
+    size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.int64] | UInt8:
     """Return the raw values of a label file, (H, W).
 
@@ -235,6 +309,8 @@ def read_values(
         What its bytes must be.
     palette : bool
         Colours stand for classes; values are packed as ``red << 16 | green << 8 | blue``.
+    size : (int, int), optional
+        Height and width that it must have; another one is refused before it is decoded.
 
     Returns
     -------
@@ -247,7 +323,8 @@ def read_values(
         If the file is unreadable, another one than was planned for, of a format or a compression
         that changes values, turned by a tag, or holds colours where ids are expected.
     """
-    image, layout = _open(path, _VALUES, sha256)
+    fits = None if size is None else lambda own: require_same(path, own, size)
+    image, layout = _open(path, _VALUES, sha256, fits=fits)
     if image.mode not in (*_ID_MODES, *_COLOUR_MODES):
         raise DataError(
             f"{path}: pixel mode {layout}; expected whole numbers in one channel, or RGB; save the "
@@ -315,7 +392,9 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
     """Return ``height``, ``width`` and ``values``: every raw value (as text) with its pixels."""
     raw = read_values(path, sha256, palette=palette)
     if raw.dtype == np.uint8:  # seven times as fast as sorting the pixels
-        every = np.bincount(raw.ravel(), minlength=256)
+        every = np.zeros(256, np.int64)
+        for k in range(0, raw.size, _BLOCK):  # which are copied as numbers of 8 bytes
+            every += np.bincount(raw.flat[k : k + _BLOCK], minlength=256)
         values = np.flatnonzero(every)
         counts = every[values]
     else:
@@ -346,7 +425,7 @@ def read_certainty(path: Path | str, size: tuple[int, int], sha256: str | None =
     DataError
         If the file is unreadable, another one than was planned for, or not such a PNG.
     """
-    steps = _read_steps(path, sha256)
+    steps = _read_steps(path, sha256, lambda own: times_larger(path, own, size))
     factor = times_larger(path, steps.shape, size)
     return steps.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -374,8 +453,12 @@ def times_larger(path: Path | str, own: tuple[int, ...], size: tuple[int, int]) 
     return factor
 
 
-def _read_steps(path: Path | str, sha256: str | None) -> UInt8:
-    image, layout = _open(path, _VALUES, sha256)
+def _read_steps(
+    path: Path | str,
+    sha256: str | None,
+    fits: Callable[[tuple[int, int]], object] | None = None,
+) -> UInt8:
+    image, layout = _open(path, _VALUES, sha256, fits=fits)
     most = {"L": 255, "I;16": 65535, "I;16B": 65535}.get(layout)
     if most is None:
         raise DataError(f"{path}: pixel mode {layout}; expected a grey PNG of 8 or 16 bits")
@@ -400,15 +483,18 @@ class Decoder:
         # the fastest look-up there is, in Python or NumPy
         self._table = bytes(legal.get(value, _UNKNOWN) for value in range(256))
 
-    def read(self, path: Path | str, sha256: str | None = None) -> UInt8:
+    def read(
+        self, path: Path | str, sha256: str | None = None, size: tuple[int, int] | None = None
+    ) -> UInt8:
         """Return a label file as (H, W) uint8 train ids, 255 where ignored.
 
         Raises
         ------
         DataError
-            If it cannot be read, is not what `sha256` says or holds a value outside the table.
+            If it cannot be read, is not what `sha256` says, has not the `size` of its image or
+            holds a value outside the table.
         """
-        raw = read_values(path, sha256, palette=self._palette)
+        raw = read_values(path, sha256, palette=self._palette, size=size)
         if raw.dtype == np.uint8:
             ids = np.frombuffer(raw.tobytes().translate(self._table), np.uint8).reshape(raw.shape)
             known = ids != _UNKNOWN

@@ -17,6 +17,7 @@ from numcodecs import zstd
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.pipeline.errors import CorruptError, DataError
+from ensdistill.pipeline.opening import NotRegularError, read_regular
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -68,7 +69,10 @@ class LabelStore:
         """
         description = _described((count, height, width))
         file = path / _DESCRIPTION
-        if not file.exists() or file.read_bytes() != description:
+        there = None
+        with suppress(OSError):
+            there = read_regular(file)
+        if there != description:
             found = None
             with suppress(CorruptError):
                 found = _shape(path)
@@ -125,10 +129,10 @@ class LabelStore:
         """
         file = self.path / chunk_name(index)
         try:
-            content = file.read_bytes()
+            content = read_regular(file)
         except FileNotFoundError:
             raise DataError(f"{self.path}: image {index} was not written") from None
-        except IsADirectoryError as error:
+        except (IsADirectoryError, NotRegularError) as error:
             raise CorruptError(f"{file}: cannot be read ({error}); {_REPAIR}") from error
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
@@ -209,6 +213,7 @@ def _shape(path: Path) -> tuple[int, int, int]:
     import zarr
 
     try:
+        read_regular(path / _DESCRIPTION)  # or Zarr may wait for what is no file
         array = zarr.open_array(path, mode="r", zarr_format=3)
         count, height, width = array.shape
         if min(array.shape) < 1:

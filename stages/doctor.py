@@ -45,6 +45,7 @@ EXTRAS: Final = {
 GIGABYTE: Final = 10**9
 _FOLDERS: Final = ("hf", "student", "factory")  # the kinds that are given by a folder
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
+_COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
 _PATIENCE: Final = 300  # seconds until an import is given up; a cold network disk takes a minute
 
 Level = Literal["ok", "warning", "problem"]
@@ -101,6 +102,14 @@ class Onnxruntime:
 
 
 @dataclass(frozen=True)
+class Numba:
+    """numba, and where it keeps what it compiled; None: nowhere."""
+
+    package: Package
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
 class Machine:
     """Cores, those that this process may use, and bytes of memory and of ``/dev/shm``."""
 
@@ -153,6 +162,7 @@ class Facts:
     torch: Torch
     torchvision: Torchvision
     onnxruntime: Onnxruntime
+    numba: Numba
     machine: Machine
     experiment: ExperimentFacts | None = None
 
@@ -175,11 +185,11 @@ class Finding:
 def gather(experiment: Experiment | None = None) -> Facts:
     """Look at the installation and the machine, and at which files an experiment names.
 
-    No image, no ground truth and no network is opened. torch, torchvision and onnxruntime are
-    imported, each in a process of its own: a broken one breaks nothing else.
+    No image, no ground truth and no network is opened. torch, torchvision, onnxruntime and
+    numba are imported, each in a process of its own: a broken one breaks nothing else.
     """
     with ThreadPoolExecutor() as threads:
-        torch, torchvision, onnxruntime = threads.map(_ask, _LOOKS)
+        torch, torchvision, onnxruntime, numba = threads.map(_ask, _LOOKS)
     core = ("ensdistill", "numpy", "zarr", "transformers", "tensorboard", "distributed")
     gpus = tuple(Gpu(**gpu) for gpu in torch[1].pop("gpus", ()))
     runtimes = tuple(name for name in _RUNTIMES if _version(name) is not None)
@@ -190,6 +200,7 @@ def gather(experiment: Experiment | None = None) -> Facts:
         torch=Torch(torch[0], gpus=gpus, **torch[1]),
         torchvision=Torchvision(torchvision[0], **torchvision[1]),
         onnxruntime=Onnxruntime(onnxruntime[0], runtimes, providers, **onnxruntime[1]),
+        numba=Numba(numba[0], **numba[1]),
         machine=_machine(),
         experiment=None if experiment is None else _experiment(experiment),
     )
@@ -204,6 +215,7 @@ def judge(facts: Facts) -> list[Finding]:
     found += _judge_torch(facts)
     found += _judge_torchvision(facts)
     found += _judge_onnxruntime(facts)
+    found.append(_judge_numba(facts.numba))
     found += _judge_extras(facts)
     found += _judge_machine(facts)
     if facts.experiment is not None:
@@ -330,6 +342,23 @@ def _judge_onnxruntime(facts: Facts) -> Iterator[Finding]:
     else:
         text = f"{package.version or 'of unknown version'}, {', '.join(runtime.providers)}"
         yield Finding("onnxruntime", "ok", text)
+
+
+def _judge_numba(numba: Numba) -> Finding:
+    package = numba.package
+    if not package.installed or package.error:
+        text = f"{package} does not import: {package.error}" if package.error else "absent"
+        return Finding("numba", "problem", text, "install ensdistill again, with pip")
+    if numba.cache is None:
+        return Finding(
+            "numba",
+            "warning",
+            f"{package.version}; cache: none; kernels are compiled anew in each process, about "
+            f"{_COMPILING} s, since neither the installation nor the home has a folder for them "
+            "that you can write to and others cannot",
+            "set NUMBA_CACHE_DIR to a folder of your own",
+        )
+    return Finding("numba", "ok", f"{package.version}; cache: {numba.cache}")
 
 
 def _on_gpu(facts: Facts) -> bool:
@@ -574,6 +603,12 @@ def _look_at_onnxruntime() -> dict[str, Any]:
     return {"version": module.__version__, "providers": providers, "cuda_error": cuda_error}
 
 
+def _look_at_numba() -> dict[str, Any]:
+    from ensdistill.stages.functional._compiling import cache_folder
+
+    return {"version": _version("numba"), "cache": cache_folder()}
+
+
 # y = x + x as ONNX (ir 8, opset 13): the smallest network that starts a provider
 _DOUBLING: Final = (
     b'\x08\x08\x12\x00:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08'
@@ -584,6 +619,7 @@ _LOOKS: Final = {
     "torch": _look_at_torch,
     "torchvision": _look_at_torchvision,
     "onnxruntime": _look_at_onnxruntime,
+    "numba": _look_at_numba,
 }
 
 if __name__ == "__main__":

@@ -577,6 +577,8 @@ class Runtime(Section):
     cache: bool = True
     keep_checkpoints: Positive = 2
     tensorboard: str | None = None
+    # of an image, for want of memory; kept out of manifests: it changes nothing that is made
+    max_pixels: Annotated[int, Field(gt=0, exclude=True)] = 178_956_970
     jobs: Positive = 1  # probes at a time, each in a process of its own
     scheduler: str | None = None  # of dask, for several machines: its address, or its file
 
@@ -705,7 +707,7 @@ class Experiment:
 
     def folder(self, text: str) -> Path:
         """Return a path of the file, relative to the file's folder unless absolute."""
-        return self.base / Path(text).expanduser()
+        return self.base / images.expanded(text)
 
     def named_paths(self) -> list[Path]:
         """Return the networks and weights that the file names: they may lie in a workspace."""
@@ -749,7 +751,7 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     """
     path = path.resolve()
     config = read_model(path, Config)
-    workspace = path.parent / Path(config.workspace).expanduser()
+    workspace = path.parent / images.expanded(config.workspace)
     experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
     problems = _problems(experiment)
     raise_all([f"{path}: {p}" for p in problems], ConfigError)

@@ -132,7 +132,7 @@ class Local:
         Teacher's id (or raw value of a PNG) to train id or 255.
     weights : mapping
         Path to sha256 of every file of a network that was not made here.
-    device, workers, threads, batch_size, channels_last
+    device, workers, threads, batch_size, channels_last, max_pixels
         See `experiment.Runtime`.
     checkpoint_every, keep_checkpoints, tensorboard
         See `experiment.Runtime`.
@@ -163,6 +163,7 @@ class Local:
     palette: bool = False
     batch_size: int = 1
     channels_last: bool = True
+    max_pixels: int | None = None
     watch: tuple[Picture, ...] = ()
     tensorboard: Path | None = None
     pixels: Path | None = None
@@ -997,6 +998,7 @@ class _Graph:
             device=runtime.device,
             batch_size=runtime.batch_size,
             channels_last=runtime.channels_last,
+            max_pixels=runtime.max_pixels,
             workers=runtime.workers,
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,

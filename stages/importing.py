@@ -22,7 +22,6 @@ from PIL import Image, PngImagePlugin
 
 from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.images import image_id
 from ensdistill.data.pictures import UInt8, read_values, times_larger
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError, raise_all
@@ -91,34 +90,25 @@ def find(experiment: Experiment) -> list[Found]:
 def _look(experiment: Experiment, name: str, folder: Path) -> Found:
     ids = [p.id for p in experiment.pictures(TRAIN)]
     labels = images.predictions(folder, ids, name)
-    splits, known = [TRAIN], set(ids)
-    pngs: dict[str, str] = {}
-    arrays: dict[str, str] = {}
-    extra = []
-    for parent, _, names in os.walk(folder):
-        for file in sorted(names):
-            kind, path = Path(file).suffix.lower(), f"{parent}{os.sep}{file}"
-            if kind == ".png":
-                pngs[image_id(file)] = path
-            elif kind in _ARRAYS and image_id(file) in known:
-                if (other := arrays.setdefault(image_id(file), path)) != path:
-                    raise DataError(f"{name}: {other} and {path} are certainties of one image")
-            elif kind in _ARRAYS:
-                extra.append(path)
+    files = [f"{at}{os.sep}{file}" for at, names in images.walk(folder) for file in names]
+    pngs = [path for path in files if path.lower().endswith(".png")]
+    sure = [path for path in files if path.lower().endswith(_ARRAYS)]
+    arrays = images.paired(ids, sure, f"{name}, certainties")
+    splits, used = [TRAIN], {*labels.values(), *arrays.values()}
     for split in (s for s in experiment.config.target if s != TRAIN):
-        of_split = {p.id for p in experiment.pictures(split)}
-        if of_split <= pngs.keys():
-            images.predictions(folder, list(of_split), name)  # refuses two of one image
+        of_split = [p.id for p in experiment.pictures(split)]
+        found = images.paired(of_split, pngs, name)
+        if len(found) == len(of_split):
             splits.append(split)
-            known |= of_split
+            used.update(found.values())
     missing = [i for i in ids if i not in arrays]
     if arrays and missing:
         raise DataError(
             f"{name}: {len(missing)} of {len(ids)} images have no certainties in {folder}, the "
             f"first is {missing[0]}; expected those of all images, or of none"
         )
-    extra += [path for key, path in pngs.items() if key not in known]
-    return Found(name, folder, labels, arrays, tuple(splits), tuple(sorted(extra)))
+    extra = sorted(path for path in (*pngs, *sure) if path not in used)
+    return Found(name, folder, labels, arrays, tuple(splits), tuple(extra))
 
 
 def require_outside(found: Sequence[Found], folder: Path) -> None:
@@ -204,10 +194,9 @@ def convert(
     }
     jobs: dict[_Conversion, str] = {}
     for one in found:
-        if one.certainties:
-            (folder / one.name).mkdir(parents=True, exist_ok=True)
         for key, source in one.certainties.items():
             target = folder / one.name / f"{key}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
             jobs[_Conversion(Path(source), one.labels[key], target, sizes[key])] = one.name
 
     def add(job: _Conversion, made: _Converted) -> None:

@@ -39,7 +39,7 @@ class _Reading:
 
     def __call__(self, item: tuple[Place, str, str]) -> dict[str, Any]:
         place, file, sha256 = item
-        return self.write(place, self.decoder.read(file, sha256))
+        return self.write(place, self.decoder.read(file, sha256, place.size))
 
 
 def run_labels(job: Job) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
 from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.opening import NotRegularError, StrayNameError, inner, read_regular
 from ensdistill.stages.functional.scores import class_counts
 
 STORE: Final = "labels.zarr"
@@ -73,8 +74,9 @@ class LabelReader:
         """
         file = self.folder / stored.file
         try:
-            content = file.read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+            file = inner(self.folder, stored.file)
+            content = read_regular(file)
+        except (FileNotFoundError, IsADirectoryError, NotRegularError, StrayNameError):
             content = b""
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
@@ -251,5 +253,12 @@ def _file(place: Place) -> str:
 
 
 def image_sizes(job: Job) -> dict[str, tuple[int, int]]:
-    """Return height and width of every image of a job, from the files' headers."""
-    return {p.id: image_size(p.image) for p in job.work.local.pictures}
+    """Return height and width of every image of a job, from the files' headers.
+
+    Raises
+    ------
+    DataError
+        If an image is larger than it may be.
+    """
+    local = job.work.local
+    return {p.id: image_size(p.image, local.max_pixels) for p in local.pictures}

@@ -14,10 +14,13 @@ from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 from ensdistill.data.images import Picture
 from ensdistill.data.pictures import (
+    image_size,
     inspect_certainty,
     inspect_image,
     inspect_values,
+    require_same,
     times_larger,
+    values_size,
 )
 from ensdistill.pipeline.errors import DataError, EnsdistillError, grouped, raise_all
 from ensdistill.pipeline.node import Progress
@@ -262,15 +265,46 @@ def _about_packages(experiment: Experiment) -> Iterator[str]:
             )
 
 
-def _look(item: tuple[Path, str, str]) -> dict[str, Any] | str:
-    """Look into a file: its path, digest, and what is asked. Returns a text if it is unreadable."""
-    path, sha256, kind = item
+class _Item(NamedTuple):
+    """A file to be looked into.
+
+    Attributes
+    ----------
+    file, sha256, kind : Path, str, str
+        What it must hold, and what is asked of it.
+    image : Path
+        The image that it belongs to, or that it is.
+    most : int
+        Pixels that it may have.
+    """
+
+    file: Path
+    sha256: str
+    kind: str
+    image: Path
+    most: int
+
+
+def _look(item: _Item) -> dict[str, Any] | str:
+    """Look into a file, whose header must be as it may be before the rest is decoded.
+
+    Returns a text if it is unreadable or does not fit its image.
+    """
+    file, sha256, kind = item.file, item.sha256, item.kind
     try:
         if kind == "photograph":
-            return inspect_image(path, sha256)
+            image_size(file, item.most)
+            return inspect_image(file, sha256)
+        size = values_size(file, item.most)
+        try:
+            wanted = image_size(item.image)
+        except DataError:  # which is told of the image
+            wanted = None
+        if wanted is not None:
+            _require_fit(kind, file, size, wanted)
         if kind == "certainties":
-            return inspect_certainty(path, sha256)
-        return inspect_values(path, sha256, palette=kind == "colours")
+            return inspect_certainty(file, sha256)
+        return inspect_values(file, sha256, palette=kind == "colours")
     except EnsdistillError as error:
         return str(error)
 
@@ -282,7 +316,9 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
     """
     files = experiment.files
     found: dict[int, _Problem] = {}
-    unknown: dict[tuple[Path, str, str], list[int]] = {}  # to the positions in `jobs`
+    unknown: dict[tuple[Path, str], list[int]] = {}  # by file and kind, the positions in `jobs`
+    items: list[_Item] = []
+    runtime = experiment.config.runtime
 
     def unreadable(k: int, text: str) -> None:
         finding = re.sub(r"\d+", "#", text.removeprefix(f"{jobs[k].file}: "))  # whatever figures
@@ -290,28 +326,40 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
 
     for k, job in enumerate(jobs):
         try:
-            if files.recall(job.file, job.kind) is None:
-                unknown.setdefault((job.file, files.digest(job.file), job.kind), []).append(k)
+            fact = files.recall(job.file, job.kind)
+            if fact is not None and fact["height"] * fact["width"] <= runtime.max_pixels:
+                continue
+            if not (of_file := unknown.setdefault((job.file, job.kind), [])):
+                image, sha256 = job.picture.image, files.digest(job.file)
+                items.append(_Item(job.file, sha256, job.kind, image, runtime.max_pixels))
+            of_file.append(k)
         except EnsdistillError as error:
             unreadable(k, str(error))
-    progress.start(len(jobs), len(jobs) - len(unknown), "files")
+    progress.start(len(jobs), len(jobs) - len(items), "files")
 
-    def learn(item: tuple[Path, str, str], fact: dict[str, Any] | str) -> None:
+    def learn(item: _Item, fact: dict[str, Any] | str) -> None:
         if isinstance(fact, str):
-            for k in unknown[item]:
+            for k in unknown[item.file, item.kind]:
                 unreadable(k, fact)
         else:
-            files.learn(item[1], item[2], fact)
+            files.learn(item.sha256, item.kind, fact)
 
-    workers = experiment.config.runtime.workers
     try:
-        for_each(list(unknown), _look, learn, workers=workers, progress=progress)
+        for_each(items, _look, learn, workers=runtime.workers, progress=progress)
     finally:
         files.save()  # also what was learnt before Ctrl-C
     for k, job in enumerate(jobs):
         if k not in found and (problem := _judged(experiment, job)) is not None:
             found[k] = problem
     return grouped(found[k] for k in sorted(found))
+
+
+def _require_fit(kind: str, file: Path, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Refuse a file that has not the size that its image's asks for."""
+    if kind == "certainties":
+        times_larger(file, size, wanted)
+    else:
+        require_same(file, size, wanted)
 
 
 def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
@@ -325,18 +373,12 @@ def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
     if fact is None or image is None or isinstance(expected, _Photograph):
         return None  # what cannot be read was reported as the file's own problem
     size, wanted = (fact["height"], fact["width"]), (image["height"], image["width"])
+    try:
+        _require_fit(job.kind, job.file, size, wanted)
+    except DataError as error:
+        return _Problem((expected.of, "size"), str(error))
     if isinstance(expected, _Certainty):
-        try:
-            times_larger(job.file, size, wanted)
-        except DataError as error:
-            return _Problem((expected.of, "size"), str(error))
         return None
-    if size != wanted:
-        return _Problem(
-            (expected.of, "size"),
-            f"{job.file}: {size[0]}x{size[1]} pixels (height x width), its image has "
-            f"{wanted[0]}x{wanted[1]}; resize the files of {expected.where} to the images",
-        )
     legal = expected.table.legal_values(expected.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
     if not strange:

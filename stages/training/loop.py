@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ensdistill.data.pictures import Decoder, read_image
+from ensdistill.data.pictures import Decoder, image_size, read_image
 from ensdistill.data.pixels import Pixels
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
@@ -540,7 +540,8 @@ def watched_miou(
     confmat = np.zeros((size, size + 1), np.int64)
     for picture in local.watch[ranks.rank :: ranks.count]:
         assert picture.labels is not None
-        target = decoder.read(picture.labels, local.digests[str(picture.labels)])
+        shape = image_size(picture.image, local.max_pixels)
+        target = decoder.read(picture.labels, local.digests[str(picture.labels)], shape)
         image = read_image(picture.image, local.digests[str(picture.image)])
         labels = frozen.look(image).labels
         confmat += confusion(target, labels.cpu().numpy()[None], size)[0]

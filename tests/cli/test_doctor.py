@@ -76,3 +76,10 @@ def test_it_needs_no_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiment.yaml").write_text("no experiment")
     assert "python" in doctor().stdout
+
+
+def test_where_compiled_code_is_kept(tmp_path):
+    found = json.loads(doctor("--json", NUMBA_CACHE_DIR=str(tmp_path)).stdout)
+    (numba,) = [f for f in found["findings"] if f["about"] == "numba"]
+    assert numba["level"] == "ok"
+    assert f"cache: {tmp_path}" in numba["text"]

@@ -297,7 +297,9 @@ def test_certainties_are_of_all_images_and_outside_of_the_folders(published, tmp
     published.call(*sure, "--dry-run")
     assert not (tmp_path / "sure").exists()
     np.savez(published.root / "a" / f"{first}_leftImg8bit.npz", np.zeros((4, 4)))
-    assert "certainties of one image" in published.call(*sure, expect=DataError)
+    said = published.call(*sure, expect=DataError)
+    assert "A, certainties: " in said
+    assert "have the same image id" in said
 
 
 def test_certainties_of_other_labels_are_warned_of(published, tmp_path):

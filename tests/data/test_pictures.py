@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -25,6 +26,7 @@ from ensdistill.data.pictures import (
     read_certainty,
     read_image,
     read_values,
+    values_size,
 )
 from ensdistill.pipeline.errors import DataError
 
@@ -143,8 +145,12 @@ def tagged(orientation, form):
 def test_a_photograph_that_some_programs_turn_is_refused(save, form):
     for orientation in range(2, 9):
         for read in (read_image, inspect_image):
-            with pytest.raises(DataError, match=rf"x\.png: EXIF orientation {orientation}; turn"):
-                read(save(tagged(orientation, form)))
+            path = save(tagged(orientation, form))
+            with pytest.raises(
+                DataError, match=rf"x\.png: EXIF orientation {orientation}; turn"
+            ) as e:
+                read(path)
+            assert f"`mogrify -auto-orient {path}`" in str(e.value)
     for orientation in (0, 1, 9):
         assert read_image(save(tagged(orientation, form))).shape == RGB.shape
 
@@ -692,3 +698,86 @@ def test_a_turned_photograph_is_refused(tmp_path):
     Image.new("RGB", (4, 6)).save(path, exif=exif)
     with pytest.raises(DataError, match=r"turned\.jpg: EXIF orientation 6"):
         read_image(path)
+
+
+# sizes
+
+
+def bomb(height, width):
+    """Return a PNG of a few bytes whose header speaks of as many pixels as it is told."""
+    content = png(8, 0, [b"\0"], 1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return content[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+
+
+def test_a_file_of_more_pixels_than_may_be_is_refused_by_its_header(save):
+    said = (
+        r"x\.png: 100000x90000 pixels \(height x width\) are more than the limit of 7; if .* raise "
+        r"the limit: `runtime: \{max_pixels: 9000000000\}`"
+    )
+    for size_of in (image_size, values_size):
+        assert size_of(save(bomb(100_000, 90_000))) == (100_000, 90_000)
+        with pytest.raises(DataError, match=said):
+            size_of(save(bomb(100_000, 90_000)), 7)
+        assert size_of(save(IDS), 35) == (5, 7)
+        with pytest.raises(DataError, match=r"limit of 34; "):
+            size_of(save(IDS), 34)
+
+
+def test_another_size_than_the_images_is_refused_before_anything_is_decoded(save):
+    path = save(bomb(100_000, 90_000))
+    for read in (
+        lambda: read_values(path, palette=False, size=(5, 7)),
+        lambda: read_values(path, palette=True, size=(5, 7)),
+        lambda: Decoder({0: 0}, palette=False).read(path, size=(5, 7)),
+    ):
+        with pytest.raises(DataError, match=r"x\.png: 100000x90000 .*, its image has 5x7; resize"):
+            read()
+    with pytest.raises(DataError, match=r"x\.png: 100000x90000 .*, its image has 5x7; expected"):
+        read_certainty(path, (5, 7))
+    assert read_values(save(IDS), palette=False, size=(5, 7)).shape == (5, 7)
+
+
+def test_pillows_own_limit_says_nothing(save):
+    """It would warn of 90 megapixels, and take twice as many for damage."""
+    content = encoded(np.zeros((9_500, 9_500), np.uint8), "PNG", compress_level=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inspect_image(save(content)) == {"height": 9_500, "width": 9_500}
+        found = inspect_values(save(content), palette=False)
+    assert found["values"] == {"0": 9_500**2}
+
+
+def test_images_of_one_pixel(save):
+    path = save(np.full((1, 1), 7, np.uint8))
+    assert read_image(path).tolist() == [[[7, 7, 7]]]
+    assert read_values(path, palette=False, size=(1, 1)).tolist() == [[7]]
+    assert image_size(path, 1) == values_size(path, 1) == (1, 1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_never_waited_for(tmp_path, reader):
+    pipe = tmp_path / "x.png"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"x\.png: cannot be read .*: it is a named pipe"):
+        READERS[reader](pipe)
+    pipe.unlink()
+    pipe.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"x\.png: cannot be read .*: it is a device"):
+        READERS[reader](pipe)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"it is empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "it is a web page"),
+        (b"\0" * 5000, "it begins with zeros only"),
+    ],
+)
+def test_a_file_that_is_not_what_it_is_called_is_told_with_its_remedy(save, reader, content, said):
+    with pytest.raises(DataError, match=rf"x\.png: cannot be read as an image: .*{said}"):
+        READERS[reader](save(content))

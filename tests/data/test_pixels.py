@@ -139,12 +139,33 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, cache, monkeypatch, error):
 
 
 def test_what_was_left_half_written_is_swept_when_nobody_can_be_at_it(cache, kept):
-    old, young = (cache.folder / f"{kept[1]}.rgb.{k}.partial" for k in range(2))
+    old, young = (cache.folder / f"{kept[1]}.rgb.{k:016x}.partial" for k in range(2))
     for file in (old, young):
         file.write_bytes(b"x")
     os.utime(old, (time.time() - 4000,) * 2)
     assert cache.open() == {kept[1]}
     assert not old.exists() and young.exists()
+
+
+def test_what_is_not_ours_is_not_swept(cache, kept):
+    names = ("film.partial", f"x{kept[1]}.rgb.1.partial", f"{kept[1]}.partial")
+    for name in names:
+        (cache.folder / name).write_bytes(b"x")
+        os.utime(cache.folder / name, (time.time() - 4000,) * 2)
+    assert cache.open() == {kept[1]}
+    assert {p.name for p in cache.folder.iterdir()} == {f"{kept[1]}.rgb", *names}
+
+
+@pytest.mark.parametrize("goal", ["pipe", "/dev/zero"])
+def test_what_is_no_file_holds_no_pixels(cache, kept, goal):
+    file = cache.file(kept[1])
+    file.unlink()
+    if goal == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(goal)
+    assert "not a regular file" in cache.fault(kept[1])
+    assert cache.map(kept[1]) is None
 
 
 def test_only_what_was_seen_to_be_whole_is_read_from_the_cache(cache, kept, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ensdistill.data import store as store_module
 from ensdistill.data.store import UNWRITTEN, LabelStore, checksum, chunk_index, chunk_name
 from ensdistill.pipeline.errors import CorruptError, DataError
 
@@ -365,10 +367,10 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(store, path, monke
 def test_a_file_that_cannot_be_read_is_not_called_damaged(store, path, monkeypatch):
     store.write(1, random_map())
 
-    def refused(self):
+    def refused(file):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(store_module, "read_regular", refused)
     with pytest.raises(DataError, match=r"c\.1\.0\.0: cannot be read \(Permission denied\)"):
         store.read(1, HEIGHT, WIDTH)
 
@@ -428,3 +430,22 @@ def test_a_checksum_is_of_the_pixels_alone():
     assert checksum(np.zeros((2, 2), np.uint8)) == (
         "df3f619804a92fdb4057192dc43dd748ea778adc52bc498ce80524c014b81119"
     )
+
+
+@pytest.mark.parametrize("goal", ["pipe", "/dev/zero"])
+def test_what_is_no_file_is_damage_and_never_waited_for(store, path, goal):
+    def spoil(file):
+        file.unlink(missing_ok=True)
+        if goal == "pipe":
+            os.mkfifo(file)
+        else:
+            file.symlink_to(goal)
+
+    store.write(0, random_map())
+    spoil(path / "c.0.0.0")
+    with pytest.raises(CorruptError, match="not a regular file"):
+        store.read(0, HEIGHT, WIDTH)
+    spoil(path / "zarr.json")
+    with pytest.raises(CorruptError, match="not a regular file"):
+        LabelStore(path)
+    assert LabelStore.create(path, *store.shape).shape == store.shape

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from worlds import World
 
 from ensdistill.pipeline.files import FileCache as Digests
 from ensdistill.stages.checks import files as check
@@ -69,7 +70,7 @@ def test_an_image_that_cannot_be_read_is_one_problem(world):
 def test_what_is_learnt_is_of_the_bytes_that_were_digested(world):
     before = Digests(world.root / "facts.json").digest(first(world))
     world.save("teachers/a", "train", "train_000001_000019", np.zeros((48, 64)))
-    found = check._look((first(world), before, "ids"))
+    found = check._look(check._Item(first(world), before, "ids", first(world, "images"), 10**6))
     assert "changed since this command looked at it" in found
 
 
@@ -215,3 +216,100 @@ def test_network_folder_that_is_none(world):
     world.settings["teachers"].append({"name": "n", "network": {"hf": "nowhere"}})
     world.write()
     refused(world, "teachers[n].network.hf", "nowhere", "model.safetensors", "save_pretrained")
+
+
+def png_of(height, width):
+    """Return the header of a PNG, and nothing after it."""
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    empty = b"IDAT" + zlib.compress(b"")
+    rest = struct.pack(">I", len(empty) - 4) + empty + struct.pack(">I", zlib.crc32(empty))
+    return start + struct.pack(">I", zlib.crc32(chunk)) + rest
+
+
+def test_an_image_beyond_the_limit_names_the_key(world):
+    world.settings["runtime"]["max_pixels"] = 48 * 64 - 1
+    world.write()
+    for command in ("check", "run"):
+        text = world.refuse(command)
+        for word in ("48x64 pixels", "the limit of 3071", "`runtime: {max_pixels: 3072}`"):
+            assert word in text
+        assert "images/train" in text and "images/val" in text
+    world.settings["runtime"]["max_pixels"] = 48 * 64
+    world.write()
+    world.call("check")
+
+
+def test_a_lower_limit_holds_for_what_is_remembered(world):
+    world.call("check")
+    world.settings["runtime"]["max_pixels"] = 5
+    world.write()
+    assert "the limit of 5" in world.refuse("check")
+
+
+def test_the_limit_holds_without_a_check(world):
+    world.settings["runtime"]["max_pixels"] = 5
+    world.write()
+    assert "the limit of 5" in world.refuse("infer-teacher", "a")
+
+
+@pytest.mark.parametrize("kind", ["teachers/a", "certainty"])
+def test_a_size_is_compared_before_anything_is_decoded(world, kind):
+    world.settings["runtime"]["max_pixels"] = 10**12
+    if kind == "certainty":
+        for split, name in world.truth:
+            world.save("sure", split, name, np.zeros((48, 64)))
+        world.settings["teachers"][0]["certainty"] = {"train": "sure/train"}
+        world.settings["fusion"] = {"conflict": "certainty"}
+    world.write()
+    path = first(world, "sure" if kind == "certainty" else kind)
+    path.write_bytes(png_of(100_000, 90_000))
+    assert f"{path}: 100000x90000 pixels" in world.refuse("check")
+    assert "its image has 48x64" in world.refuse("infer-teacher", "a")
+
+
+def test_ground_truth_of_another_size_is_not_decoded(world):
+    path = first(world, "labels", "val")
+    path.write_bytes(png_of(100_000, 90_000))
+    assert f"{path}: 100000x90000 pixels" in world.refuse("evaluate", "--upstream")
+
+
+def test_the_limit_is_in_no_manifest(world):
+    world.call("infer-teacher", "a")
+    manifests = list((world.root / "work").glob("infer/*/manifest.json"))
+    assert manifests
+    assert not any("max_pixels" in path.read_text() for path in manifests)
+
+
+def nested(world):
+    """Give all images of a split the same names, in folders of their own."""
+    for path in sorted(world.root.glob("*/**/*.png")):
+        split, number, _ = path.stem.split("_")
+        goal = path.parent / f"city{int(number) % 2}" / f"{int(number) // 2}.png"
+        goal.parent.mkdir(exist_ok=True)
+        path.rename(goal)
+    for split in world.settings["target"].values():
+        for key in {"images", "labels"} & split.keys():
+            split[key] = split[key].replace("*", "**/*")
+    world.write()
+
+
+@pytest.mark.slow
+def test_the_same_names_in_several_folders_go_all_the_way(tmp_path):
+    plain, deep = World(tmp_path / "plain"), World(tmp_path / "deep")
+    nested(deep)
+    found = []
+    for world in (plain, deep):
+        world.call("check")
+        world.call("run")
+        world.call("report")
+        world.call("verify")
+        world.call("export", "labels", str(world.root / "out"))
+        found.append(world.json("evaluate")["methods"])
+    miou = [{m["name"]: m["miou"] for m in methods if m["name"] != "student"} for methods in found]
+    assert miou[0] == miou[1]
+    out = deep.root / "out"
+    assert sorted(str(p.relative_to(out)) for p in out.glob("**/*.png") if "city1" in str(p))

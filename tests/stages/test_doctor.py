@@ -11,6 +11,7 @@ from ensdistill.stages.doctor import (
     Gpu,
     Machine,
     Need,
+    Numba,
     Onnxruntime,
     Package,
     TeacherFacts,
@@ -35,6 +36,7 @@ CPU = Facts(
     torch=Torch(Package("torch", True, "2.13.0+cpu")),
     torchvision=Torchvision(Package("torchvision", False)),
     onnxruntime=Onnxruntime(Package("onnxruntime", False)),
+    numba=Numba(Package("numba", True, "0.61.0"), "/package/__pycache__"),
     machine=MACHINE,
 )
 CUDA_TORCH = Torch(Package("torch", True, "2.13.0"), "13.0", (H100,))
@@ -284,3 +286,14 @@ def test_what_is_gathered_about_an_experiment(world):
     assert (found.packages, found.bfloat16) == (("tensorboard",), ("student",))
     assert found.free > 0 and found.workspace == str(world.root / "work")
     assert not (world.root / "work").exists()
+
+
+def test_where_compiled_code_is_kept():
+    holds(only(CPU, "numba"), "ok", "0.61.0", "cache: /package/__pycache__")
+    nowhere = replace(CPU, numba=replace(CPU.numba, cache=None))
+    holds(only(nowhere, "numba"), "warning", "cache: none", "anew in each process, about 10 s")
+    holds(only(nowhere, "numba"), "warning", "-> set NUMBA_CACHE_DIR")
+    broken = replace(CPU, numba=Numba(Package("numba", True, "0.61.0", "no llvmlite")))
+    holds(only(broken, "numba"), "problem", "numba 0.61.0 does not import: no llvmlite")
+    absent = replace(CPU, numba=Numba(Package("numba", False)))
+    holds(only(absent, "numba"), "problem", "absent")

@@ -252,6 +252,7 @@ def with_settings(world, changed_settings):
             "threads": st.none() | st.integers(1, 9),
             "checkpoint_every": st.integers(1, 999),
             "cache": st.booleans(),
+            "max_pixels": st.integers(1, 10**12),
         },
     )
     | st.fixed_dictionaries({"jobs": st.integers(1, 9)})
@@ -335,6 +336,7 @@ def test_every_runtime_field_was_tried():
         "cache",
         "batch_size",
         "channels_last",
+        "max_pixels",
     }
 
 
@@ -646,6 +648,7 @@ NO_KEY = {
     "runtime.cache": "the same",
     "runtime.batch_size": "the same",
     "runtime.channels_last": "the same",
+    "runtime.max_pixels": "the same",
     "teachers.network.revision": "names a folder; what its files hold is in the key",
     "teachers.keep": "what is kept are nodes of their own",
     "probe.preprocess.tiles.overlap": "refused with `tiles`",

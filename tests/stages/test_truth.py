@@ -83,7 +83,7 @@ def test_one_of_another_size_than_its_image_is_never_stored(world, monkeypatch):
     monkeypatch.setattr(check, "check", lambda *_, **__: UNCHECKED)
     world.save("labels", "val", "val_000001_000019", np.zeros((24, 64)))
     text = world.refuse("evaluate", "--upstream")
-    assert "val_000001_000019: label map of 24x64, expected 48x64" in text
+    assert "val_000001_000019.png: 24x64 pixels (height x width), its image has 48x64" in text
 
 
 def test_the_oracle_and_the_evaluation_wait_for_it(world):
