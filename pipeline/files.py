@@ -40,7 +40,7 @@ class FileCache:
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """Apart from the digests: planning needs none of them."""
-        return _load(self._facts_path)
+        return _unsealed(_load(self._facts_path))
 
     @property
     def _facts_path(self) -> Path:
@@ -137,14 +137,15 @@ class FileCache:
         with suppress(OSError), self._lock:
             if self._dirty:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-            for name, path, known in (
-                ("stats", self._path, self._stats),
-                ("facts", self._facts_path, self._facts if "facts" in self._dirty else {}),
-            ):
-                if name in self._dirty:
-                    # others may have learnt something meanwhile
-                    atomic.write_bytes(path, atomic.json_bytes(_load(path) | known), sync=False)
-                    self._dirty.discard(name)
+            # others may have learnt something meanwhile
+            if "stats" in self._dirty:
+                known = _load(self._path) | self._stats
+                atomic.write_bytes(self._path, atomic.json_bytes(known), sync=False)
+            if "facts" in self._dirty:
+                facts = _unsealed(_load(self._facts_path)) | self._facts
+                sealed = {"check": _check(facts), "facts": facts}
+                atomic.write_bytes(self._facts_path, atomic.json_bytes(sealed), sync=False)
+            self._dirty.clear()
 
 
 def _is_digest(entry: str, stamp: str) -> bool:
@@ -153,6 +154,20 @@ def _is_digest(entry: str, stamp: str) -> bool:
 
 def _stamp(stat: os.stat_result) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} "
+
+
+def _check(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(atomic.json_bytes(facts)).hexdigest()
+
+
+def _unsealed(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of their file; none unless all are as they were written.
+
+    Nothing else would notice another one: of a wrong digest the bytes tell when they are read.
+    """
+    facts = found.get("facts")
+    whole = isinstance(facts, dict) and found.get("check") == _check(facts)
+    return facts if whole and facts is not None else {}
 
 
 def _load(path: Path) -> dict[str, Any]:

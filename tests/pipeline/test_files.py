@@ -208,3 +208,20 @@ def test_facts_survive_as_they_were_found(cache, file):
     cache.learn(cache.digest(file), "values", fact)
     assert again(cache).recall(file, "values") == fact
     assert "height" not in cache._path.read_text()  # apart: planning reads the digests alone
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"height": 2', b'"height": 3'), (b'"height": 2', b'"height": [2]')]
+)
+def test_facts_that_are_not_what_was_written_are_forgotten(cache, file, old, new):
+    cache.learn(cache.digest(file), "photograph", {"height": 2})
+    cache.save()
+    assert again(cache).recall(file, "photograph") == {"height": 2}
+    (facts,) = file.parent.rglob("files-facts.json")
+    assert old in facts.read_bytes()
+    facts.write_bytes(facts.read_bytes().replace(old, new))
+    later = again(cache)
+    assert later.recall(file, "photograph") is None
+    later.learn(later.digest(file), "photograph", {"height": 4})
+    later.save()
+    assert again(cache).recall(file, "photograph") == {"height": 4}
