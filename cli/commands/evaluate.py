@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
@@ -124,7 +124,7 @@ def command(
     if dry_run:
         say(experiment, report, decisions, dry_run=True, as_json=as_json, all_fusions=every)
         for text in missing(lacking) if not as_json else ():
-            click.echo(text)
+            echo(text)
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
@@ -135,7 +135,7 @@ def command(
 
         plots.estimates(found, file_of(experiment, split, "estimates", "png"))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     else:
         render.report(report)
         render.scores(found)

@@ -13,6 +13,7 @@ import click
 
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ def command(
                 check(draft, list(draft.config.target), shown.bar("check"))
             except DataError as error:
                 raise DataError(
-                    f"{error}\nnothing was written; an experiment with other `ids:` or `classes:` "
-                    "is begun by hand, with `ensdistill init`"
+                    *error.args,
+                    "nothing was written; an experiment with other `ids:` or `classes:` is begun "
+                    "by hand, with `ensdistill init`",
                 ) from error
             if certainties is not None:
                 made = importing.convert(draft, found, certainties, shown.bar("certainties"))
@@ -126,30 +128,33 @@ def command(
         for f in found
     }
     if as_json:
-        click.echo(json.dumps({"file": str(config), "text": text, "teachers": rows}, indent=1))
+        echo_json({"file": str(config), "text": text, "teachers": rows})
         return
     for name, row in rows.items():
         _say(name, row)
     if dry_run:
-        click.echo(f"would read all of them and write {config}:\n\n{text}", nl=False)
+        echo(f"would read all of them and write {config}:")
+        echo()
+        for line in text.splitlines():
+            echo(line)
     else:
-        click.echo(f"wrote {config}; next: `ensdistill check -c {_short(config)}`")
+        echo(f"wrote {config}; next: `ensdistill check -c {_short(config)}`")
 
 
 def _say(name: str, row: Mapping[str, Any]) -> None:
     """Print what was found of a teacher."""
     splits = f", labels {' and '.join(row['splits'])}" if len(row["splits"]) > 1 else ""
     sure = ", with certainties" if row["certainties"] else ""
-    click.echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
+    echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
     if row["extra"]:
         names = [Path(path).name for path in row["extra"]]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        click.echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
+        echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
     if (made := row["converted"]) and row["certainties"]:
-        click.echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
+        echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
         if made["other"]:
             share = 100 * made["other"] / made["labelled"]
-            click.echo(
+            echo(
                 f"  warning: {share:.2g} % of the labels are not the class that its certainties "
                 "are largest for; do they belong together?"
             )

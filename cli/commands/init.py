@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ensdistill.cli.screen import echo
 from ensdistill.pipeline.errors import ConfigError
 
 TEMPLATES = ("folders", "cityscapes", "camvid")
@@ -67,7 +68,7 @@ def command(template: str, output: Path) -> None:
         raise ConfigError(
             f"{output} is there already and is not overwritten; choose another with --output"
         ) from None
-    click.echo(f"wrote {output}; edit it, then run `ensdistill check -c {output}`")
+    echo(f"wrote {output}; edit it, then run `ensdistill check -c {output}`")
 
 
 def _camvid(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import size
@@ -52,6 +52,6 @@ def command(split: str | None, out: Path | None, as_json: bool, config: Path) ->
     out = experiment.workspace.root / "report.html" if out is None else out
     atomic.update_bytes(out, content)
     if as_json:
-        click.echo(json.dumps({"file": str(out), "bytes": len(content), "split": split}, indent=1))
+        echo_json({"file": str(out), "bytes": len(content), "split": split})
     else:
-        click.echo(f"{out}: {size(len(content))}")
+        echo(f"{out}: {size(len(content))}")

@@ -1,0 +1,130 @@
+"""All that is printed: names and texts of others are shown, and never obeyed.
+
+Nothing else in this package prints, so that no caller has to think of escapes, of bidirectional
+text, or of names that hold the end of a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich import table
+from rich.console import Console
+from rich.text import Text
+
+from ensdistill.pipeline.shown import in_a_line, shown
+
+_DEFAULT: Final = Path("experiment.yaml")
+# commands that are named in advice, and work without an experiment file or make one
+_WITHOUT: Final = ("init", "import", "compare", "demo")
+_ADVICE: Final = re.compile(r"`ensdistill (?P<command>[a-z-]+)(?P<rest>[^`]*)`")
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print one line, whatever is in it."""
+    _print(line(text), err=err)
+
+
+def echo_lines(text: str, *, err: bool = False) -> None:
+    """Print a text of several lines, such as a traceback."""
+    _print(shown(text), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
+    # all but ASCII is escaped, and this is ASCII too
+    _print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
+
+
+def print_table(found: Table) -> None:
+    """Print a table as wide as it is: a figure folded over two lines cannot be read."""
+    # without markup: names such as infer[t] are no style tags
+    console = Console(width=1000, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(found)
+    for row in captured.get().splitlines():
+        _print(row.rstrip())  # the padding of a long line would wrap all others
+
+
+class Table(table.Table):
+    """A table without rules, in whose cells any text is shown.
+
+    Parameters
+    ----------
+    title : str, optional
+        What stands above it.
+    """
+
+    def __init__(self, title: str | None = None):
+        super().__init__(box=None, pad_edge=False, title=None if title is None else _cell(title))
+
+    def add_column(self, header: Any = "", *arguments: Any, **more: Any) -> None:
+        """Add a column."""
+        super().add_column(_cell(header), *arguments, **more)
+
+    def add_row(self, *cells: Any, **more: Any) -> None:
+        """Add a row, of texts or styled ones."""
+        super().add_row(*map(_cell, cells), **more)
+
+
+def _cell(value: str | Text) -> Text:
+    if isinstance(value, Text):
+        return Text(in_a_line(value.plain), style=value.style)
+    return Text(in_a_line(value))
+
+
+def line(text: str) -> str:
+    """Return a text as it is printed: one line, in which commands to run are complete."""
+    context = click.get_current_context(silent=True)
+    return in_a_line(advised(text, None if context is None else context.obj))
+
+
+def advised(text: str, said: Any) -> str:
+    """Return a text in which each command to run has the experiment file that this one was given.
+
+    Parameters
+    ----------
+    text : str
+        With commands such as ```ensdistill fuse```.
+    said : dict or None
+        What the command line keeps of its arguments (see `options.config`).
+    """
+    config = None if said is None else said.get("config")
+    if config in (None, _DEFAULT):
+        return text
+
+    def complete(found: re.Match[str]) -> str:
+        has_file = {"-c", "--config"} & {*found["rest"].split()}
+        if found["command"] in _WITHOUT or has_file:
+            return found[0]
+        return f"{found[0][:-1]} -c {shlex.quote(str(config))}`"
+
+    return _ADVICE.sub(complete, text)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:  # such as `| head`: who reads has seen enough
+        _close(err=err)
+        raise click.exceptions.Exit(1) from None
+    except OSError as error:
+        _close(err=err)
+        error.filename = error.filename or ("standard error" if err else "standard output")
+        raise
+
+
+def _close(*, err: bool) -> None:
+    """Lead a stream that takes nothing any more to nowhere, or Python complains at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())
+        os.close(nowhere)
