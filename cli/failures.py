@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from typing import Final
 
 from ensdistill.pipeline.errors import EnsdistillError
@@ -45,7 +44,7 @@ def told(error: BaseException) -> list[str]:
         ]
     return [
         f"error: {type(error).__name__}{_says(error)}; nobody foresaw this, and it may be a fault "
-        f"of ensdistill: please report it with what `{_again()}` prints; {_KEPT}"
+        f"of ensdistill: please report it with what `ensdistill -v ...` prints; {_KEPT}"
     ]
 
 
@@ -62,7 +61,3 @@ def _says(error: BaseException) -> str:
     """Return what an error says, shortened, after a colon."""
     text = in_a_line(str(error).strip())
     return f": {text[:_LONGEST]}{'...' * (len(text) > _LONGEST)}" if text else ""
-
-
-def _again() -> str:
-    return f"ensdistill -v {' '.join(sys.argv[1:2])} ..."

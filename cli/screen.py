@@ -6,6 +6,7 @@ text, or of names that hold the end of a line.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from ensdistill.pipeline.shown import in_a_line, shown
 _DEFAULT: Final = Path("experiment.yaml")
 # commands that are named in advice, and work without an experiment file or make one
 _WITHOUT: Final = ("init", "import", "compare", "demo")
-_ADVICE: Final = re.compile(r"`ensdistill (?P<command>[a-z-]+)(?P<rest>[^`]*)`")
+_ADVICE: Final = re.compile(r"`ensdistill (?P<command>[a-z][a-z-]*)(?P<rest>[^`]*)`")
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
@@ -46,11 +47,11 @@ def echo_json(value: Any) -> None:
 
 def print_table(found: Table) -> None:
     """Print a table as wide as it is: a figure folded over two lines cannot be read."""
-    # without markup: names such as infer[t] are no style tags
-    console = Console(width=1000, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(found)
-    for row in captured.get().splitlines():
+    rows = io.StringIO()
+    at_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(file=rows, width=1000, highlight=False, force_terminal=at_terminal or None)
+    console.print(found)
+    for row in rows.getvalue().splitlines():
         _print(row.rstrip())  # the padding of a long line would wrap all others
 
 
