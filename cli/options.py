@@ -65,6 +65,10 @@ rehash = click.option(
     "--rehash", is_flag=True, help="Read every input file again instead of trusting its date."
 )
 
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace the file that is written, if there is another."
+)
+
 part = click.option(
     "--part",
     metavar="I/N",

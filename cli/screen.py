@@ -26,7 +26,7 @@ from ensdistill.pipeline.shown import in_a_line, shown
 _DEFAULT: Final = Path("experiment.yaml")
 # commands that are named in advice, and work without an experiment file or make one
 _WITHOUT: Final = ("init", "import", "compare", "demo")
-_ADVICE: Final = re.compile(r"`ensdistill (?P<command>[a-z][a-z-]*)(?P<rest>[^`]*)`")
+_ADVICE: Final = re.compile(r"(?<!by )`ensdistill (?P<command>[a-z][a-z-]*)(?P<rest>[^`]*)`")
 
 
 def echo(text: str = "", *, err: bool = False) -> None:

@@ -196,7 +196,8 @@ def to_json(results: Mapping[str, Any]) -> str:
     kept = ("split", "overlap", "classes", "classes_present", "not_scored")
     told = {key: results[key] for key in kept}
     table = {**told, "unit": "percent", "columns": columns(results), "rows": rows}
-    return json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # halves of surrogates alone
 
 
 WRITERS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {

@@ -30,11 +30,12 @@ SPLIT = "val"
     help="The folder to work in; a second run there does only what is missing.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="World.")
+@options.overwrite
 @options.as_json
-def command(out: Path, seed: int, as_json: bool) -> None:
+def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     """Draw five small cities, train four teachers, and run the whole pipeline on the fifth city.
 
-    An experiment.yaml that was edited is kept as experiment.yaml.old.
+    An experiment.yaml of an earlier demo that was edited is kept as experiment.yaml.old.
 
     Each teacher is a small network trained on the ground truth of its own city, which is faithful
     for some classes and not for others. The target's labels are opened for the last table alone.
@@ -48,6 +49,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
     begin = time.perf_counter()
     out = out.resolve()
+    demo.require_free(out, overwrite)
     with display() as shown:
 
         def bar(decision: Decision) -> Any:

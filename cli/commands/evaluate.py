@@ -15,6 +15,7 @@ from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import evaluation_id, evaluation_ids
+from ensdistill.stages.outputs import TABLES, Output
 from ensdistill.stages.results import (
     confmats,
     file_of,
@@ -54,11 +55,13 @@ def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> t
     help="Also write the scores to FILE, as its suffix says: .csv, .md or .json (with confusion "
     "matrices). May be given several times.",
 )
+@options.overwrite
 @options.stage
 def command(
     split: str | None,
     fusions: str,
     files: tuple[Path, ...],
+    overwrite: bool,
     config: Path,
     dry_run: bool,
     upstream: bool,
@@ -96,7 +99,12 @@ def command(
     every = fusions == "all"
     lacking: list[dict[str, str]] = []
 
+    def outputs(experiment: Experiment) -> list[Output]:
+        return [Output(f, "evaluate", TABLES[f.suffix], overwrite, experiment) for f in files]
+
     def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+        for output in outputs(experiment):
+            output.require_free()
         picked = pick_split(experiment, split)
         wanted = evaluation_ids(nodes, picked)
         if upstream:
@@ -129,7 +137,7 @@ def command(
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
     if files:
-        write_tables(found, confmats(split, decisions), files)
+        write_tables(found, confmats(split, decisions), outputs(experiment))
     if every and found["estimates"]:
         from ensdistill.cli import plots
 

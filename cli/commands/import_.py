@@ -15,6 +15,7 @@ from ensdistill.cli import options
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.shown import shown as escaped
 
 if TYPE_CHECKING:
     from ensdistill.stages.experiment import Experiment
@@ -41,6 +42,7 @@ _SHOWN = 3  # files that are not needed
     help="Where PNGs of the .npy and .npz files go; needed where there are any.",
 )
 @options.config
+@options.overwrite
 @options.dry_run
 @options.as_json
 def command(
@@ -51,6 +53,7 @@ def command(
     val_labels: str | None,
     certainties: Path | None,
     config: Path,
+    overwrite: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -69,10 +72,11 @@ def command(
     from ensdistill.stages import importing
     from ensdistill.stages.checks.files import check
     from ensdistill.stages.experiment import TRAIN, load
+    from ensdistill.stages.outputs import Output
 
+    output = Output(config, "import", overwrite=overwrite)
+    output.require_free()
     config = config.resolve()
-    if config.exists():
-        raise _is_there(config)
     if (val_images is None) != (val_labels is None):
         raise ConfigError("--val-images and --val-labels go together")
     named = _named(folders)
@@ -110,11 +114,7 @@ def command(
                 ) from error
             if certainties is not None:
                 made = importing.convert(draft, found, certainties, shown.bar("certainties"))
-        try:
-            with config.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise _is_there(config) from None
+        output.write(text.encode())
         load(config)
     rows = {
         f.name: {
@@ -252,14 +252,8 @@ def _flow(**values: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as YAML; JSON is YAML."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _is_there(config: Path) -> ConfigError:
-    return ConfigError(
-        f"{config} is there already and is not overwritten; choose another with --config"
-    )
+    """Return a text as YAML; JSON is YAML, but for what its readers do not take as it is."""
+    return escaped(json.dumps(text, ensure_ascii=False).encode(errors="backslashreplace").decode())
 
 
 def _short(config: Path) -> str:
