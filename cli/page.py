@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ensdistill.cli import charts
 from ensdistill.pipeline.figures import duration, size
+from ensdistill.pipeline.shown import shown
 from ensdistill.stages.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
@@ -30,6 +31,7 @@ def page(content: Mapping[str, Any]) -> str:
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_spelt,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -63,6 +65,11 @@ def page(content: Mapping[str, Any]) -> str:
             if teacher in scores[kind]
         },
     )
+
+
+def _spelt(value: Any) -> Any:
+    """Return what a page shows of a value: a browser obeys marks of direction as well."""
+    return type(value)(shown(value)) if isinstance(value, str) else value
 
 
 def _template(name: str) -> str:
