@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ensdistill.cli import options
+from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Progress
@@ -83,6 +83,11 @@ def labels(
         echo_json(found)
         return
     verb = "would be" if dry_run else "are"
+    if changed := found["converted"]:
+        echo(
+            f"{len(changed)} of the images {verb} written as PNG, which changes no pixel: names "
+            f"that end differently are read by no loader ({render.some(changed)})"
+        )
     echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
     if not dry_run:
         share = 100 * found["ignored"] / found["pixels"]
