@@ -24,6 +24,11 @@ def in_a_line(text: str) -> str:
     return shown(_FOLDED.sub(" ", text)).replace("\n", "\\n")
 
 
+def in_a_cell(text: str) -> str:
+    r"""Return a text for a table of Markdown: `in_a_line`, and ``\|`` where it has a bar."""
+    return in_a_line(text).replace("|", "\\|")
+
+
 def as_utf8(text: str) -> bytes:
     r"""Return a text for a file: bytes of a name that are no UTF-8 are spelt ``\xdf``."""
     return _SURROGATES.sub(_code, text).encode()

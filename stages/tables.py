@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ensdistill.pipeline.shown import in_a_cell, in_a_line
+
 __all__ = [
     "WRITERS",
     "Mean",
@@ -178,8 +180,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     lines = [head, ["---", *["---:"] * len(shown)]]
     lines += [[method_label(m), *row] for m, row in zip(methods, cells, strict=True)]
     told = "; ".join(filter(None, (f"IoU on {results['split']}, percent", overlap_note(results))))
-    table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-    return "\n\n".join([told, table, *notes(results)]) + "\n"
+    table = "\n".join(f"| {' | '.join(map(in_a_cell, line))} |" for line in lines)
+    return "\n\n".join([told, table, *map(in_a_line, notes(results))]) + "\n"
 
 
 def to_json(results: Mapping[str, Any]) -> str:
@@ -263,7 +265,3 @@ def _cell(value: float | None, best: float | None) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -9,6 +9,7 @@ import yaml
 
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
+from ensdistill.pipeline.shown import in_a_cell
 from ensdistill.stages.experiment import Experiment, Teacher
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -92,7 +93,9 @@ def _facts(
         "fingerprint": f"`{made.fingerprint}`",
         "digest": f"`{made.content}`",
     }
-    return "| | |\n| --- | --- |\n" + "".join(f"| {k} | {v} |\n" for k, v in rows.items())
+    return "| | |\n| --- | --- |\n" + "".join(
+        f"| {k} | {in_a_cell(v)} |\n" for k, v in rows.items()
+    )
 
 
 def _teacher(teacher: Teacher) -> str:
@@ -205,7 +208,9 @@ def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
         "| IoU in percent | " + " | ".join(f"split {split}" for split in columns) + " |",
         "| --- |" + " --- |" * len(columns),
         *(
-            f"| {c} | " + " | ".join(_percent(m["iou"][c]) for m in columns.values()) + " |"
+            f"| {in_a_cell(c)} | "
+            + " | ".join(_percent(m["iou"][c]) for m in columns.values())
+            + " |"
             for c in experiment.classes.classes
         ),
         "| **mean** | " + " | ".join(_percent(m["miou"]) for m in columns.values()) + " |",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensdistill.data.classes import TABLES, ClassTable
 from ensdistill.pipeline.manifest import Manifest
+from ensdistill.pipeline.shown import in_a_cell
 
 if TYPE_CHECKING:
     from ensdistill.stages.export.labels import Layout
@@ -42,7 +43,7 @@ def guide(
     """
     method = manifest.recipe.get("method") or manifest.recipe["source"]
     rows = [
-        f"| experiment | `{experiment}` |",
+        f"| experiment | `{in_a_cell(experiment)}` |",
         f"| labels | `{manifest.node}` ({method}) |",
         f"| fingerprint | `{manifest.fingerprint}` |",
         f"| digest of the label maps | `{manifest.content}` |",
@@ -82,7 +83,7 @@ def classes_table(table: ClassTable, label_ids: bool = False) -> str:
     lines = [head, "| --- " * (3 + label_ids) + "|"]
     for k, (name, colour) in enumerate(zip(table.classes, table.colours, strict=True)):
         own = f"{by_train_id[k]} | " if label_ids else ""
-        lines.append(f"| {k} | {own}{name} | `#{bytes(colour).hex()}` |")
+        lines.append(f"| {k} | {own}{in_a_cell(name)} | `#{bytes(colour).hex()}` |")
     return "\n".join(lines) + "\n"
 
 

@@ -134,6 +134,14 @@ def test_nothing_is_overwritten(made, out, kind):
     assert left(out) == ["out"]
 
 
+@pytest.mark.parametrize("place", ["file/out", "file/x/out"])
+def test_a_file_on_the_way_is_named(made, out, place):
+    out.with_name("file").write_text("mine")
+    said = made.refuse("export", "labels", str(out.parent / place))
+    assert "ConfigError" in said and "is no folder" in said
+    assert out.with_name("file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["out.safetensors.md", "out.json", "out.safetensors"])
 def test_no_file_beside_the_student_is_overwritten(made, out, name):
     out.with_name(name).write_text("mine")

@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 from rich.text import Text
 
 from ensdistill.cli import failures, screen
@@ -233,3 +236,36 @@ def test_a_closed_stdout_is_no_fault():
         cwd="/",
     )
     assert done.returncode == 2
+
+
+CLASSES = ["[red]road\x1b[31m|\n| x | y |", "$car<b>:car:\u202e"]
+
+
+def test_classes_are_shown_wherever_they_are_named(world, tmp_path, capsys):
+    rows = [{"name": n, "colour": [9 * k, 0, 0]} for k, n in enumerate(CLASSES)]
+    (world.root / "classes.yaml").write_text(yaml.safe_dump({"classes": rows}))
+    world.settings["classes"] = {"table": "classes.yaml"}
+    world.settings["fusion"] = {"method": "majority"}
+    world.settings["target"]["val"]["ids"] = "train_ids"
+    world.write()
+    for file in world.root.glob("[tl]*/**/*.png"):
+        with Image.open(file) as image:
+            ids = np.asarray(image) % 2
+        Image.fromarray(ids).save(file)
+    table, out = tmp_path / "t.md", tmp_path / "out"
+    for command in (
+        ["check"],
+        ["evaluate", "--upstream", "--table", str(table)],
+        ["evaluate", "--table", str(table)],  # and is known again
+        ["report"],
+        ["export", "labels", str(out)],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "-c", str(world.file)])
+        said = "".join(capsys.readouterr())
+        assert not ended.value.code and not RAW.search(said), said
+    for file in (table, out / "README.md", world.root / "work/report.html"):
+        assert not RAW.search(file.read_text())
+        assert file.suffix == ".html" or "\n| x | y |" not in file.read_text()
+    head = table.read_text().splitlines()[2]
+    assert head.startswith(r"| method | [red]road\x1b[31m\|\n\| x \| y \| | $car<b>:car:\u202e |")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdistill.pipeline.shown import as_utf8, in_a_line, plain, shown
+from ensdistill.pipeline.shown import as_utf8, in_a_cell, in_a_line, plain, shown
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 
@@ -32,6 +32,10 @@ def test_a_name_cannot_end_a_line():
     assert in_a_line("a library says:\n    at line 1,\n\tcolumn 2") == (
         "a library says: at line 1, column 2"
     )
+
+
+def test_a_name_cannot_end_a_cell():
+    assert in_a_cell("a|b\n| c |\x1b") == r"a\|b\n\| c \|\x1b"
 
 
 def test_bytes_of_names_that_are_no_utf8_are_spelt_in_files():
