@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from ensdistill.pipeline.errors import EnsdistillError
-from ensdistill.pipeline.shown import in_a_line
+from ensdistill.pipeline.escaping import in_a_line
 
 _KEPT: Final = "finished work is kept"
 _REMEDIES: Final = {

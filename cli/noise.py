@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Final
 
-from ensdistill.pipeline.shown import plain
+from ensdistill.pipeline.escaping import plain
 from ensdistill.stages.warned import Warned, heard_by, write
 
 Say = Callable[[str], object]

@@ -12,8 +12,8 @@ import jinja2
 from markupsafe import Markup
 
 from ensdistill.cli import charts
+from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
-from ensdistill.pipeline.shown import shown
 from ensdistill.stages.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
@@ -69,7 +69,7 @@ def page(content: Mapping[str, Any]) -> str:
 
 def _spelt(value: Any) -> Any:
     """Return what a page shows of a value: a browser obeys marks of direction as well."""
-    return type(value)(shown(value)) if isinstance(value, str) else value
+    return type(value)(escaped(value)) if isinstance(value, str) else value
 
 
 def _template(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.shown import shown
+from ensdistill.pipeline.escaping import escaped
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -52,7 +52,7 @@ def estimates(found: Mapping[str, Any], path: Path) -> None:
     """
     iou = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "teacher"}
     classes = [c for c in found["classes"] if any(of[c] is not None for of in iou.values())]
-    names = list(map(shown, classes))
+    names = list(map(escaped, classes))
     teachers: Mapping[str, Any] = found["estimates"]
     columns = min(_COLUMNS, len(teachers))
     rows = -(-len(teachers) // columns)

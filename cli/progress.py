@@ -19,8 +19,8 @@ from rich.text import Text
 from ensdistill.cli.noise import each_once, relayed, stdout_for_results
 from ensdistill.cli.rate import Rate
 from ensdistill.cli.screen import line
+from ensdistill.pipeline.escaping import in_a_line
 from ensdistill.pipeline.figures import duration, size, speed
-from ensdistill.pipeline.shown import in_a_line
 
 _LOG_SECONDS: Final = 15.0  # between two lines of a log
 _SILENCE: Final = 60.0  # seconds without a unit that a log tells of; the next time twice as many

@@ -21,7 +21,7 @@ from rich import table
 from rich.console import Console
 from rich.text import Text
 
-from ensdistill.pipeline.shown import in_a_line, shown
+from ensdistill.pipeline.escaping import escaped, in_a_line
 
 _DEFAULT: Final = Path("experiment.yaml")
 # commands that are named in advice, and work without an experiment file or make one
@@ -36,7 +36,7 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 def echo_lines(text: str, *, err: bool = False) -> None:
     """Print a text of several lines, such as a traceback."""
-    _print(shown(text), err=err)
+    _print(escaped(text), err=err)
 
 
 def echo_json(value: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision, State, plan
-from ensdistill.pipeline.shown import as_utf8
 from ensdistill.stages import doubts, suspicion, tables
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ensdistill.pipeline.shown import in_a_cell, in_a_line
+from ensdistill.pipeline.escaping import in_a_cell, in_a_line
 
 __all__ = [
     "WRITERS",

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ensdistill.pipeline.shown import in_a_line
+from ensdistill.pipeline.escaping import in_a_line
 
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _PYTHON: Final = Path(sysconfig.get_path("stdlib"))

@@ -15,7 +15,7 @@ from ensdistill.cli import options
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.pipeline.shown import shown as escaped
+from ensdistill.pipeline.escaping import escaped
 
 if TYPE_CHECKING:
     from ensdistill.stages.experiment import Experiment

@@ -11,8 +11,8 @@ from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.figures import size
-from ensdistill.pipeline.shown import as_utf8
 from ensdistill.stages.experiment import load
 from ensdistill.stages.outputs import PAGE, Output
 

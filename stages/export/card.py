@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
-from ensdistill.pipeline.shown import in_a_cell
 from ensdistill.stages.experiment import Experiment, Teacher
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.networks.preprocessing import Preprocessing

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.data.classes import TABLES, ClassTable
+from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Manifest
-from ensdistill.pipeline.shown import in_a_cell
 
 if TYPE_CHECKING:
     from ensdistill.stages.export.labels import Layout

@@ -20,10 +20,10 @@ from ensdistill.data.classes import IGNORE_INDEX, ClassTable
 from ensdistill.data.images import Picture
 from ensdistill.data.pictures import UInt8, read_image
 from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
-from ensdistill.pipeline.shown import as_utf8
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.export.guides import guide
 from ensdistill.stages.export.target import (

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
-from ensdistill.pipeline.shown import as_utf8
 from ensdistill.stages.experiment import Experiment
 from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh

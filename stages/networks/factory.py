@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError
-from ensdistill.pipeline.shown import plain
+from ensdistill.pipeline.escaping import plain
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.stream import Clock, Request, Want
 from ensdistill.stages.warned import Warned, heard_by, issue, taken

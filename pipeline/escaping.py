@@ -14,14 +14,14 @@ _SEQUENCE: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x0
 _NOT_SHOWN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     r"""Return a text of any number of lines with ``\x1b`` in the place of an escape, and so on."""
     return _OBEYED.sub(_code, text)
 
 
 def in_a_line(text: str) -> str:
-    r"""Return a text as one line: `shown`, and ``\n`` where a name holds the end of a line."""
-    return shown(_FOLDED.sub(" ", text)).replace("\n", "\\n")
+    r"""Return a text as one line: `escaped`, and ``\n`` where a name holds the end of a line."""
+    return escaped(_FOLDED.sub(" ", text)).replace("\n", "\\n")
 
 
 def in_a_cell(text: str) -> str:
@@ -36,7 +36,7 @@ def as_utf8(text: str) -> bytes:
 
 def plain(text: str) -> str:
     """Return a line that a program wrote for a terminal without what is not to be seen."""
-    return shown(_NOT_SHOWN.sub("", _SEQUENCE.sub("", text)))
+    return escaped(_NOT_SHOWN.sub("", _SEQUENCE.sub("", text)))
 
 
 def _code(found: re.Match[str]) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdistill.pipeline.shown import as_utf8, in_a_cell, in_a_line, plain, shown
+from ensdistill.pipeline.escaping import as_utf8, escaped, in_a_cell, in_a_line, plain
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 
@@ -23,7 +23,7 @@ ESCAPE = "\x1b[2J\x1b]0;owned\x07"
     ],
 )
 def test_what_a_terminal_would_obey_is_spelt(text, expected):
-    assert shown(text) == expected
+    assert escaped(text) == expected
 
 
 def test_a_name_cannot_end_a_line():
