@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from ensdistill.cli.screen import Table, echo, echo_json, print_table
+from ensdistill.cli.grid import Table, print_table
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.pipeline.manifest import RECORDED, Manifest

@@ -6,7 +6,6 @@ text, or of names that hold the end of a line.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich import table
-from rich.console import Console
-from rich.text import Text
 
 from ensdistill.pipeline.escaping import escaped, in_a_line
 
@@ -31,55 +27,18 @@ _ADVICE: Final = re.compile(r"(?<!by )`ensdistill (?P<command>[a-z][a-z-]*)(?P<r
 
 def echo(text: str = "", *, err: bool = False) -> None:
     """Print one line, whatever is in it."""
-    _print(line(text), err=err)
+    put(line(text), err=err)
 
 
 def echo_lines(text: str, *, err: bool = False) -> None:
     """Print a text of several lines, such as a traceback."""
-    _print(escaped(text), err=err)
+    put(escaped(text), err=err)
 
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON."""
     # all but ASCII is escaped, and this is ASCII too
-    _print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
-
-
-def print_table(found: Table) -> None:
-    """Print a table as wide as it is: a figure folded over two lines cannot be read."""
-    rows = io.StringIO()
-    at_terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(file=rows, width=1000, highlight=False, force_terminal=at_terminal or None)
-    console.print(found)
-    for row in rows.getvalue().splitlines():
-        _print(row.rstrip())  # the padding of a long line would wrap all others
-
-
-class Table(table.Table):
-    """A table without rules, in whose cells any text is shown.
-
-    Parameters
-    ----------
-    title : str, optional
-        What stands above it.
-    """
-
-    def __init__(self, title: str | None = None):
-        super().__init__(box=None, pad_edge=False, title=None if title is None else _cell(title))
-
-    def add_column(self, header: Any = "", *arguments: Any, **more: Any) -> None:
-        """Add a column."""
-        super().add_column(_cell(header), *arguments, **more)
-
-    def add_row(self, *cells: Any, **more: Any) -> None:
-        """Add a row, of texts or styled ones."""
-        super().add_row(*map(_cell, cells), **more)
-
-
-def _cell(value: str | Text) -> Text:
-    if isinstance(value, Text):
-        return Text(in_a_line(value.plain), style=value.style)
-    return Text(in_a_line(value))
+    put(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
 
 
 def line(text: str) -> str:
@@ -111,7 +70,8 @@ def advised(text: str, said: Any) -> str:
     return _ADVICE.sub(complete, text)
 
 
-def _print(text: str, *, err: bool = False) -> None:
+def put(text: str, *, err: bool = False) -> None:
+    """Print what is escaped already."""
     try:
         click.echo(text, err=err)
     except BrokenPipeError:  # such as `| head`: who reads has seen enough

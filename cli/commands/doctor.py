@@ -9,7 +9,8 @@ import click
 from rich.text import Text
 
 from ensdistill.cli import options
-from ensdistill.cli.screen import Table, echo, echo_json, print_table
+from ensdistill.cli.grid import Table, print_table
+from ensdistill.cli.screen import echo, echo_json
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from rich.text import Text
 
-from ensdistill.cli import failures, screen
+from ensdistill.cli import failures, grid, screen
 from ensdistill.cli.__main__ import main
 from ensdistill.cli.progress import Display
 from ensdistill.pipeline.errors import DataError, raise_all
@@ -48,11 +48,11 @@ def test_one_module_prints():
 def test_names_are_shown(name, capsys):
     screen.echo(f"{name}: 3 images")
     Display().say(f"warning: {name}")
-    table = screen.Table(title=name)
+    table = grid.Table(title=name)
     table.add_column(f"a column that is wider: {name}")
     table.add_row(name)
     table.add_row(Text(name, style="bold"))
-    screen.print_table(table)
+    grid.print_table(table)
     screen.echo_json({name: [name]})
     out, err = capsys.readouterr()
     assert not RAW.search(out + err)
@@ -63,10 +63,10 @@ def test_names_are_shown(name, capsys):
 
 @pytest.mark.parametrize("name", ["[red]a[/red]", "[/]", "[link=file:///x]y[/link]", ":car:", "[a"])
 def test_markup_of_a_table_is_text(name, capsys):
-    table = screen.Table(title=name)
+    table = grid.Table(title=name)
     table.add_column(f"of {name}")
     table.add_row(name)
-    screen.print_table(table)
+    grid.print_table(table)
     assert [row.strip() for row in capsys.readouterr().out.splitlines()] == [
         name,
         f"of {name}",
@@ -85,10 +85,10 @@ def test_our_own_colours_reach_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    table = screen.Table()
+    table = grid.Table()
     table.add_column("")
     table.add_row(Text(f"fresh{ESCAPE}", style="green"))
-    screen.print_table(table)
+    grid.print_table(table)
     out = capsys.readouterr().out
     assert "\x1b[32mfresh\\x1b[2J" in out and "\x1b[2J" not in out
 
@@ -126,6 +126,16 @@ def test_advice_of_an_error_names_the_experiment_file(world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", "labels", str(tmp_path / "out"), "-c", str(world.file)])
     assert f"`ensdistill fuse -c {world.file}` first" in capsys.readouterr().err
+
+
+def test_advice_in_a_table_names_the_experiment_file(world, capsys):
+    world.call("infer-teacher")
+    for index in (world.root / "work/infer").glob("*/manifest.json"):
+        index.write_bytes(index.read_bytes()[:-20])
+    with pytest.raises(SystemExit):
+        main(["status", "-c", str(world.file)])
+    out = capsys.readouterr().out
+    assert f"`ensdistill verify --repair -c {world.file}`" in out
 
 
 @pytest.mark.parametrize(
