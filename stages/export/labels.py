@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -49,6 +50,7 @@ _SUFFIXES: Final[dict[str, str]] = {
 }
 _SAME: Final = {".jpeg": ".jpg", ".tiff": ".tif"}  # suffixes of one format
 _UNLABELLED: Final = 0  # Cityscapes' id of what nobody labelled
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # as file systems of Windows say
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 
 
@@ -390,7 +392,15 @@ class _Writing:
             return [write(self.folder, name, content)]
         link = self.folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(task.image.resolve())
+        try:
+            link.symlink_to(task.image.resolve())
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise DataError(
+                f"{link.parent}: links cannot be made here ({error.strerror}); repeat with "
+                "--copy-images"
+            ) from error
         return []
 
 

@@ -1,10 +1,12 @@
 """`ensdistill export`: what it refuses, and what it leaves behind."""
 
+import errno
 import os
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +267,16 @@ def test_images_of_one_name_keep_their_folders(made, out, monkeypatch):
             f"city{k}/0001.png" for k in range(3)
         ]
     assert "looks into no folders below" in (out / "README.md").read_text()
+
+
+def test_where_links_cannot_be_made_images_are_copied(made, out, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", "link")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    said = made.refuse("export", "labels", str(out))
+    assert "DataError" in said and "--copy-images" in said and not left(out)
+    made.call("export", "labels", str(out), "--copy-images")
 
 
 def test_the_readme_names_no_place(made, out):
