@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -202,7 +203,7 @@ def explanation(
         absent = [f"{n} ({decisions[n].state})" for n in without]
         echo(f"without, as it is not there: {', '.join(absent)}")
     echo(f"below it: {', '.join(below) or 'nothing'}")
-    file = "" if config == Path("experiment.yaml") else f" -c {config}"
+    file = "" if config == Path("experiment.yaml") else f" -c {quote(str(config))}"
     if d.state is State.CORRUPT:
         echo(f"to make it good: ensdistill verify --repair{file}")
     elif d.state is not State.FRESH:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -138,7 +139,7 @@ def command(
         for line in text.splitlines():
             echo(line)
     else:
-        echo(f"wrote {config}; next: `ensdistill check -c {_short(config)}`")
+        echo(f"wrote {config}; next: `ensdistill check -c {quote(_short(config))}`")
 
 
 def _say(name: str, row: Mapping[str, Any]) -> None:

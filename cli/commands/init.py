@@ -7,6 +7,7 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -67,7 +68,7 @@ def command(template: str, output: Path, overwrite: bool) -> None:
     if template == "camvid":
         text = _camvid(text)
     file.write(text.encode(errors="backslashreplace"))
-    echo(f"wrote {output}; edit it, then run `ensdistill check -c {output}`")
+    echo(f"wrote {output}; edit it, then run `ensdistill check -c {quote(str(output))}`")
 
 
 def _camvid(text: str) -> str:

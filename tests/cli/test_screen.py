@@ -279,3 +279,12 @@ def test_classes_are_shown_wherever_they_are_named(world, tmp_path, capsys):
         assert file.suffix == ".html" or "\n| x | y |" not in file.read_text()
     head = table.read_text().splitlines()[2]
     assert head.startswith(r"| method | [red]road\x1b[31m\|\n\| x \| y \| | $car<b>:car:\u202e |")
+
+
+def test_advice_can_be_pasted(world, tmp_path, capsys):
+    file = world.file.rename(world.file.with_name("my file.yaml"))
+    for command in (["explain", "fusion", "-c", file], ["init", "-o", tmp_path / "an other.yaml"]):
+        with pytest.raises(SystemExit):
+            main(list(map(str, command)))
+    out = capsys.readouterr().out
+    assert f" -c '{file}'\n" in out and f"check -c '{tmp_path / 'an other.yaml'}'`" in out
