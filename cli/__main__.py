@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import keyword
 import os
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 import click
 
+from ensdistill.cli import failures, options
+from ensdistill.cli.screen import advised, echo, echo_lines
 from ensdistill.pipeline.errors import EnsdistillError
 
 # Command to its line in the overview. A command's module is imported when it is called, so that
@@ -41,7 +44,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 
 
-class Group(click.Group):
+class Group(options.Group):
     """Commands in the order in which a user needs them, imported when called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,6 +64,15 @@ class Group(click.Group):
         """Write the overview without importing any command."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # which click takes for a reader of ours, and says nothing
+            raise EnsdistillError(
+                f"a process that this command wrote to has ended ({error}); finished work is kept"
+            ) from error
 
 
 @click.command(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,43 +102,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     arguments: Any = None if argv is None else list(argv)
     verbose = any(a in ("-v", "--verbose") for a in (arguments or sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")
+    said: dict[str, Any] = {}
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            code = _with_ranks(arguments, verbose=verbose)
+            code = _with_ranks(arguments, said, verbose=verbose)
         else:
-            code = _command(arguments)
+            code = _command(arguments, said)
+    except SystemExit:
+        raise
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        error.show(text := io.StringIO())
+        echo_lines(text.getvalue().rstrip(), err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished work is kept, run the same command again", err=True)
+        echo("interrupted; finished work is kept, run the same command again", err=True)
         code = 130
-    except EnsdistillError as error:
+    except BaseException as error:  # libraries in Rust raise what is no Exception
         if verbose:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    except OSError as error:
-        # a full disk, a lost mount: no defect of the program, but never without its file
-        if verbose:
-            traceback.print_exc()
-        click.echo(f"error: {error}; finished work is kept", err=True)
-        code = 1
+            echo_lines(traceback.format_exc().rstrip(), err=True)
+        for line in failures.told(error):
+            echo(advised(line, said), err=True)
+        code = error.exit_code if isinstance(error, EnsdistillError) else 1
     sys.exit(code)
 
 
-def _command(arguments: Any) -> Any:
-    return cli.main(arguments, prog_name="ensdistill", standalone_mode=False)
+def _command(arguments: Any, said: dict[str, Any]) -> Any:
+    return cli.main(arguments, prog_name="ensdistill", standalone_mode=False, obj=said)
 
 
-def _with_ranks(arguments: Any, *, verbose: bool) -> Any:
+def _with_ranks(arguments: Any, said: dict[str, Any], *, verbose: bool) -> Any:
     """Run the command at rank 0 of ``torchrun``, and what it trains at all ranks."""
     from ensdistill.stages.training import loop, ranks
 
     if not ranks.launched():
-        return _command(arguments)
+        return _command(arguments, said)
     if ranks.join() > 0:
         if not verbose:
             warnings.simplefilter("ignore")  # rank 0 is told the same
@@ -134,7 +148,7 @@ def _with_ranks(arguments: Any, *, verbose: bool) -> Any:
             ranks.follow(loop.follow)
             return 0
         return 1
-    code = _command(arguments)
+    code = _command(arguments, said)
     ranks.dismiss()  # after an error torchrun stops them: they may be in the middle of a step
     return code
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ensdistill.cli import render
 from ensdistill.cli.progress import Bar, Display, display
+from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.explain import estimate
 from ensdistill.pipeline.locks import Part
@@ -183,7 +181,7 @@ def say(
         costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
         render.planned(decisions, costs, as_json=as_json)
     elif as_json:
-        click.echo(json.dumps(report_json(report), indent=1))
+        echo_json(report_json(report))
     else:
         render.report(report)
 

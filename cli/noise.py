@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import select
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Final
 
+from ensdistill.pipeline.escaping import plain
 from ensdistill.stages.warned import Warned, heard_by, write
 
 Say = Callable[[str], object]
@@ -25,10 +25,6 @@ _ROOM: Final = 1 << 20  # bytes that may wait to be read, where the system grant
 _LONGEST: Final = 1 << 16  # bytes of a line
 _MOMENT: Final = 0.02  # seconds that what comes is left to `_REST`: an abort follows its reason
 _END: Final = b"\0the end\0"
-# what a terminal would obey instead of showing it; a tab is neither
-_CONTROL: Final = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
-)
 # Waits until this process has ended, or is done with the pipe, and passes on what was not read: the
 # last that a library writes before it aborts is why, and what was started meanwhile may go on.
 _REST: Final = """
@@ -100,7 +96,7 @@ def _relay(out: int, encoding: str, say: Say) -> None:
         for line in lines:
             # as a terminal shows it: what follows the last carriage return is on top
             text = line.rstrip(b"\r").rpartition(b"\r")[2].decode(encoding, "backslashreplace")
-            text = _CONTROL.sub("", text)
+            text = plain(text)
             if text and text == last:
                 again += 1
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +24,34 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> Part | No
     return Part(int(found[1]), int(found[2]))
 
 
+def _config(ctx: click.Context, _: click.Parameter, value: Path) -> Path:
+    if ctx.obj is not None:  # advice says it again (see `screen.advised`)
+        ctx.obj["config"] = value
+    return value
+
+
+class Group(click.Group):
+    """Commands of which the nearest is named where there is none of a name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return a command by the first argument."""
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise click.UsageError(f"no command is called {name!r}; {meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 config = click.option(
     "-c",
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("experiment.yaml"),
     show_default=True,
+    callback=_config,
     help="The experiment file.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -40,6 +63,10 @@ upstream = click.option(
 )
 rehash = click.option(
     "--rehash", is_flag=True, help="Read every input file again instead of trusting its date."
+)
+
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace the file that is written, if there is another."
 )
 
 part = click.option(

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from ensdistill.cli import charts
+from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.stages.tables import means, method_label, notes
 
@@ -30,6 +31,7 @@ def page(content: Mapping[str, Any]) -> str:
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_spelt,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -63,6 +65,11 @@ def page(content: Mapping[str, Any]) -> str:
             if teacher in scores[kind]
         },
     )
+
+
+def _spelt(value: Any) -> Any:
+    """Return what a page shows of a value: a browser obeys marks of direction as well."""
+    return type(value)(escaped(value)) if isinstance(value, str) else value
 
 
 def _template(name: str) -> str:

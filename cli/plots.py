@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ensdistill.pipeline import atomic
+from ensdistill.pipeline.escaping import escaped
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -52,6 +53,7 @@ def estimates(found: Mapping[str, Any], path: Path) -> None:
     """
     iou = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "teacher"}
     classes = [c for c in found["classes"] if any(of[c] is not None for of in iou.values())]
+    names = list(map(escaped, classes))
     teachers: Mapping[str, Any] = found["estimates"]
     columns = min(_COLUMNS, len(teachers))
     rows = -(-len(teachers) // columns)
@@ -65,7 +67,7 @@ def estimates(found: Mapping[str, Any], path: Path) -> None:
                 values = _fractions(found[kind][teacher], classes)
                 axes.plot(range(len(classes)), values, marker, color=colour, markersize=5)
         axes.set_title(_title(teacher, of), fontsize=9, parse_math=False)
-        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=8, parse_math=False)
         axes.set_ylim(0, 1.02)
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[len(teachers) :]:

@@ -18,6 +18,8 @@ from rich.text import Text
 
 from ensdistill.cli.noise import each_once, relayed, stdout_for_results
 from ensdistill.cli.rate import Rate
+from ensdistill.cli.screen import line
+from ensdistill.pipeline.escaping import in_a_line
 from ensdistill.pipeline.figures import duration, size, speed
 
 _LOG_SECONDS: Final = 15.0  # between two lines of a log
@@ -107,7 +109,7 @@ class _OfBar(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return it for the bar of a task."""
-        return Text(self._text(task.fields["bar"]), no_wrap=True, overflow="ellipsis")
+        return Text(in_a_line(self._text(task.fields["bar"])), no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -125,7 +127,10 @@ class Display:
         self._all: list[Bar] = []
 
     def say(self, text: str) -> None:
-        """Write one line."""
+        """Write one line, whatever is in it."""
+        self._write(line(text))
+
+    def _write(self, text: str) -> None:
         if self._console is not None:
             self._console.print(Text(text), soft_wrap=True)
         else:
@@ -148,7 +153,7 @@ class Display:
             seen = sum(of.visible for of in self.bars.tasks)
             if old.visible and old.finished and seen >= self.bars.console.height // 2:
                 self.bars.update(old.id, visible=False)
-        return self.bars.add_task(bar.name, total=total, completed=done, bar=bar)
+        return self.bars.add_task(in_a_line(bar.name), total=total, completed=done, bar=bar)
 
     @contextmanager
     def at_terminal(self) -> Iterator[None]:
@@ -167,7 +172,7 @@ class Display:
                 *columns, console=self._console, redirect_stdout=False, redirect_stderr=False
             )
             try:
-                with bars as self.bars, relayed(self.say):
+                with bars as self.bars, relayed(self._write):
                     yield
             finally:
                 self.bars = self._console = None
@@ -179,9 +184,9 @@ class Display:
 
         def watch() -> None:
             while not stop.wait(_LOG_SECONDS):
-                for line in filter(None, [bar.news() for bar in self._all]):
+                for news in filter(None, [bar.news() for bar in self._all]):
                     with suppress(OSError):
-                        self.say(line)
+                        self.say(news)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-import click
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from ensdistill.cli.grid import Table, print_table
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.pipeline.manifest import RECORDED, Manifest
@@ -43,24 +43,12 @@ _STYLES = {
 }
 
 
-def print_table(table: Table) -> None:
-    """Print a table as wide as it is: a figure folded over two lines cannot be read."""
-    # without markup: names such as infer[t] are no style tags
-    console = Console(width=1000, highlight=False, markup=False)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())  # the padding of a long line would wrap all others
-
-
 def decisions(found: Mapping[str, Decision], *, as_json: bool, verbose: bool = False) -> None:
     """Print the state of nodes and why they are not fresh; `verbose` adds how they were made."""
     if as_json:
-        click.echo(
-            json.dumps([decision_json(d, verbose=verbose) for d in found.values()], indent=1)
-        )
+        echo_json([decision_json(d, verbose=verbose) for d in found.values()])
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     for column in ("node", "state", "items", "why"):
         table.add_column(column)
     for d in found.values():
@@ -70,11 +58,12 @@ def decisions(found: Mapping[str, Decision], *, as_json: bool, verbose: bool = F
         table.add_row(Text(d.node.id), _state(d), items, Text(why))
     print_table(table)
     count = {s: sum(d.state is s for d in found.values()) for s in State}
-    click.echo(", ".join(f"{n} {s}" for s, n in count.items() if n))
+    echo(", ".join(f"{n} {s}" for s, n in count.items() if n))
     if verbose:
         for d in found.values():
             if d.artifact is not None:
-                click.echo(f"\n{d.node.id}: {d.artifact.path}")
+                echo()
+                echo(f"{d.node.id}: {d.artifact.path}")
                 made(d.artifact.manifest)
 
 
@@ -105,7 +94,7 @@ def made(manifest: Manifest) -> None:
     about = manifest.provenance
     written = f"{manifest.written} written, {manifest.reused} reused, " if manifest.written else ""
     memory = about.get("peak_memory")
-    click.echo(
+    echo(
         f"  finished {manifest.finished or '-'} in {duration(manifest.seconds)}; {written}"
         f"{size(manifest.disk_bytes)} on disk, peak memory {size(memory) if memory else '-'}"
     )
@@ -115,9 +104,9 @@ def made(manifest: Manifest) -> None:
     about = about | {k: v for k, v in manifest.runtime.items() if v is not None}
     for key in ("command", "git", "host", "platform", "python", "device", "threads", "workers"):
         if about.get(key) is not None:
-            click.echo(f"  {key}: {about[key]}")
+            echo(f"  {key}: {about[key]}")
     packages = about.get("packages", {})
-    click.echo(f"  packages: {', '.join(f'{k} {v}' for k, v in packages.items() if v)}")
+    echo(f"  packages: {', '.join(f'{k} {v}' for k, v in packages.items() if v)}")
 
 
 def planned(
@@ -128,9 +117,9 @@ def planned(
         rows = [
             decision_json(d) | {"would": (c := costs[n]) and asdict(c)} for n, d in found.items()
         ]
-        click.echo(json.dumps(rows, indent=1))
+        echo_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     for column in ("node", "state", "compute", "reuse", "disk", "why"):
         table.add_column(column, justify="right" if column in ("compute", "reuse") else "left")
     for node_id, d in found.items():
@@ -143,7 +132,7 @@ def planned(
     for node_id, c in costs.items():
         counts[found[node_id].node.unit] += 0 if c is None else c.compute
     told = " and ".join(f"{count} {unit}" for unit, count in counts.items() if count)
-    click.echo(
+    echo(
         f"would compute {'at most ' if any(c.at_most for c in known) else ''}"
         f"{told or '0 images'}, "
         f"take {sum(c.reuse for c in known)} from other "
@@ -153,7 +142,7 @@ def planned(
     waiting = [n for n, d in found.items() if d.state is State.WAITING]
     for names, text in ((open_ends, "on disk, not counted"), (waiting, "known after the others")):
         if names:
-            click.echo(f"{text}: {', '.join(names)}")
+            echo(f"{text}: {', '.join(names)}")
 
 
 def _cost(d: Decision, cost: Estimate | None) -> tuple[str, str, str]:
@@ -171,9 +160,9 @@ def report(found: Report) -> None:
         items = f"{r.written} of {r.total} written, " if r.total else ""
         items += f"{r.reused} taken from other artifacts, " if r.reused else ""
         rest = f"; {r.open} are left to other parts" if r.open else ""
-        click.echo(f"{r.node}: {items}{duration(r.seconds)}{rest}")
+        echo(f"{r.node}: {items}{duration(r.seconds)}{rest}")
     if not found.ran:
-        click.echo(f"nothing to do: {', '.join(found.fresh)} fresh")
+        echo(f"nothing to do: {', '.join(found.fresh)} fresh")
 
 
 def explanation(
@@ -186,41 +175,41 @@ def explanation(
 ) -> None:
     """Print why a node stands as it does."""
     unit = d.node.unit
-    click.echo(f"{d.node.id} is {d.state}" + (f": {d.reason}" if d.reason else ""))
+    echo(f"{d.node.id} is {d.state}" + (f": {d.reason}" if d.reason else ""))
     if d.artifact is not None:
-        click.echo(f"  {d.artifact.path}")
+        echo(f"  {d.artifact.path}")
         made(d.artifact.manifest)
     elif d.previous is not None:
-        click.echo(f"compared with the nearest that was made, {d.previous.path}:")
+        echo(f"compared with the nearest that was made, {d.previous.path}:")
     for change in d.changes:
-        click.echo(f"  {change.field}: {_value(change.old)} -> {_value(change.new)}")
+        echo(f"  {change.field}: {_value(change.old)} -> {_value(change.new)}")
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):
             if ids:
-                click.echo(f"  {len(ids)} {unit} are {what}: {some(ids)}")
+                echo(f"  {len(ids)} {unit} are {what}: {some(ids)}")
         if images.changed:
             named = [f"{i} ({', '.join(names)})" for i, names in images.changed.items()]
-            click.echo(f"  {len(named)} {unit} changed: {some(named)}")
+            echo(f"  {len(named)} {unit} changed: {some(named)}")
     if cost is not None:
         compute, reuse, disk = _cost(d, cost)
         items = f"compute {compute} {unit}, take {reuse or 0} from other artifacts and " * bool(
             d.total
         )
-        click.echo(f"a run would {items}write {disk}, then look at what is below")
+        echo(f"a run would {items}write {disk}, then look at what is below")
     without = left_out(d)
     needs = [f"{n} ({decisions[n].state})" for n in d.node.needs if n not in without]
-    click.echo(f"made from: {', '.join(needs) or 'files alone'}")
+    echo(f"made from: {', '.join(needs) or 'files alone'}")
     if without:
         absent = [f"{n} ({decisions[n].state})" for n in without]
-        click.echo(f"without, as it is not there: {', '.join(absent)}")
-    click.echo(f"below it: {', '.join(below) or 'nothing'}")
-    file = "" if config == Path("experiment.yaml") else f" -c {config}"
+        echo(f"without, as it is not there: {', '.join(absent)}")
+    echo(f"below it: {', '.join(below) or 'nothing'}")
+    file = "" if config == Path("experiment.yaml") else f" -c {quote(str(config))}"
     if d.state is State.CORRUPT:
-        click.echo(f"to make it good: ensdistill verify --repair{file}")
+        echo(f"to make it good: ensdistill verify --repair{file}")
     elif d.state is not State.FRESH:
         ready = all(decisions[n].state is State.FRESH for n in d.node.needs)
         more = "" if ready else " --upstream"
-        click.echo(f"to make it: ensdistill {d.node.command}{more}{file}")
+        echo(f"to make it: ensdistill {d.node.command}{more}{file}")
 
 
 def _value(value: Any) -> str:
@@ -238,19 +227,19 @@ def repaired(outcome: Repair) -> None:
     for r in outcome.ran:
         items = f"{r.written} of {r.total} images computed again" if r.total else "made again"
         items += f", {r.reused} taken from other artifacts" if r.reused else ""
-        click.echo(f"{r.node}: {items}, {duration(r.seconds)}")
+        echo(f"{r.node}: {items}, {duration(r.seconds)}")
     for node_id in outcome.different:
-        click.echo(f"{node_id} came out different from before: what is below it is stale now")
+        echo(f"{node_id} came out different from before: what is below it is stale now")
     left = ((why, f"{folder}: left as it is ({why})") for folder, why in outcome.left.items())
     for line in grouped(left):
-        click.echo(line)
+        echo(line)
     if not outcome.left:
-        click.echo("all damage is made good")
+        echo("all damage is made good")
 
 
 def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete: bool) -> None:
     """Print what nothing reaches, and what became of it."""
-    table = Table(box=None, pad_edge=False)
+    table = Table()
     for column in ("folder", "kind", "node", "disk", "outcome")[: 4 + delete]:
         table.add_column(column, justify="right" if column == "disk" else "left")
     for kept in (k for k in found if k.reason is None):
@@ -268,7 +257,7 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete
     if delete:
         freed = [k for k in gone if outcome[k] is None]
         stays += sum(k.bytes for k in gone if outcome[k] is not None)
-        click.echo(f"{size(sum(k.bytes for k in freed))} freed, {size(stays)} stay")
+        echo(f"{size(sum(k.bytes for k in freed))} freed, {size(stays)} stay")
     else:
         counts = [sum(k.kind != "cache" for k in of) for of in (gone, found)]
         count = f"{counts[0]} of {counts[1]} folders"
@@ -276,9 +265,9 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete
         if cached[1]:
             count += f" and {cached[0]} of {cached[1]} decoded images"
         count += f", {size(sum(k.bytes for k in gone))}"
-        click.echo(f"nothing reaches {count}; {size(stays)} stay")
+        echo(f"nothing reaches {count}; {size(stays)} stay")
         if gone:
-            click.echo("nothing was deleted; --delete does it")
+            echo("nothing was deleted; --delete does it")
 
 
 def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -291,13 +280,13 @@ def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for name, of in found.items():
         shares = some([f"{c} {100 * share:.0f} %" for c, share in of["shares"].items()])
-        click.echo(f"{name}: {shares}; {100 * of['coverage']:.1f} % of the pixels labelled")
+        echo(f"{name}: {shares}; {100 * of['coverage']:.1f} % of the pixels labelled")
         if of["absent"]:
-            click.echo(f"  nowhere: {some(of['absent'])}")
+            echo(f"  nowhere: {some(of['absent'])}")
         if of["agrees"]:
-            click.echo(f"  {agrees(of)}")
+            echo(f"  {agrees(of)}")
         for text in of["warnings"]:
-            click.echo(f"warning: teachers[{name}]: {text}")
+            echo(f"warning: teachers[{name}]: {text}")
 
 
 def fused(decisions: Mapping[str, Decision]) -> None:
@@ -311,7 +300,7 @@ def fused(decisions: Mapping[str, Decision]) -> None:
     weights = decisions["weights"].artifact if "weights" in decisions else None
     if weights is not None and weights.manifest.result["mean"] is not None:
         text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
-    click.echo(text)
+    echo(text)
 
 
 def agrees(found: Mapping[str, Any]) -> str:
@@ -331,7 +320,7 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
     """Print the policy, class by class, with the probe certainty of every teacher."""
     if chosen is None:
         return
-    table = Table(box=None, pad_edge=False, title="policy, and certainty of each teacher's probe")
+    table = Table(title="policy, and certainty of each teacher's probe")
     table.add_column("class")
     table.add_column("teacher")
     for teacher in certainty:
@@ -346,7 +335,7 @@ def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str
         table.add_row(name, Text((teacher or "-") + mark), *cells)
     print_table(table)
     if chosen["fallback"]:
-        click.echo("fallback: no probe is sure of the class on enough pixels (min_support)")
+        echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
 def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | None) -> None:
@@ -355,10 +344,10 @@ def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | No
     `doubt` says why it expects nothing, where it cannot tell.
     """
     if doubt is not None:
-        click.echo(f"label model: {doubt}")
+        echo(f"label model: {doubt}")
     if not found:
         return
-    table = Table(box=None, pad_edge=False, title="what the label model expects, IoU in percent")
+    table = Table(title="what the label model expects, IoU in percent")
     table.add_column("class")
     for teacher in found:
         table.add_column(Text(teacher), justify="right")
@@ -381,7 +370,7 @@ def scores(results: Mapping[str, Any]) -> None:
     """
     methods: Sequence[Mapping[str, Any]] = results["methods"]
     shown = [c for c in results["classes"] if any(m["iou"][c] is not None for m in methods)]
-    table = Table(box=None, pad_edge=False, title=f"IoU on {results['split']}, percent")
+    table = Table(title=f"IoU on {results['split']}, percent")
     table.add_column("class")
     for m in methods:
         table.add_column(Text(method_label(m)), justify="right")
@@ -404,19 +393,17 @@ def scores(results: Mapping[str, Any]) -> None:
         table.add_row("regret, mIoU present", *map(_number, regrets))
     print_table(table)
     if note := overlap_note(results):
-        click.echo(f"{results['split']}: {note}")
+        echo(f"{results['split']}: {note}")
     absent = [c for c in results["classes"] if c not in shown]
     if absent and shown:
-        click.echo(
-            f"not in the ground truth, nor predicted where it is labelled: {', '.join(absent)}"
-        )
+        echo(f"not in the ground truth, nor predicted where it is labelled: {', '.join(absent)}")
     if results["student_selected_on"] is not None:
-        click.echo(
+        echo(
             f"student: of its checkpoints the best on the ground truth of "
             f"{results['student_selected_on']} (`keep: best`), not the last one"
         )
     for note in notes(results):
-        click.echo(note)
+        echo(note)
     _margins(results)
 
 
@@ -431,7 +418,7 @@ def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> 
     kinds = [k for k in ("certainty", "reliability") if any(k in of for of in found.values())]
     if not kinds:
         return
-    table = Table(box=None, pad_edge=False, title="estimates against IoU, over the classes")
+    table = Table(title="estimates against IoU, over the classes")
     table.add_column("teacher")
     measures = {"cosine": "cosine similarity", "rank": "rank correlation", "classes": "classes"}
     for kind in kinds:
@@ -456,13 +443,14 @@ def ablation(found: Mapping[str, Any]) -> None:
     counts = {n for row in rows for n in row["classes"].values() if n is not None}
     _ablated(found, split, "mIoU", present)
     if counts == {present}:
-        click.echo(f"each mIoU is over the {present} classes in the ground truth of {split}")
+        echo(f"each mIoU is over the {present} classes in the ground truth of {split}")
         return
-    click.echo(
+    echo(
         f"in brackets: over how many classes, where not over the {present} in the ground truth of "
         f"{split}; one that only a prediction has counts as 0, and losses and margins are not over "
-        f"the same classes. Over those {present} alone:\n"
+        f"the same classes. Over those {present} alone:"
     )
+    echo()
     _ablated(found["present"], split, "mIoU present", present)
 
 
@@ -473,7 +461,7 @@ def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> 
     """
     methods = ("label-model", "majority")
     title = f"bad teachers, {score} on {split} in percent"
-    table = Table(box=None, pad_edge=False, title=title)
+    table = Table(title=title)
     table.add_column("bad", justify="right")
     for column in ("the last of them", "made from"):
         table.add_column(column)
@@ -486,11 +474,11 @@ def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> 
     print_table(table)
     compositions = found["flexibility"]["compositions"]
     if not compositions:
-        click.echo("compositions are of at least three teachers: there are none")
+        echo("compositions are of at least three teachers: there are none")
         return
-    click.echo()
+    echo()
     title = f"compositions, {score}, label model's best first"
-    table = Table(box=None, pad_edge=False, title=title)
+    table = Table(title=title)
     table.add_column("teachers")
     for column in (*methods, "best member's"):
         table.add_column(column, justify="right")
@@ -501,7 +489,7 @@ def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> 
     print_table(table)
     for m in methods:
         share, margin = found["flexibility"][m], found["flexibility"]["margin"][m]
-        click.echo(
+        echo(
             f"{m} is at or above the best member in {100 * share:.0f} % of {len(compositions)} "
             f"compositions, by {margin:+.2f} {score} on average"
         )
@@ -528,7 +516,7 @@ def comparison(found: Mapping[str, Any]) -> None:
         # the same teacher has the same label maps as a rule: then there is nothing to see
         if method["method"] not in ("fusion", "student") and not _differs(method["delta"]):
             continue
-        table = Table(box=None, pad_edge=False, title=_compared(method))
+        table = Table(title=_compared(method))
         table.add_column("class")
         table.add_column(Text(labels[0]), justify="right")
         for label in labels[1:]:
@@ -545,24 +533,24 @@ def comparison(found: Mapping[str, Any]) -> None:
                 first, *others = map(str, method["classes"][key])
                 table.add_row("  over classes", first, *(c for o in others for c in (o, "")))
         print_table(table)
-        click.echo()
-    table = Table(box=None, pad_edge=False, title="teachers")
+        echo()
+    table = Table(title="teachers")
     for column in ("teacher", *labels):
         table.add_column(Text(column))
     for teacher, has in found["teachers"].items():
         table.add_row(Text(teacher), *("yes" if h else "-" for h in has))
     print_table(table)
     if found["policy"]:
-        click.echo()
-        table = Table(box=None, pad_edge=False, title="policy (* where it differs)")
+        echo()
+        table = Table(title="policy (* where it differs)")
         for column in ("class", *labels):
             table.add_column(Text(column))
         for name, chosen in found["policy"].items():
             mark = " *" if len(set(chosen)) > 1 else ""
             table.add_row(name + mark, *(Text(t or "-") for t in chosen))
         print_table(table)
-    click.echo()
-    table = Table(box=None, pad_edge=False, title="seconds (images computed, reused)")
+    echo()
+    table = Table(title="seconds (images computed, reused)")
     for column in ("stage", *labels):
         table.add_column(Text(column), justify="left" if column == "stage" else "right")
     costs = [e["cost"] for e in found["experiments"]]
@@ -572,7 +560,7 @@ def comparison(found: Mapping[str, Any]) -> None:
     table.add_row("all", *(f"{sum(c['seconds'] for c in cost.values()):.1f}" for cost in costs))
     print_table(table)
     for note in found["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def _weight(key: str) -> str:
@@ -624,7 +612,7 @@ def _margins(results: Mapping[str, Any]) -> None:
         ("majority", by_name["majority"]),
         ("oracle policy", by_name["channel-oracle"]),
     ):
-        click.echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU present")
+        echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU present")
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -34,8 +34,11 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 def update_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` unless it holds `content` already: a finished folder may be read-only."""
-    if not path.exists() or path.read_bytes() != content:
+    """Replace `path` unless it holds `content` already: a finished folder may be read-only.
+
+    A link is replaced, and what it leads to left alone.
+    """
+    if path.is_symlink() or not path.is_file() or path.read_bytes() != content:
         write_bytes(path, content)
 
 

@@ -10,9 +10,15 @@ _FEW: Final = 3  # problems of one cause that are said one by one
 
 
 class EnsdistillError(Exception):
-    """Base of all refusals; the command line prints its text and ends with `exit_code`."""
+    """Base of all refusals; the command line prints its text and ends with `exit_code`.
+
+    Each argument is a line, whatever names it holds.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigError(EnsdistillError, ValueError):
@@ -50,9 +56,9 @@ def raise_all(problems: Sequence[str], error: type[EnsdistillError]) -> None:
     if len(problems) == 1:
         raise error(problems[0])
     if problems:
-        shown = problems[:20]
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise error(f"{len(problems)} problems:\n  " + "\n  ".join(shown) + more)
+        shown = [f"  {problem}" for problem in problems[:20]]
+        more = [f"  ... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise error(f"{len(problems)} problems:", *shown, *more)
 
 
 def grouped(problems: Iterable[tuple[Hashable, str]]) -> list[str]:

@@ -8,8 +8,10 @@ was run on them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,7 @@ from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.experiment import load
 from ensdistill.stages.graph import build
+from ensdistill.stages.outputs import RESULTS, Output
 
 SIZE: Final = (96, 192)
 SOURCE_SCENES: Final = {"train": 48}
@@ -49,6 +52,9 @@ PROBE: Final = _COMMON | {"steps": 200}
 STUDENT: Final = _COMMON | {"steps": 600}
 # A fixed number of threads: the same bits on a machine with another number of cores.
 RUNTIME: Final = {"device": "cpu", "workers": 0, "threads": 2}
+
+_TITLE: Final = "The demo. Labels of `val` are opened by `evaluate` alone."
+_TEACHER: Final = "The teacher {}: trained on the ground truth of its own, generated city."
 
 Bars = Callable[[Decision], Progress]
 
@@ -91,8 +97,7 @@ def train_teacher(out: Path, name: str, city: Path, seed: int, bars: Bars) -> tu
         "student": TEACHER | {"seed": seed},
         "runtime": RUNTIME,
     }
-    title = f"The teacher {name}: trained on the ground truth of its own, generated city."
-    experiment = load(_write(folder / f"{name}.yaml", title, settings))
+    experiment = load(_write(folder / f"{name}.yaml", _TEACHER.format(name), settings))
     report, made = _make(build(experiment), experiment.workspace, ["student"], bars)
     experiment.files.save()
     return report, made["student"]
@@ -102,7 +107,7 @@ def target_experiment(out: Path, city: Path, teachers: Mapping[str, Path], seed:
     """Write the experiment on the target city."""
     return _write(
         out / "experiment.yaml",
-        "The demo. Labels of `val` are opened by `evaluate` alone.",
+        _TITLE,
         {
             "version": 1,
             "workspace": "work",
@@ -176,6 +181,22 @@ def _relative(path: Path, start: Path) -> str:
     return os.path.relpath(path, start)
 
 
+def require_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder in which what the demo writes would take the place of another file.
+
+    Raises
+    ------
+    ConfigError
+        See `Output.require_free`.
+    """
+    titles = {f"teachers/{name}.yaml": _TEACHER.format(name) for name in toy.SOURCES}
+    titles["experiment.yaml"] = _TITLE
+    marks = {k: re.compile(rb"\A# " + re.escape(v.encode())) for k, v in titles.items()}
+    for name, mark in {**marks, "results.json": RESULTS}.items():
+        if os.path.lexists(out / name):
+            Output(out / name, "demo", mark, overwrite).require_free()
+
+
 def _write(path: Path, title: str, settings: Mapping[str, Any]) -> Path:
     """Write an experiment file; another that is there already is kept as ``.old``."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +204,7 @@ def _write(path: Path, title: str, settings: Mapping[str, Any]) -> Path:
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
     content = f"# {title}\n{text}".encode()
     if path.exists() and path.read_bytes() != content:
-        path.replace(path.with_name(f"{path.name}.old"))
+        names = (Path(f"{path}.old{k or ''}") for k in itertools.count())
+        path.rename(next(name for name in names if not os.path.lexists(name)))
     atomic.write_bytes(path, content)
     return path

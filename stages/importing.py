@@ -27,6 +27,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.fingerprint import digest, file_digest
 from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.opening import open_regular
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.parallel import for_each
 
@@ -241,7 +242,7 @@ def _is_made(target: Path, mark: str) -> bool:
         If it was not made by an import at all.
     """
     try:
-        with Image.open(target, formats=["PNG"]) as image:
+        with open_regular(target) as file, Image.open(file, formats=["PNG"]) as image:
             found = image.info.get(_MARK)
     except FileNotFoundError:
         return False

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages import doubts, suspicion, tables
@@ -21,6 +22,7 @@ from ensdistill.stages.graph import (
     scored,
     uncovered,
 )
+from ensdistill.stages.outputs import Output
 
 _DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
@@ -315,7 +317,7 @@ def confmats(split: str, decisions: Mapping[str, Decision]) -> dict[tuple[str, s
 
 
 def write_tables(
-    found: Mapping[str, Any], matrices: Mapping[tuple[str, str], Any], files: Sequence[Path]
+    found: Mapping[str, Any], matrices: Mapping[tuple[str, str], Any], outputs: Sequence[Output]
 ) -> None:
     """Write scores as tables, each in the format that the file's suffix names.
 
@@ -325,13 +327,13 @@ def write_tables(
         The content of ``results.json``.
     matrices : mapping
         Of the same evaluation, see `confmats`; only JSON holds them.
-    files : sequence of Path
-        Their suffixes are among those of `tables.WRITERS`.
+    outputs : sequence of Output
+        The suffixes of their paths are among those of `tables.WRITERS`.
     """
     methods = [{**m, "confmat": matrices[m["kind"], m["name"]]} for m in found["methods"]]
-    for file in files:
-        text = tables.WRITERS[file.suffix]({**found, "methods": methods})
-        atomic.update_bytes(file, text.encode())
+    for output in outputs:
+        text = tables.WRITERS[output.path.suffix]({**found, "methods": methods})
+        output.write(as_utf8(text))
 
 
 def write_ablation(

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ensdistill.pipeline.escaping import in_a_cell, in_a_line
+
 __all__ = [
     "WRITERS",
     "Mean",
@@ -178,8 +180,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     lines = [head, ["---", *["---:"] * len(shown)]]
     lines += [[method_label(m), *row] for m, row in zip(methods, cells, strict=True)]
     told = "; ".join(filter(None, (f"IoU on {results['split']}, percent", overlap_note(results))))
-    table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-    return "\n\n".join([told, table, *notes(results)]) + "\n"
+    table = "\n".join(f"| {' | '.join(map(in_a_cell, line))} |" for line in lines)
+    return "\n\n".join([told, table, *map(in_a_line, notes(results))]) + "\n"
 
 
 def to_json(results: Mapping[str, Any]) -> str:
@@ -196,7 +198,8 @@ def to_json(results: Mapping[str, Any]) -> str:
     kept = ("split", "overlap", "classes", "classes_present", "not_scored")
     told = {key: results[key] for key in kept}
     table = {**told, "unit": "percent", "columns": columns(results), "rows": rows}
-    return json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(table, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # halves of surrogates alone
 
 
 WRITERS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -262,7 +265,3 @@ def _cell(value: float | None, best: float | None) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ensdistill.pipeline.escaping import in_a_line
+
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _PYTHON: Final = Path(sysconfig.get_path("stdlib"))
 _OURS: Final = [
@@ -144,7 +146,7 @@ def speak_alone(worker: int) -> None:
 
 def write(line: str) -> None:
     """Write a line on stderr, from a process whose `sys.stderr` may be another's."""
-    os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+    os.write(2, in_a_line(line).encode() + b"\n")
 
 
 def _hook(hear: Callable[[Warned], object]) -> Any:

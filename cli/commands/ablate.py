@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.execute import execute, say
+from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.compositions import MOST
 from ensdistill.stages.experiment import TRAIN, Experiment
@@ -58,7 +58,7 @@ def command(
     found = write_ablation(experiment, split, decisions)
     plots.ablation(found, file_of(experiment, split, "ablation", "png"))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     else:
         render.report(report)
         render.ablation(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.graph import build
@@ -55,24 +55,24 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     found |= {key: coming[key] for key in ("trainings", "seconds")}
     found |= {"unread": unread(experiment), "warnings": warnings}
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     for name, split in found["splits"].items():
         sizes = ", ".join(f"{h}x{w}" for h, w in split["sizes"][:4])
         more = f" and {len(split['sizes']) - 4} more sizes" if len(split["sizes"]) > 4 else ""
         labelled = ", labelled (ground truth was not opened)" if split["labelled"] else ""
-        click.echo(f"{name}: {split['images']} images of {sizes}{more}{labelled}")
+        echo(f"{name}: {split['images']} images of {sizes}{more}{labelled}")
     for name, teacher in found["teachers"].items():
         _teacher(name, teacher)
     for section, training in found["trainings"].items():
         _training(section, training)
     for text in sentences(found["unread"]):
-        click.echo(text)
+        echo(text)
     took = ahead.told(found["seconds"], experiment.config.runtime.jobs)
     if took is not None:
-        click.echo(took)
+        echo(took)
     for text in warnings:
-        click.echo(f"warning: {text}")
+        echo(f"warning: {text}")
     look = (
         f", but look at {len(warnings)} warnings"
         if len(warnings) > 1
@@ -80,30 +80,30 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     )
     closed = any(split["labelled"] for split in found["splits"].values())
     but = " but the ground truth, which was not opened," if closed else ""
-    click.echo(f"all inputs{but} are as declared{look if warnings else ''}")
+    echo(f"all inputs{but} are as declared{look if warnings else ''}")
 
 
 def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
-    click.echo(f"{name}: {teacher['kind']}")
+    echo(f"{name}: {teacher['kind']}")
     moved = [f"{own} -> {goal or 255}" for own, goal in teacher["map"].items()]
     if moved:
-        click.echo(f"  {', '.join(moved)}")
+        echo(f"  {', '.join(moved)}")
     if teacher["never_labels"]:
-        click.echo(f"  never labels {', '.join(teacher['never_labels'])}")
+        echo(f"  never labels {', '.join(teacher['never_labels'])}")
     for split, files in teacher["labels"].items():
         shares = render.some([_share(c, s) for c, s in files["shares"].items()])
-        click.echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
+        echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
         if files["absent"]:
-            click.echo(f"    in none of its {files['files']} files: {render.some(files['absent'])}")
+            echo(f"    in none of its {files['files']} files: {render.some(files['absent'])}")
     if teacher["trial"] is not None:
         shares = render.some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
-        click.echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
+        echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
         shown = f"{100 * teacher['trial']['coverage']:.1f} % of the pixels labelled"
-        click.echo(f"  of all that it was shown: {shown}")
+        echo(f"  of all that it was shown: {shown}")
         if teacher["trial"]["taken"] is not None:
-            click.echo(f"  takes {teacher['trial']['taken']}")
+            echo(f"  takes {teacher['trial']['taken']}")
     if teacher["together"] is not None and teacher["together"]["agrees"]:
-        click.echo(f"  {render.agrees(teacher['together'])}")
+        echo(f"  {render.agrees(teacher['together'])}")
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:
@@ -113,20 +113,20 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
     rates += f" at {head['lr']:g}"
     if not head["tensors"]:
         rates = f"all at {body['lr']:g}, as none of them is in the head (`head:` says which are)"
-    click.echo(
+    echo(
         f"{section}: {training['network']}, {_many(training['weights'])} weights in "
         f"{training['tensors']} tensors; {rates}"
     )
     step = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
-    click.echo(
+    echo(
         f"  a step takes {step} s here, on {training['device']}, {training['steps']} steps about "
         f"{duration(seconds * training['steps'])}{each}"
     )
     if training["frozen"]:
-        click.echo(f"  not trained: {', '.join(training['frozen'])}")
+        echo(f"  not trained: {', '.join(training['frozen'])}")
     own = "the weights it is built with (random, unless its code loads some): there is no `init`"
     begins = training["init"] or own
-    click.echo(f"  begins with {begins}")
+    echo(f"  begins with {begins}")
 
 
 def _many(number: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from ensdistill.cli import options, render
+from ensdistill.cli.screen import echo_json
 from ensdistill.stages.comparison import compare, summary
 
 
@@ -31,6 +31,6 @@ def command(sources: tuple[Path, ...], split: str | None, as_json: bool) -> None
         raise click.UsageError("name at least two experiments to compare")
     found = compare([summary(source, split) for source in sources])
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     else:
         render.comparison(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.plan import Decision
@@ -30,11 +30,12 @@ SPLIT = "val"
     help="The folder to work in; a second run there does only what is missing.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="World.")
+@options.overwrite
 @options.as_json
-def command(out: Path, seed: int, as_json: bool) -> None:
+def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     """Draw five small cities, train four teachers, and run the whole pipeline on the fifth city.
 
-    An experiment.yaml that was edited is kept as experiment.yaml.old.
+    An experiment.yaml of an earlier demo that was edited is kept as experiment.yaml.old.
 
     Each teacher is a small network trained on the ground truth of its own city, which is faithful
     for some classes and not for others. The target's labels are opened for the last table alone.
@@ -48,6 +49,7 @@ def command(out: Path, seed: int, as_json: bool) -> None:
 
     begin = time.perf_counter()
     out = out.resolve()
+    demo.require_free(out, overwrite)
     with display() as shown:
 
         def bar(decision: Decision) -> Any:
@@ -74,17 +76,15 @@ def command(out: Path, seed: int, as_json: bool) -> None:
     found = results.write_results(experiment, SPLIT, decisions, all_fusions=True)
     atomic.write_json(out / "results.json", found, indent=1)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     render.policy(results.policy(decisions), results.certainty(experiment, decisions))
     render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
-    click.echo()
+    echo()
     render.scores(found)
     seconds = time.perf_counter() - begin
     if report.ran:
-        click.echo(
-            f"{len(report.ran)} steps in {duration(seconds)}; results in {out / 'results.json'}"
-        )
+        echo(f"{len(report.ran)} steps in {duration(seconds)}; results in {out / 'results.json'}")
     else:
-        click.echo(f"nothing to do: all was made before ({out}, {duration(seconds)})")
-    click.echo(f"go on with it: ensdistill status -c {experiment_file}")
+        echo(f"nothing to do: all was made before ({out}, {duration(seconds)})")
+    echo(f"go on with it: ensdistill status -c {experiment_file}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.table import Table
 from rich.text import Text
 
-from ensdistill.cli import options, render
+from ensdistill.cli import options
+from ensdistill.cli.grid import Table, print_table
+from ensdistill.cli.screen import echo, echo_json
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -42,17 +42,17 @@ def command(config: Path | None, as_json: bool) -> None:
     findings = judge(facts)
     if as_json:
         found = {"findings": [asdict(f) for f in findings], "facts": asdict(facts)}
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     else:
-        table = Table(box=None, pad_edge=False)
+        table = Table()
         for column in ("", "about", "found"):
             table.add_column(column)
         for f in findings:
             table.add_row(Text(f.level, style=_STYLES[f.level]), Text(f.about), Text(f.text))
             if f.remedy is not None:
                 table.add_row("", "", Text(f"-> {f.remedy}"))
-        render.print_table(table)
+        print_table(table)
         count = {level: sum(f.level == level for f in findings) for level in _STYLES}
-        click.echo(", ".join(f"{n} {level}" for level, n in count.items() if n))
+        echo(", ".join(f"{n} {level}" for level, n in count.items() if n))
     if any(f.level == "problem" for f in findings):
         raise click.exceptions.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +9,13 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.graph import evaluation_id, evaluation_ids
+from ensdistill.stages.outputs import TABLES, Output
 from ensdistill.stages.results import (
     confmats,
     file_of,
@@ -54,11 +55,13 @@ def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> t
     help="Also write the scores to FILE, as its suffix says: .csv, .md or .json (with confusion "
     "matrices). May be given several times.",
 )
+@options.overwrite
 @options.stage
 def command(
     split: str | None,
     fusions: str,
     files: tuple[Path, ...],
+    overwrite: bool,
     config: Path,
     dry_run: bool,
     upstream: bool,
@@ -96,7 +99,12 @@ def command(
     every = fusions == "all"
     lacking: list[dict[str, str]] = []
 
+    def outputs(experiment: Experiment) -> list[Output]:
+        return [Output(f, "evaluate", TABLES[f.suffix], overwrite, experiment) for f in files]
+
     def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+        for output in outputs(experiment):
+            output.require_free()
         picked = pick_split(experiment, split)
         wanted = evaluation_ids(nodes, picked)
         if upstream:
@@ -124,18 +132,18 @@ def command(
     if dry_run:
         say(experiment, report, decisions, dry_run=True, as_json=as_json, all_fusions=every)
         for text in missing(lacking) if not as_json else ():
-            click.echo(text)
+            echo(text)
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
     if files:
-        write_tables(found, confmats(split, decisions), files)
+        write_tables(found, confmats(split, decisions), outputs(experiment))
     if every and found["estimates"]:
         from ensdistill.cli import plots
 
         plots.estimates(found, file_of(experiment, split, "estimates", "png"))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     else:
         render.report(report)
         render.scores(found)

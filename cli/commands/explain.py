@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from ensdistill.cli import options, render
+from ensdistill.cli.screen import echo_json
 
 
 @click.command()
@@ -55,6 +55,6 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
             "needs": {n: decisions[n].state.value for n in decision.node.needs},
             "below": below(node, decisions),
         }
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     render.explanation(decision, decisions, images, cost, below(node, decisions), config)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ensdistill.cli import options
+from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.stages.experiment import TRAIN, Experiment, load
@@ -21,7 +21,7 @@ _Order = Callable[[Experiment, Mapping[str, Decision]], Any]
 _Export = Callable[[Any, Progress], dict[str, Any]]
 
 
-@click.group()
+@click.group(cls=options.Group)
 def command() -> None:
     """Hand labels and student over to other programs.
 
@@ -80,13 +80,18 @@ def labels(
 
     found = _export(config, prepare, export, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     verb = "would be" if dry_run else "are"
-    click.echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
+    if changed := found["converted"]:
+        echo(
+            f"{len(changed)} of the images {verb} written as PNG, which changes no pixel: names "
+            f"that end differently are read by no loader ({render.some(changed)})"
+        )
+    echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
     if not dry_run:
         share = 100 * found["ignored"] / found["pixels"]
-        click.echo(
+        echo(
             f"{len(found['files'])} files, {found['bytes']:,} bytes; "
             f"{found['ignored']:,} pixels ({share:.2f} %) have no label"
         )
@@ -122,12 +127,12 @@ def student(target: Path, form: Any, config: Path, dry_run: bool, as_json: bool)
 
     found = _export(config, prepare, export, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
     elif dry_run:
-        click.echo(f"{found['target']}: the student would be there as {form}")
+        echo(f"{found['target']}: the student would be there as {form}")
     else:
-        click.echo(f"{found['target']}: the student is there as {form}")
-        click.echo(f"{', '.join(found['files'])}: {found['bytes']:,} bytes")
+        echo(f"{found['target']}: the student is there as {form}")
+        echo(f"{', '.join(found['files'])}: {found['bytes']:,} bytes")
 
 
 def _export(config: Path, prepare: _Order, export: _Export, *, dry_run: bool) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from ensdistill.cli import options, render
+from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.plan import plan
@@ -83,7 +83,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
             }
             for k in found
         ]
-        click.echo(json.dumps(rows, indent=1))
+        echo_json(rows)
     else:
         render.garbage(found, outcome, delete=delete)
     if any(why is not None for why in outcome.values()):

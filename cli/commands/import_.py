@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.escaping import escaped
 
 if TYPE_CHECKING:
     from ensdistill.stages.experiment import Experiment
@@ -40,6 +43,7 @@ _SHOWN = 3  # files that are not needed
     help="Where PNGs of the .npy and .npz files go; needed where there are any.",
 )
 @options.config
+@options.overwrite
 @options.dry_run
 @options.as_json
 def command(
@@ -50,6 +54,7 @@ def command(
     val_labels: str | None,
     certainties: Path | None,
     config: Path,
+    overwrite: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -68,10 +73,11 @@ def command(
     from ensdistill.stages import importing
     from ensdistill.stages.checks.files import check
     from ensdistill.stages.experiment import TRAIN, load
+    from ensdistill.stages.outputs import Output
 
+    output = Output(config, "import", overwrite=overwrite)
+    output.require_free()
     config = config.resolve()
-    if config.exists():
-        raise _is_there(config)
     if (val_images is None) != (val_labels is None):
         raise ConfigError("--val-images and --val-labels go together")
     named = _named(folders)
@@ -103,16 +109,13 @@ def command(
                 check(draft, list(draft.config.target), shown.bar("check"))
             except DataError as error:
                 raise DataError(
-                    f"{error}\nnothing was written; an experiment with other `ids:` or `classes:` "
-                    "is begun by hand, with `ensdistill init`"
+                    *error.args,
+                    "nothing was written; an experiment with other `ids:` or `classes:` is begun "
+                    "by hand, with `ensdistill init`",
                 ) from error
             if certainties is not None:
                 made = importing.convert(draft, found, certainties, shown.bar("certainties"))
-        try:
-            with config.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            raise _is_there(config) from None
+        output.write(text.encode())
         load(config)
     rows = {
         f.name: {
@@ -126,30 +129,33 @@ def command(
         for f in found
     }
     if as_json:
-        click.echo(json.dumps({"file": str(config), "text": text, "teachers": rows}, indent=1))
+        echo_json({"file": str(config), "text": text, "teachers": rows})
         return
     for name, row in rows.items():
         _say(name, row)
     if dry_run:
-        click.echo(f"would read all of them and write {config}:\n\n{text}", nl=False)
+        echo(f"would read all of them and write {config}:")
+        echo()
+        for line in text.splitlines():
+            echo(line)
     else:
-        click.echo(f"wrote {config}; next: `ensdistill check -c {_short(config)}`")
+        echo(f"wrote {config}; next: `ensdistill check -c {quote(_short(config))}`")
 
 
 def _say(name: str, row: Mapping[str, Any]) -> None:
     """Print what was found of a teacher."""
     splits = f", labels {' and '.join(row['splits'])}" if len(row["splits"]) > 1 else ""
     sure = ", with certainties" if row["certainties"] else ""
-    click.echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
+    echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
     if row["extra"]:
         names = [Path(path).name for path in row["extra"]]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        click.echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
+        echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
     if (made := row["converted"]) and row["certainties"]:
-        click.echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
+        echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
         if made["other"]:
             share = 100 * made["other"] / made["labelled"]
-            click.echo(
+            echo(
                 f"  warning: {share:.2g} % of the labels are not the class that its certainties "
                 "are largest for; do they belong together?"
             )
@@ -247,14 +253,8 @@ def _flow(**values: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as YAML; JSON is YAML."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _is_there(config: Path) -> ConfigError:
-    return ConfigError(
-        f"{config} is there already and is not overwritten; choose another with --config"
-    )
+    """Return a text as YAML; JSON is YAML, but for what its readers do not take as it is."""
+    return escaped(json.dumps(text, ensure_ascii=False).encode(errors="backslashreplace").decode())
 
 
 def _short(config: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, report_json, say, teachers_named
+from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment import Experiment
@@ -56,7 +56,7 @@ def command(
 
     found = published(experiment, decisions)
     if as_json:
-        click.echo(json.dumps(report_json(report) | {"teachers": found}, indent=1))
+        echo_json(report_json(report) | {"teachers": found})
     else:
         render.report(report)
         render.teachers(found)

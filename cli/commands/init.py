@@ -7,10 +7,14 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 
 import click
 
+from ensdistill.cli import options
+from ensdistill.cli.screen import echo
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.stages.outputs import Output
 
 TEMPLATES = ("folders", "cityscapes", "camvid")
 CAMVID = "ENSDISTILL_CAMVID"
@@ -48,26 +52,23 @@ _CAMVID_MAP = {
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("experiment.yaml"),
     show_default=True,
-    help="The file to write; an existing one is never overwritten.",
+    help="The file to write.",
 )
-def command(template: str, output: Path) -> None:
+@options.overwrite
+def command(template: str, output: Path, overwrite: bool) -> None:
     """Write a commented experiment file to start from.
 
     \b
     Example:
       ensdistill init --template cityscapes -o gta5.yaml
     """
+    file = Output(output, "init", overwrite=overwrite)
+    file.require_free()
     text = (resources.files("ensdistill.cli") / "templates" / f"{template}.yaml").read_text("utf-8")
     if template == "camvid":
         text = _camvid(text)
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(
-            f"{output} is there already and is not overwritten; choose another with --output"
-        ) from None
-    click.echo(f"wrote {output}; edit it, then run `ensdistill check -c {output}`")
+    file.write(text.encode(errors="backslashreplace"))
+    echo(f"wrote {output}; edit it, then run `ensdistill check -c {quote(str(output))}`")
 
 
 def _camvid(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,10 +9,12 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.figures import size
 from ensdistill.stages.experiment import load
+from ensdistill.stages.outputs import PAGE, Output
 
 
 @click.command()
@@ -24,9 +25,12 @@ from ensdistill.stages.experiment import load
     type=click.Path(dir_okay=False, path_type=Path),
     help="The HTML file.  [default: report.html in the workspace]",
 )
+@options.overwrite
 @options.as_json
 @options.config
-def command(split: str | None, out: Path | None, as_json: bool, config: Path) -> None:
+def command(
+    split: str | None, out: Path | None, overwrite: bool, as_json: bool, config: Path
+) -> None:
     """Write all that is known of an experiment into one HTML file.
 
     The file needs no network and no other file: mail it, print it. It shows what was run with which
@@ -40,18 +44,22 @@ def command(split: str | None, out: Path | None, as_json: bool, config: Path) ->
     experiment = load(config)
     if split is not None or experiment.labelled:
         split = pick_split(experiment, split)
-    if out is not None and not out.parent.is_dir():
-        raise DataError(f"{out.parent} is no folder; make it first, or give another --out")
+    if out is not None:
+        output = Output(out, "report", PAGE, overwrite, experiment)
+        output.require_free()
 
     from ensdistill.cli.page import page
     from ensdistill.stages.report import gather
 
     with display() as shown:
-        content = page(gather(experiment, split, shown.bar)).encode()
+        content = as_utf8(page(gather(experiment, split, shown.bar)))
     experiment.files.save()
-    out = experiment.workspace.root / "report.html" if out is None else out
-    atomic.update_bytes(out, content)
-    if as_json:
-        click.echo(json.dumps({"file": str(out), "bytes": len(content), "split": split}, indent=1))
+    if out is None:
+        out = experiment.workspace.root / "report.html"
+        atomic.update_bytes(out, content)
     else:
-        click.echo(f"{out}: {size(len(content))}")
+        output.write(content)
+    if as_json:
+        echo_json({"file": str(out), "bytes": len(content), "split": split})
+    else:
+        echo(f"{out}: {size(len(content))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, report_json, say
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Node
 from ensdistill.stages import results
 from ensdistill.stages.experiment import TRAIN, Experiment
@@ -55,7 +55,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     found = {s: results.write_results(experiment, s, decisions) for s in evaluated}
     if as_json:
         first = found[evaluated[0]] if evaluated else report_json(report)
-        click.echo(json.dumps(first, indent=1))
+        echo_json(first)
         return
     render.report(report)
     if report.ran:
@@ -69,4 +69,4 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         render.scores(scores)
     artifact = decisions["student"].artifact
     assert artifact is not None
-    click.echo(f"student: {artifact.path}")
+    echo(f"student: {artifact.path}")

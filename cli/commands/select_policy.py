@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, report_json, say, teachers_named
+from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
 from ensdistill.stages import results
@@ -73,7 +73,7 @@ def command(
             "reliability": reliability,
         }
         found |= {"doubt": doubt, **report_json(report)}
-        click.echo(json.dumps(found, indent=1))
+        echo_json(found)
         return
     render.report(report)
     render.policy(chosen, certainty)

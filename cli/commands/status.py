@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
+from ensdistill.cli.screen import echo
 
 
 @click.command()
@@ -47,7 +48,7 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     render.decisions(found, as_json=as_json, verbose=verbose)
     if not as_json:
         for text in sentences(unread(experiment)):
-            click.echo(text)
+            echo(text)
     needed = [d for d in found.values() if d.node.stage != "ablation"]
     if check_fresh and any(d.state is not State.FRESH for d in needed):
         raise click.exceptions.Exit(3)

@@ -8,6 +8,7 @@ import click
 
 from ensdistill.cli import options
 from ensdistill.cli.execute import execute, say
+from ensdistill.cli.screen import echo
 
 
 @click.command()
@@ -34,4 +35,4 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     artifact = decisions["student"].artifact
     if not dry_run and not as_json and artifact is not None:
-        click.echo(f"student: {artifact.path}")
+        echo(f"student: {artifact.path}")

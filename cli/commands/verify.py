@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import announced
 from ensdistill.cli.progress import display
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import NotReadyError, grouped
 from ensdistill.pipeline.figures import size
 from ensdistill.pipeline.repair import Repair, repair
@@ -58,19 +58,19 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
             experiment.files.save()
     if as_json:
-        click.echo(json.dumps(_json(count, damaged, outcome), indent=1))
+        echo_json(_json(count, damaged, outcome))
     else:
         each = [damage for found in damaged.values() for damage in found]
         lines = grouped((_cause(damage), str(damage)) for damage in each)
         for line in lines:
-            click.echo(line)
+            echo(line)
         text = f"{len(each)} damages in {len(damaged)}" if each else "no damage in any"
         more = "; --json names each" if len(lines) < len(each) else ""
-        click.echo(f"{text} of {count} artifacts, {size(total)} read{more}")
+        echo(f"{text} of {count} artifacts, {size(total)} read{more}")
         if outcome is not None:
             render.repaired(outcome)
         elif damaged:
-            click.echo("`ensdistill verify --repair` makes it good")
+            echo("`ensdistill verify --repair` makes it good")
     if damaged if outcome is None else outcome.left:
         raise click.exceptions.Exit(1)
 

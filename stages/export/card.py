@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.experiment import Experiment, Teacher
@@ -92,7 +93,9 @@ def _facts(
         "fingerprint": f"`{made.fingerprint}`",
         "digest": f"`{made.content}`",
     }
-    return "| | |\n| --- | --- |\n" + "".join(f"| {k} | {v} |\n" for k, v in rows.items())
+    return "| | |\n| --- | --- |\n" + "".join(
+        f"| {k} | {in_a_cell(v)} |\n" for k, v in rows.items()
+    )
 
 
 def _teacher(teacher: Teacher) -> str:
@@ -205,7 +208,9 @@ def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
         "| IoU in percent | " + " | ".join(f"split {split}" for split in columns) + " |",
         "| --- |" + " --- |" * len(columns),
         *(
-            f"| {c} | " + " | ".join(_percent(m["iou"][c]) for m in columns.values()) + " |"
+            f"| {in_a_cell(c)} | "
+            + " | ".join(_percent(m["iou"][c]) for m in columns.values())
+            + " |"
             for c in experiment.classes.classes
         ),
         "| **mean** | " + " | ".join(_percent(m["miou"]) for m in columns.values()) + " |",

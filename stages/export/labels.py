@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -18,8 +19,9 @@ from PIL import Image
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable
 from ensdistill.data.images import Picture
-from ensdistill.data.pictures import UInt8
+from ensdistill.data.pictures import UInt8, read_image
 from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
@@ -46,7 +48,9 @@ _SUFFIXES: Final[dict[str, str]] = {
     "label-ids": "_gtFine_labelIds.png",
     "palette": "_gtFine_color.png",
 }
+_SAME: Final = {".jpeg": ".jpg", ".tiff": ".tif"}  # suffixes of one format
 _UNLABELLED: Final = 0  # Cityscapes' id of what nobody labelled
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # as file systems of Windows say
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 
 
@@ -61,6 +65,8 @@ class Layout(NamedTuple):
         What follows an image's id in the names of files.
     by_city : bool
         Whether each city has a folder of its own.
+    nested : bool
+        Whether there are other folders below these, as images are called alike.
     """
 
     images: str
@@ -68,10 +74,26 @@ class Layout(NamedTuple):
     image_suffix: str
     label_suffix: str
     by_city: bool
+    nested: bool = False
 
     def place(self, image_id: str) -> str:
         """Return the folder and the beginning of the file names of an image."""
         return f"{image_id.split('_')[0]}/{image_id}" if self.by_city else image_id
+
+    def takes(self, image: Path) -> bool:
+        """Whether an image is of the format that its name here would say."""
+        same = _kind(image.suffix) == _kind(self.image_suffix)
+        return same or image.name.endswith(self.image_suffix)
+
+
+def _kind(suffix: str) -> str:
+    """Return one suffix for all of a format."""
+    return _SAME.get(suffix.lower(), suffix.lower())
+
+
+def _name(image_id: str) -> str:
+    """Return an id without its folder."""
+    return image_id.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ class Order:
     @property
     def zipped(self) -> bool:
         """Whether it is for the server of Cityscapes."""
-        return self.target.suffix == ".zip"
+        return _is_zip(self.target)
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -124,14 +146,20 @@ class Order:
         ):
             suffix = _SUFFIXES[self.ids]
             return Layout(f"leftImg8bit/{split}", f"gtFine/{split}", _IMAGE, suffix, True)
-        kinds = {p.image.suffix: p for p in self.pictures}
-        if len(kinds) > 1:
-            one, other = (p.image.name for p in list(kinds.values())[:2])
-            raise DataError(
-                f"target.{split}: images end differently ({one}, {other}), and neither "
-                "mmsegmentation nor detectron2 reads such a folder; bring them into one format"
-            )
-        return Layout(f"images/{split}", f"labels/{split}", next(iter(kinds)), ".png", False)
+        suffixes = {p.image.suffix for p in self.pictures}
+        if len(suffixes) > 1:
+            suffixes = {_kind(suffix) for suffix in suffixes}
+        # no loader reads a folder of several; PNG loses nothing
+        suffix = next(iter(suffixes)) if len(suffixes) == 1 else ".png"
+        nested = any("/" in p.id for p in self.pictures)
+        return Layout(f"images/{split}", f"labels/{split}", suffix, ".png", False, nested)
+
+    @cached_property
+    def converted(self) -> list[str]:
+        """The images that are written as PNG, as the folder's images end differently."""
+        layout = self.layout
+        images = [] if layout is None else [p.image for p in self.pictures]
+        return [image.name for image in images if layout is not None and not layout.takes(image)]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -142,6 +170,7 @@ class Order:
             "ids": self.ids,
             "images": len(self.pictures),
             "layout": None if self.layout is None else [self.layout.images, self.layout.labels],
+            "converted": self.converted,
         }
 
 
@@ -179,12 +208,12 @@ def order(
     """
     node_id = _node(experiment, decisions, of, split)
     table = experiment.classes
-    if target.suffix == ".zip" and ids != "label-ids":
+    if _is_zip(target) and ids != "label-ids":
         raise ConfigError(
             f"{target.name} would be for the server of Cityscapes, which takes label ids; say "
             "`--ids label-ids`, or name a folder"
         )
-    if target.suffix == ".zip" and copy_images:
+    if _is_zip(target) and copy_images:
         raise ConfigError(f"{target.name}: the server of Cityscapes takes no images")
     if ids == "label-ids":
         _require_label_ids(table)
@@ -205,9 +234,11 @@ def order(
     )
     if found.zipped:
         _require_for_server(found)
-    else:
-        _ = found.layout
     return found
+
+
+def _is_zip(target: Path) -> bool:
+    return target.suffix.lower() == ".zip"
 
 
 def _node(experiment: Experiment, decisions: Mapping[str, Decision], of: str, split: str) -> str:
@@ -253,11 +284,18 @@ def _require_for_server(found: Order) -> None:
             f"class table {found.table.name} is not Cityscapes': its label id {_UNLABELLED} is not "
             "one that evaluation ignores; name a folder"
         )
+    names: dict[str, Path] = {}
     for picture in found.pictures:
-        if not _CITYSCAPES.fullmatch(picture.id):
+        name = _name(picture.id)
+        if not _CITYSCAPES.fullmatch(name) or not name.isprintable():
             raise DataError(
                 f"target.{found.split}: {picture.image.name} is no image of Cityscapes; its server "
                 "looks for <city>_<seq>_<frame>"
+            )
+        if (other := names.setdefault(name, picture.image)) != picture.image:
+            raise DataError(
+                f"target.{found.split}: {other} and {picture.image} have one name, and the server "
+                "of Cityscapes knows no folders; name a folder to export to"
             )
 
 
@@ -277,7 +315,7 @@ def values_of(table: ClassTable, ids: Ids) -> UInt8:
 
 
 def png(values: UInt8, table: ClassTable | None = None) -> bytes:
-    """Return (H, W) uint8 as an 8-bit PNG, with a table as one whose palette are its colours."""
+    """Return uint8 as an 8-bit PNG: (H, W, 3), or (H, W), with the palette of a table if given."""
     image = Image.fromarray(values)
     if table is not None:
         colours = [part for colour in table.colours for part in colour]
@@ -345,6 +383,8 @@ class _Writing:
     def _image(self, task: _Task) -> list[Written]:
         assert self.layout is not None
         name = f"{self.layout.images}/{task.place}{self.layout.image_suffix}"
+        if not self.layout.takes(task.image):
+            return [write(self.folder, name, png(read_image(task.image, task.sha256)))]
         if self.copy_images:
             content = task.image.read_bytes()
             if hashlib.sha256(content).hexdigest() != task.sha256:
@@ -352,7 +392,15 @@ class _Writing:
             return [write(self.folder, name, content)]
         link = self.folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(task.image.resolve())
+        try:
+            link.symlink_to(task.image.resolve())
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise DataError(
+                f"{link.parent}: links cannot be made here ({error.strerror}); repeat with "
+                "--copy-images"
+            ) from error
         return []
 
 
@@ -372,7 +420,7 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
             maps.find(p.id),
             p.image,
             given.digests[str(p.image)],
-            p.id if layout is None else layout.place(p.id),
+            _name(p.id) if layout is None else layout.place(p.id),
         )
         for p in given.pictures
     ]
@@ -408,9 +456,9 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
                 layout,
                 given.ids,
                 about,
-                given.target.absolute(),
+                given.target.name,
             )
-            written.append(write(folder, "README.md", text.encode()))
+            written.append(write(folder, "README.md", as_utf8(text)))
     return as_json(given.artifact, written, **about)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
@@ -120,7 +121,13 @@ def order(
     DataError
         If it cannot be had in this form.
     """
-    endings = {"hf": (), "onnx": (".md", ".onnx"), "state-dict": (".md", ".json", ".safetensors")}
+    if form == "onnx":
+        _require_onnx()
+    endings = {
+        "hf": (),
+        "onnx": (".onnx.md", ".onnx"),
+        "state-dict": (".safetensors.md", ".json", ".safetensors"),
+    }
     own = endings[form]
     base = target.with_suffix("") if own and target.suffix == own[-1] else target
     paths = tuple(base.with_name(base.name + ending) for ending in own) or (target,)
@@ -129,8 +136,6 @@ def order(
     description = read_description(artifact.path)
     if form == "hf":
         _require_expressible(description)
-    if form == "onnx":
-        _require_onnx()
     return Order(experiment, decisions, artifact, form, paths)
 
 
@@ -189,7 +194,7 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
             given.experiment, given.decisions, given.artifact, description, given.form, target.name
         )
         place = made / "README.md" if given.form == "hf" else draft / others[0].name
-        place.write_text(text, encoding="utf-8")
+        place.write_bytes(as_utf8(text))
         progress.advance()
         for path in draft.rglob("*.safetensors"):
             shutil.copymode(place, path)  # its library lets nobody else read it

@@ -74,7 +74,10 @@ def drafted(*paths: Path) -> Iterator[Path]:
     """
     require_absent(*paths)
     parent = paths[-1].absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{paths[-1]}: {error.filename} is no folder; name another") from error
     draft = parent / f".{paths[-1].name}.draft-{os.urandom(4).hex()}"
     draft.mkdir()
     try:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.pipeline.escaping import plain
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.stream import Clock, Request, Want
 from ensdistill.stages.warned import Warned, heard_by, issue, taken
@@ -134,6 +135,7 @@ class FactoryNetwork:
         with self._process.stderr as said:
             for line in said:
                 text = line.decode(errors="backslashreplace").rstrip("\r\n").rpartition("\r")[2]
+                text = plain(text)
                 if text.strip():
                     self._words.append(text.strip())
                 with suppress(AttributeError, OSError, ValueError):  # ours is closed

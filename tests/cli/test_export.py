@@ -1,13 +1,20 @@
 """`ensdistill export`: what it refuses, and what it leaves behind."""
 
+import errno
+import os
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from worlds import World, files_of
 
 from ensdistill.stages.export import labels as exporting
+from ensdistill.stages.labelmaps import LabelMaps
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +136,15 @@ def test_nothing_is_overwritten(made, out, kind):
     assert left(out) == ["out"]
 
 
-@pytest.mark.parametrize("name", ["out.md", "out.json", "out.safetensors"])
+@pytest.mark.parametrize("place", ["file/out", "file/x/out"])
+def test_a_file_on_the_way_is_named(made, out, place):
+    out.with_name("file").write_text("mine")
+    said = made.refuse("export", "labels", str(out.parent / place))
+    assert "ConfigError" in said and "is no folder" in said
+    assert out.with_name("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out.safetensors.md", "out.json", "out.safetensors"])
 def test_no_file_beside_the_student_is_overwritten(made, out, name):
     out.with_name(name).write_text("mine")
     said = made.refuse("export", "student", str(out), "--as", "state-dict")
@@ -166,15 +181,121 @@ def test_a_table_without_label_ids_has_none(own, out):
     assert not left(out)
 
 
-def test_images_of_two_formats_are_refused(own, out):
-    file = own.root / "images/train/train_000000_000019.png"
-    Image.open(file).save(file.with_suffix(".jpg"))
-    file.unlink()
+def mixed(own, *suffixes):
+    """Give the images these suffixes, and the formats that they say."""
+    files = sorted((own.root / "images/train").iterdir())
+    for file, suffix in zip(files, suffixes, strict=True):
+        with Image.open(file) as image:
+            image.load()
+        file.unlink()
+        png = suffix.lower() in (".png", "")
+        image.save(file.with_suffix(suffix), "PNG" if png else "JPEG")
     own.settings["target"]["train"]["images"] = "images/train/*"
     own.write()
     own.call("fuse", "--upstream")
-    said = own.refuse("export", "labels", str(out))
-    assert "train_000000_000019.jpg" in said and "one format" in said and not left(out)
+
+
+@pytest.mark.parametrize("layout", ["flat", "zip"])
+@pytest.mark.parametrize(
+    "suffixes, end, changed",
+    [
+        ((".jpg", ".JPG", ".jpeg"), ".jpg", 0),
+        ((".JPG", ".JPG", ".JPG"), ".JPG", 0),
+        ((".jpg", ".PNG", ".jpeg"), ".png", 2),
+        ((".png", ".JPEG", ".PNG"), ".png", 1),
+    ],
+)
+def test_label_maps_are_had_whatever_images_are_called(own, out, layout, suffixes, end, changed):
+    mixed(own, *suffixes)
+    if layout == "zip":
+        own.call("export", "labels", str(out) + ".ZIP", "--ids", "label-ids")
+        with zipfile.ZipFile(str(out) + ".ZIP") as packed:
+            assert len(packed.namelist()) == 3
+        return
+    said = own.call("export", "labels", str(out))
+    assert ("written as PNG" in said) == bool(changed)
+    ids = [f"train_{k:06}_000019" for k in range(3)]
+    images = sorted((out / "images/train").iterdir())
+    assert [p.name for p in images] == [f"{i}{end}" for i in ids]
+    assert sorted(p.name for p in (out / "labels/train").iterdir()) == [f"{i}.png" for i in ids]
+    assert sum(not p.is_symlink() for p in images) == changed
+    for image, source in zip(images, sorted((own.root / "images/train").iterdir()), strict=True):
+        with Image.open(image) as one, Image.open(source) as other:  # the same photograph
+            assert np.array_equal(np.asarray(one), np.asarray(other))
+            assert one.format == ("PNG" if image.suffix == ".png" else "JPEG")
+    text = (out / "README.md").read_text()
+    assert (f"{changed} of the images were written as PNG" in text) == bool(changed)
+    copied = out.with_name("out-copied")
+    own.call("export", "labels", str(copied), "--copy-images")
+    assert {p.name: p.read_bytes() for p in images} == files_of(copied / "images/train")
+
+
+def test_names_that_are_no_utf8_are_exported(own, out):
+    old = "train_000000_000019.png"
+    new = os.fsdecode(b"stra\xdfe_[1].png")
+    for folder in ("images", "teachers/a", "teachers/b"):
+        (own.root / folder / "train" / old).rename(own.root / folder / "train" / new)
+    own.file = own.file.rename(own.root / os.fsdecode(b"\xdf.yaml"))
+    own.call("fuse", "--upstream")
+    own.call("export", "labels", str(out))
+    assert (out / "labels/train" / new).is_file() and (out / "images/train" / new).is_file()
+    assert "`\\xdf.yaml`" in (out / "README.md").read_text("utf-8")
+    own.call("train-student")
+    own.call("export", "student", str(out.with_name("out-s")), "--as", "state-dict")
+    assert "`\\xdf.yaml`" in out.with_name("out-s.safetensors.md").read_text("utf-8")
+
+
+def test_images_of_one_name_keep_their_folders(made, out, monkeypatch):
+    """As ids do where stems are not unique."""
+    order = exporting.order
+
+    def nested(*arguments, **more):
+        found = order(*arguments, **more)
+        pictures = [replace(p, id=f"city{k}/0001") for k, p in enumerate(found.pictures)]
+        return replace(found, pictures=pictures)
+
+    class Maps(LabelMaps):
+        def find(self, image_id):
+            return super().find(f"train_{int(image_id[4]):06}_000019")
+
+    monkeypatch.setattr(exporting, "order", nested)
+    monkeypatch.setattr(exporting, "LabelMaps", Maps)
+    made.call("export", "labels", str(out))
+    for folder in ("images", "labels"):
+        found = sorted((out / folder / "train").rglob("*.png"))
+        assert [p.relative_to(out / folder / "train").as_posix() for p in found] == [
+            f"city{k}/0001.png" for k in range(3)
+        ]
+    assert "looks into no folders below" in (out / "README.md").read_text()
+
+
+def test_where_links_cannot_be_made_images_are_copied(made, out, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", "link")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    said = made.refuse("export", "labels", str(out))
+    assert "DataError" in said and "--copy-images" in said and not left(out)
+    made.call("export", "labels", str(out), "--copy-images")
+
+
+def test_the_readme_names_no_place(made, out):
+    made.call("export", "labels", str(out))
+    assert str(out.parent) not in (out / "README.md").read_text()
+
+
+def test_a_file_of_the_users_beside_the_student_is_no_hindrance(own, out):
+    own.call("train-student")
+    out.with_name("out.md").write_text("mine")
+    own.call("export", "student", str(out), "--as", "state-dict")
+    assert out.with_name("out.md").read_text() == "mine"
+
+
+def test_a_missing_package_is_said_first(made, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    out.with_name("out.onnx").write_text("mine")
+    said = made.refuse("export", "student", str(out), "--as", "onnx")
+    assert "pip install 'ensdistill[onnx]'" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`ensdistill import`: folders as the method's published code leaves them become an experiment."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,19 @@ def test_an_existing_file_is_never_overwritten(published):
     assert published.file.read_text() == "mine"
 
 
+def test_a_link_is_not_written_through(published):
+    goal = published.file.with_name("goal.yaml")
+    published.file.symlink_to(goal)
+    assert "is a link" in published.call(expect=ConfigError)
+    assert not goal.exists()
+
+
+def test_another_file_is_replaced_where_the_user_says_so(published):
+    published.file.write_text("mine")
+    published.call("--overwrite")
+    assert "teachers:" in published.file.read_text()
+
+
 def test_a_dry_run_opens_and_writes_nothing(published):
     before = files_of(published.world.root)
     with opened() as paths:
@@ -279,6 +293,9 @@ def test_another_png_is_not_overwritten(published, tmp_path):
     content = mine.read_bytes()
     assert str(mine) in published.call("--certainties", tmp_path / "sure", expect=DataError)
     assert mine.read_bytes() == content and not published.file.exists()
+    mine.unlink()
+    os.mkfifo(mine)  # which nobody writes into
+    assert str(mine) in published.call("--certainties", tmp_path / "sure", expect=DataError)
 
 
 def test_certainties_are_of_all_images_and_outside_of_the_folders(published, tmp_path):

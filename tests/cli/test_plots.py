@@ -45,6 +45,12 @@ def test_estimates(tmp_path, teachers):
     assert min(size(tmp_path / "chart.png")) > 200
 
 
+def test_names_of_classes_are_no_formulas(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CLASSES", ["$\\frac{$", "a\x1b\udcdf\u202e", "road"])
+    plots.estimates(results(["a"]), tmp_path / "chart.png")
+    assert min(size(tmp_path / "chart.png")) > 200
+
+
 @pytest.mark.parametrize("compositions", [0, 3])
 def test_ablation(tmp_path, compositions):
     rows = [

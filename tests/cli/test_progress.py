@@ -158,6 +158,23 @@ def test_the_last_words_of_a_process_that_dies_are_shown(end):
     assert "the reason\nof it" in text
 
 
+def test_a_terminal_obeys_nothing_in_a_name():
+    status, rows = at_terminal(
+        script(
+            "with display() as shown:",
+            "    bar = shown.bar('\\x1b[2Jone')",
+            "    bar.start(4, 0, 'images')",
+            "    bar.advance(note='\\x1b[2J noted')",
+            "    shown.say('warning: \\x1b]0;owned\\x07 [red]a[/] \\u202e \\nforged')",
+            "    time.sleep(0.2)",
+        )
+    )
+    assert status == 0
+    assert r"warning: \x1b]0;owned\x07 [red]a[/] \u202e \nforged" in rows
+    (bar,) = [row for row in rows if row.startswith(r"\x1b[2Jone ")]
+    assert r"\x1b[2J noted" in bar
+
+
 def test_an_error_comes_after_the_bars():
     status, rows = at_terminal(
         script(

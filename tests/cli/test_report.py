@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -127,6 +128,47 @@ def test_a_split_that_teachers_lack_is_shown_as_far_as_it_goes(world, lacking):
     assert f"without label maps on val: {', '.join(lacking)}" in page
     assert 'id="scores"' in page
     assert 'id="scored-gallery"' not in page
+
+
+NAMES = [
+    b"stra\xdfe",
+    "Straße 東京".encode(),
+    b"<img src=x onerror=alert(1)>",
+    b"\"' onmouseover='alert(1)",
+    "\x1b[2J\u202egnp".encode(),
+    b"a\nall is well",
+    b"[red]{{ 1 + 1 }}",
+]
+
+
+def test_whatever_images_are_called_is_text(world):
+    """As names of files may be: no UTF-8, markup, escapes, several lines."""
+    pictures = sorted((world.root / "images/train").iterdir())
+    for k, name in enumerate(NAMES):
+        old, new = pictures[k % len(pictures)].stem, os.fsdecode(name).replace("/", "")
+        for folder in ("images", "teachers/a", "teachers/b"):
+            file = world.root / folder / "train" / f"{old}.png"
+            file.with_name(f"{new}.png").write_bytes(file.read_bytes())
+    for file in pictures:
+        file.unlink()
+    world.settings["fusion"] = {"method": "majority"}
+    world.write()
+    world.call("fuse", "--upstream")
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text("utf-8")
+    text = html.unescape(page)
+    for shown in (
+        "stra\\xdfe",
+        "Straße 東京",
+        "<img src=x onerror=alert(1)>",
+        "\"' onmouseover='alert(1)",
+        "\\x1b[2J\\u202egnp",
+        "[red]{{ 1 + 1 }}",
+    ):
+        assert shown in text, shown
+    parsed = Page(page)
+    assert not [a for _, a in parsed.elements if {"onerror", "onmouseover"} & a.keys()]
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
 
 
 def words(page):

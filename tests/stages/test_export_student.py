@@ -175,14 +175,14 @@ def test_the_card_has_scores_of_this_student_alone(transformer, out, tmp_path):
     world.write()
     world.call("train-student")
     world.call("export", "student", str(tmp_path / "other"), "--as", "state-dict")
-    assert "## Scores" not in (tmp_path / "other.md").read_text()
+    assert "## Scores" not in (tmp_path / "other.safetensors.md").read_text()
 
 
 def test_a_watched_split_is_said(tmp_path):
     world = world_with(tmp_path / "world", {"arch": "tiny"}, watch="val", keep="best")
     world.call("run", "--no-evaluate")
     world.call("export", "student", str(tmp_path / "s"), "--as", "state-dict")
-    assert "best on the labelled split val was kept" in (tmp_path / "s.md").read_text()
+    assert "best on the labelled split val was kept" in (tmp_path / "s.safetensors.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["s", "s.safetensors"])
@@ -190,7 +190,11 @@ def test_tensors_have_the_names_of_the_networks_own_code(tiny, tmp_path, name):
     from ensdistill.stages.networks.students import Tiny
 
     tiny.call("export", "student", str(tmp_path / name), "--as", "state-dict")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.json", "s.md", "s.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "s.json",
+        "s.safetensors",
+        "s.safetensors.md",
+    ]
     network = Tiny(19)
     network.load_state_dict(load_file(tmp_path / "s.safetensors"))
     about = json.loads((tmp_path / "s.json").read_text())
@@ -264,8 +268,8 @@ def test_pooling_by_products_is_adaptive_pooling(size):
 @pytest.mark.slow
 def test_an_exported_onnx_teaches_what_the_student_says(transformer, tmp_path):
     transformer.call("export", "student", str(tmp_path / "s.onnx"), "--as", "onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.md", "s.onnx"]
-    entry = teacher_of((tmp_path / "s.md").read_text())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.onnx", "s.onnx.md"]
+    entry = teacher_of((tmp_path / "s.onnx.md").read_text())
     assert entry["network"] == {"onnx": "s.onnx"}
     found = labels_as_teacher(
         transformer,
@@ -286,7 +290,7 @@ def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     world.call("run", "--no-evaluate")
     file = tmp_path / "s.onnx"
     said = world.json("export", "student", str(file), "--as", "onnx")
-    assert set(said["files"]) == {"s.onnx", "s.md"}
+    assert set(said["files"]) == {"s.onnx", "s.onnx.md"}
     own, _ = own_network(world)
     session = onnxruntime.InferenceSession(file)
     for batch, size in ((1, (64, 96)), (3, (97, 131)), (2, (128, 40))):
@@ -325,7 +329,7 @@ def test_a_network_of_own_code_that_pads_goes_through_onnx(tmp_path):
     world.call("run")
     assert "model:build" in world.refuse("export", "student", str(tmp_path / "s"), "--as", "hf")
     world.call("export", "student", str(tmp_path / "s"), "--as", "onnx")
-    entry = teacher_of((tmp_path / "s.md").read_text())
+    entry = teacher_of((tmp_path / "s.onnx.md").read_text())
     assert entry["network"]["divisor"] == 32
     onnx = {"onnx": str(tmp_path / "s.onnx"), "divisor": 32}
     found = labels_as_teacher(world, tmp_path, network=onnx, preprocess=entry["preprocess"])

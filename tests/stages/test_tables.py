@@ -172,6 +172,16 @@ def test_json_has_confusion_matrices_where_they_are_given():
     assert json.loads(tables.to_json(with_one))["rows"][0]["confmat"] == [[1, 2]]
 
 
+def test_a_name_that_is_no_text_is_spelt_in_json():
+    name = "stra\udcdfe"
+    classes = [name if c == RESULTS["classes"][0] else c for c in RESULTS["classes"]]
+    odd = json.loads(
+        json.dumps(RESULTS).replace(json.dumps(RESULTS["classes"][0]), json.dumps(name))
+    )
+    text = tables.to_json(odd)
+    assert "stra\\udcdfe" in text and json.loads(text.encode())["classes"] == classes
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("tables"))
