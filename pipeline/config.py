@@ -4,26 +4,79 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ensdistill.pipeline.errors import ConfigError, raise_all
+from ensdistill.pipeline.errors import ConfigError, raise_all, shortened, shown
+from ensdistill.pipeline.opening import open_regular, what_instead
+
+_MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 classes have 20,000
+_MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
+_DEEPEST: Final = 50  # values within each other
+_LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
 
 
 class Section(BaseModel):
     """Base of all parts of an experiment file: frozen, unknown keys refused."""
 
     # built once, with the model that holds it, instead of once for itself and once in there
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=Section)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a key appear twice and keeps the last one: a silent wrong result."""
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML permits and nobody means, before anything is made of it.
+
+    That is a key that appears twice, of which YAML keeps the last one in silence; and aliases that
+    stand for more than memory holds, or for what they are in.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._count = 0  # of values, those that aliases repeat included
+        self._depth = 0  # of the value that is being composed
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values, and how deep they lie
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before = self._count
+        self._depth += 1
+        self._count += 1
+        self._require_bounds(event, self._depth)
+        node = super().compose_node(parent, index)
+        assert node is not None
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._sizes:
+                raise _refusal(f"the alias *{event.anchor} stands for a value that it is in", event)
+            count, height = self._sizes[node]
+            self._count = before + count
+            self._require_bounds(event, self._depth + height - 1)
+        else:
+            self._sizes[node] = (
+                self._count - before,
+                1 + max(map(self._height, _inside(node)), default=0),
+            )
+        self._depth -= 1
+        return node
+
+    def _height(self, node: yaml.Node) -> int:
+        return self._sizes[node][1]
+
+    def _require_bounds(self, event: yaml.Event, depth: int) -> None:
+        if self._count > _MOST_VALUES:
+            raise _refusal(f"it holds more than {_MOST_VALUES:,} values, as aliases count", event)
+        if depth > _DEEPEST:
+            raise _refusal(f"more than {_DEEPEST} values lie in each other", event)
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > _LONGEST and node.tag != self.DEFAULT_SCALAR_TAG:
+            raise _refusal(f"a number or date of {len(node.value):,} characters", node)
+        return node
 
     # before construction, which copies the keys of `<<: *base` into the mapping
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -32,11 +85,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} appears twice", key.start_mark
-                    )
+                    raise _refusal(f"the key {key.value!r} appears twice", key)
                 seen.add(key.value)
         return node
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    """Return the values, and the keys, that a value holds."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    """Return an error that shows where an event or a node is."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
 def read_yaml(path: Path) -> Any:
@@ -45,15 +108,24 @@ def read_yaml(path: Path) -> Any:
     Raises
     ------
     ConfigError
-        If it cannot be read or is not YAML, with line and column.
+        If it cannot be read, is not YAML, with line and column, or larger than anybody writes.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return yaml.load(file, Loader=_UniqueKeyLoader)  # a SafeLoader
+        with open_regular(path) as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 30 February
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(
+            f"{path}: is larger than {_MOST_BYTES:,} bytes; expected YAML that a person wrote"
+        )
+    if content and (instead := what_instead(path)) is not None:
+        raise ConfigError(f"{path}: {instead}")
+    try:
+        return yaml.load(content.decode(), Loader=_Loader)  # a SafeLoader
+    except Exception as error:  # not UTF-8, 30 February, and whatever `!!bool x` trips over
+        text = shortened(str(error))
+        raise ConfigError(f"{path}: is not valid YAML: {text}") from error
 
 
 def read_model(path: Path, model: type[ModelT]) -> ModelT:
@@ -72,7 +144,7 @@ def read_model(path: Path, model: type[ModelT]) -> ModelT:
         return model.model_validate(content)
     except ValidationError as error:
         problems = [
-            f"{path}: {_explain(e, content, model)}"
+            f"{path}: {shortened(_explain(e, content, model))}"
             for e in error.errors()
             # entries that were refused already are missing from pydantic's count
             if e["type"] != "too_short" or len(e["input"]) < e["ctx"]["min_length"]
@@ -95,7 +167,7 @@ def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
         return f"{path}: {message}" if path else str(message)
     if message.startswith("Input should be "):
         message = "expected " + message.removeprefix("Input should be ")
-    return f"{path}: {message}, found {error['input']!r}"
+    return f"{path}: {message}, found {shown(error['input'])}"
 
 
 def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
