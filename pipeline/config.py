@@ -1,4 +1,4 @@
-"""Reading a YAML file into a frozen pydantic model, with errors a person can act on."""
+"""Reading YAML and JSON files into frozen pydantic models, with errors a person can act on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Any, Final, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ensdistill.pipeline.errors import ConfigError, raise_all, shortened, shown
-from ensdistill.pipeline.opening import open_regular, what_instead
+from ensdistill.pipeline.errors import (
+    ConfigError,
+    DataError,
+    EnsdistillError,
+    raise_all,
+    shortened,
+    shown,
+)
+from ensdistill.pipeline.opening import open_regular, parse_json, what_instead
 
 _MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 classes have 20,000
+_MOST_JSON: Final = 100_000_000  # bytes of a JSON file
 _MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
 _DEEPEST: Final = 50  # values within each other
 _LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
@@ -25,7 +33,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
 
+class Foreign(BaseModel):
+    """Base of what is read of a JSON file that another program may have written.
+
+    Types are strict, so that `true` is no number and `"1"` neither; keys that nobody reads are not
+    looked at.
+    """
+
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, defer_build=True, allow_inf_nan=False, strict=True
+    )
+
+
 ModelT = TypeVar("ModelT", bound=Section)
+ForeignT = TypeVar("ForeignT", bound=Foreign)
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,6 +174,73 @@ def read_model(path: Path, model: type[ModelT]) -> ModelT:
         raise
 
 
+def read_object(path: Path, error: type[EnsdistillError] = DataError) -> dict[str, Any]:
+    """Return the content of a JSON file of keys and values.
+
+    Raises
+    ------
+    EnsdistillError
+        Of the kind of `error`, if it cannot be read, is no such file or too deep in itself, or a
+        key appears twice, of which JSON would keep the last in silence.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MOST_JSON + 1)
+        if len(content) > _MOST_JSON:
+            raise error(f"{path}: is larger than {_MOST_JSON:,} bytes; expected a small JSON file")
+        found = parse_json(content, _each_key_once)
+    except OSError as failed:
+        raise error(f"{path}: cannot be read ({failed.strerror or failed})") from failed
+    except ValueError as failed:
+        if isinstance(failed, error):
+            raise
+        why = what_instead(path) or f"cannot be read as JSON ({shortened(str(failed))})"
+        raise error(f"{path}: {why}") from failed
+    if not isinstance(found, dict):
+        raise error(f"{path}: expected keys and values, found {shown(found)}")
+    if _is_deep(found):
+        raise error(f"{path}: cannot be read: more than {_DEEPEST} values lie in each other")
+    return found
+
+
+def described(
+    path: Path, content: object, model: type[ForeignT], error: type[EnsdistillError] = DataError
+) -> ForeignT:
+    """Return what a JSON file, or a part of one, says.
+
+    Raises
+    ------
+    EnsdistillError
+        Of the kind of `error`, in one line: file, key, what was expected and what was found.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as failed:
+        first = _explain(failed.errors()[0], content, model)
+        raise error(f"{path}: {shortened(first)}") from failed
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} appears twice")
+        found[key] = value
+    return found
+
+
+def _is_deep(found: Any) -> bool:
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
+
+
 def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
     path = _dotted(error["loc"], content)
     if error["type"] == "extra_forbidden":
@@ -180,7 +268,8 @@ def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
             text += f"[{name}]"
         else:
             content = content.get(part) if isinstance(content, dict) else None
-            text += f".{part}" if text else str(part)
+            key = str(part) if str(part).isprintable() else repr(part)
+            text += f".{key}" if text else key
     return text
 
 

@@ -80,8 +80,10 @@ def read_json(path: Path | str) -> Any:
     return parse_json(read_regular(path))
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text.
+def parse_json(
+    text: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Return the value of a JSON text; `pairs`, if given, makes its objects of keys and values.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def parse_json(text: bytes | str) -> Any:
         If it is no JSON, or too deep in itself.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError("its values lie too deep in each other") from None
 

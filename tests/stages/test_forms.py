@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 from mutants import mutants
 
-from ensdistill.pipeline.errors import EnsdistillError
+from ensdistill.cli.__main__ import cli
+from ensdistill.pipeline.errors import ConfigError, EnsdistillError
+from ensdistill.stages.comparison import compare, summary
 from ensdistill.stages.experiment import load
 
 EXPERIMENT = {
@@ -50,10 +53,25 @@ EXPERIMENT = {
     "student": {"init": "w", "network": {"arch": "tiny"}, "scale": [1, 2], "preprocess": {}},
     "runtime": {"device": "cpu", "workers": 0},
 }
+FEW = (None, True, -1, 10**30, float("inf"), "", "x", [[]], {"x": 1}, {"preset": []})
 TABLE = {
     "classes": [{"name": "road", "colour": [1, 2, 3], "label_id": 1}],
     "ignored_label_ids": [0],
     "subsets": {"half": ["road"]},
+}
+METHOD = {"kind": "teacher", "name": "a", "miou": 50, "miou_present": 50.5, "iou": {"road": 50}}
+METHOD = METHOD | {"miou_subsets": {"half": None}, "coverage": 1.0}
+RESULTS = {
+    "experiment": "experiment.yaml",
+    "split": "val",
+    "classes": ["road"],
+    "classes_present": ["road"],
+    "subsets": {"half": ["road"]},
+    "fusion": "majority",
+    "methods": [METHOD, METHOD | {"kind": "fusion", "name": "majority"}],
+    "not_scored": [{"kind": "student", "name": "student", "why": "not trained"}],
+    "policy": {"road": "a"},
+    "seconds": {"infer[a]": 1.5},
 }
 
 
@@ -75,7 +93,7 @@ def test_an_experiment_file_of_wrong_types(tmp_path, part):
     file.write_text(json.dumps(EXPERIMENT))
     load(file)
     refused = 0
-    for _, _, content in mutants(EXPERIMENT[part]):
+    for _, _, content in mutants(EXPERIMENT[part], FEW):
         file.write_text(json.dumps({**EXPERIMENT, part: content}))
         refused += bool(outcome(lambda: load(file), file))
     assert refused
@@ -92,3 +110,46 @@ def test_a_class_table_of_wrong_types(tmp_path):
         table.write_text(json.dumps(content))
         refused += bool(outcome(lambda: load(file), file, table))
     assert refused
+
+
+def test_results_of_wrong_types(tmp_path):
+    file, other = tmp_path / "results.json", tmp_path / "other.json"
+    file.write_text(json.dumps(RESULTS))
+    other.write_text(json.dumps(RESULTS))
+
+    def call():
+        compare([summary(file, None), summary(other, None)])
+
+    assert not outcome(call)
+    refused = 0
+    for at, new, content in mutants(RESULTS):
+        other.write_text(json.dumps(content))
+        if said := outcome(call, other):
+            assert "\n" not in said
+            refused += 1
+        else:  # then it can be shown too
+            done = CliRunner().invoke(cli, ["compare", str(file), str(other)])
+            assert done.exit_code == 0, (at, new, done.exception)
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[" * 100_000, "too deep in each other"),
+        ('{"a": ' * 200 + "1" + "}" * 200, "values lie in each other"),
+        ('{"classes": [], "classes": []}', "the key 'classes' appears twice"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("", "is empty"),
+        ("<html>", "a web page"),
+        ("nul", "cannot be read as JSON"),
+        ("\udcff", "cannot be read as JSON"),
+        ("[1]", r"expected keys and values, found \[1\]"),
+        ("1" * 5000, "cannot be read as JSON"),
+    ],
+)
+def test_results_that_are_no_such_file(tmp_path, content, said):
+    file = tmp_path / "results.json"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=said):
+        summary(file, None)
