@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import open_regular, read_regular, what_instead
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -75,7 +76,7 @@ def _opened(
     What Pillow trips over, in the block as well, is raised as a refusal.
     """
     try:
-        with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
+        with open_regular(path) if content is None else io.BytesIO(content) as file:
             try:
                 image = Image.open(file, formats=role.formats)
             except UnidentifiedImageError as error:  # whose text names a buffer
@@ -99,6 +100,8 @@ def _unidentified(path: Path | str, start: bytes, role: _Role) -> DataError:
     found = next((n for n, fits in tests.items() if len(start) == 16 and fits and fits(start)), "")
     if found and found not in role.formats:
         return DataError(f"{path}: its content is {found}; {role.expected}")
+    if (instead := what_instead(path)) is not None:
+        return DataError(f"{path}: cannot be read as an image: it {instead}")
     why = f"a damaged {found}, or an unknown kind of it" if found else "an unknown kind of file"
     return DataError(f"{path}: cannot be read as an image ({why}); replace the file")
 
@@ -120,7 +123,7 @@ def _require_plain(path: Path | str, image: ImageFile.ImageFile, role: _Role) ->
 def _open(path: Path | str, role: _Role, sha256: str | None) -> tuple[Image.Image, str]:
     """Return a decoded image and how its file holds the pixels (see `_layout`)."""
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); replace the file"

@@ -14,6 +14,7 @@ from typing import Any
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import open_regular
 
 
 class FileCache:
@@ -72,7 +73,7 @@ class FileCache:
         if known is not None:
             return known
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open_regular(path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
+from ensdistill.pipeline.opening import open_regular
+
 Json: TypeAlias = (
     "bool | int | float | str | list[Json] | tuple[Json, ...] | dict[str, Json] | None"
 )
@@ -49,7 +51,7 @@ def _require_text_keys(value: object) -> None:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Return the sha256 of a file's bytes as 64 hex digits, read now and in pieces."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open_regular(os.fspath(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

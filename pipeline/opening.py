@@ -7,8 +7,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 _SPECIAL: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -40,7 +41,7 @@ class StrayNameError(ValueError):
     """A recorded name that does not stay inside its folder."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a regular file for reading, and nothing else.
 
     Raises
@@ -51,14 +52,18 @@ def open_regular(path: Path | str) -> BinaryIO:
         As `open`.
     """
     _require_regular(os.stat(path), path)  # noqa: PTH116 - to open a device may set it going
+    return open(path, "rb", opener=_opened)
+
+
+def _opened(path: str, flags: int) -> int:
     # not to wait for the other end of a pipe that took the file's place
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    opened = os.open(path, flags | os.O_NONBLOCK)
     try:
         _require_regular(os.fstat(opened), path)
-        return os.fdopen(opened, "rb")
     except BaseException:
         os.close(opened)
         raise
+    return opened
 
 
 def read_regular(path: Path | str) -> bytes:
