@@ -2,6 +2,8 @@
 
 import copy
 
+from ensdistill.pipeline.errors import EnsdistillError
+
 WRONG = (
     None,
     True,
@@ -55,3 +57,14 @@ def changed(value, at, *new):
     else:
         del inside[at[-1]]
     return found
+
+
+def outcome(call, *names):
+    """Return the refusal's text, empty where there is none; it names one of `names`."""
+    try:
+        call()
+    except EnsdistillError as error:
+        assert any(str(name) in str(error) for name in names), error
+        assert len(str(error)) < 20_000, error
+        return str(error)
+    return ""
