@@ -132,7 +132,7 @@ def summary(source: Path, split: str | None) -> Summary:
                 "name the experiment file instead"
             )
         return _of_results(source / _RESULTS, split)
-    if not source.is_file():
+    if not source.exists():
         raise ConfigError(
             f"{source}: no such file; expected an experiment file, a workspace or a {_RESULTS}"
         )

@@ -1,6 +1,7 @@
 """Files of others with a value of every wrong type in every place: read, or refused by name."""
 
 import json
+import os
 import shutil
 import socket
 
@@ -453,3 +454,11 @@ def test_a_local_folder_asks_nothing_of_the_network(folder, monkeypatch, kind):
         (folder / f"{name}.json").write_text(json.dumps(dict.fromkeys(ELSEWHERE, "owner/other")))
         outcome(lambda: hf_teacher(folder, trusted=False), folder)
         assert not asked, (name, asked)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_compared_is_a_regular_file(tmp_path):
+    for name in ("pipe.json", "pipe.yaml"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ConfigError, match=f"{name}: cannot be read .a named pipe"):
+            summary(tmp_path / name, None)
