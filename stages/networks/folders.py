@@ -81,6 +81,8 @@ class _Processor(Foreign):
     def _a_size(cls, given: Any) -> Any:
         if isinstance(given, dict):
             for side, length in given.items():
+                if length is None:  # of several ways to give a size
+                    continue
                 if type(length) is not int or not 0 < length <= 2**15:
                     raise ValueError(f"{side} is {shown(length)}; expected 1 to {2**15} pixels")
         return given
@@ -404,7 +406,7 @@ def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any
     own_size = {"size", "factor"} & declared.keys()  # which overrides all that changes the shape
     size = given.size
     divisor = given.size_divisor or given.ensure_multiple_of or 1
-    whole = isinstance(size, dict) and {"height", "width"} <= set(size)
+    whole = isinstance(size, dict) and None not in (size.get("height"), size.get("width"))
     if whole and size["height"] % divisor == size["width"] % divisor == 0:
         divisor = 1  # then it asks for nothing
     unknown = ("do_center_crop", "keep_aspect_ratio", "do_pad", "do_split_image")

@@ -264,10 +264,12 @@ def test_preprocessing_that_cannot_be_names_its_field(tmp_path, changes, said):
 def test_what_normalises_nothing_may_say_so_by_null(tmp_path):
     file = tmp_path / "preprocessor_config.json"
     for changes in ({"do_normalize": False}, {"do_normalize": None}):
-        nothing = {"image_mean": None, "image_std": None, "size": None, "size_divisor": None}
+        nothing = {"image_mean": None, "image_std": None, "size_divisor": None}
+        nothing["size"] = {"height": 8, "width": 16, "shortest_edge": None}
         file.write_text(json.dumps(PROCESSOR | nothing | changes))
         found = hf_preprocessing(tmp_path, {})
         assert (found["mean"], found["std"]) == ([0, 0, 0], [1, 1, 1])
+        assert found["size"] == (8, 16)
 
 
 @pytest.mark.filterwarnings("ignore")
