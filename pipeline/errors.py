@@ -90,7 +90,7 @@ def shown(value: object) -> str:
     try:
         return shortened(repr(value), _VALUE)
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
-        return f"a {type(value).__name__}"
+        return f"a long {type(value).__name__}"
 
 
 def shortened(text: str, most: int = _MESSAGE) -> str:
