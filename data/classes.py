@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from ensdistill.data.images import expanded
-from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.errors import ConfigError, shortened, shown
 
 IGNORE_INDEX: Final = 255
 MAX_CLASSES: Final = 254  # of a teacher; ids are 8 bits and 255 is taken
+_LONGEST: Final = 200  # characters of a name
 
 Ids: TypeAlias = Literal["train_ids", "label_ids", "palette"]
 Colour: TypeAlias = tuple[int, int, int]
@@ -154,7 +155,7 @@ def parse_table(name: str, content: Any) -> ClassTable:
         raise ConfigError(f"{name}: is no class table; {expected}")
     unknown = set(content) - {"classes", "subsets", "ignored_label_ids"}
     if unknown:
-        raise ConfigError(f"{name}: unknown key {min(map(str, unknown))!r}; {expected}")
+        raise ConfigError(f"{name}: unknown key {shown(min(map(str, unknown)))}; {expected}")
     entries = content["classes"]
     if not 1 <= len(entries) <= MAX_CLASSES:
         raise ConfigError(f"{name}: {len(entries)} classes; expected 1 to {MAX_CLASSES}")
@@ -163,23 +164,28 @@ def parse_table(name: str, content: Any) -> ClassTable:
     for position, entry in enumerate(entries):
         where = f"{name}: classes[{position}]"
         if not isinstance(entry, dict) or set(entry) - {"name", "colour", "label_id"}:
-            raise ConfigError(f"{where} is {entry!r}; {expected}")
-        if not isinstance(entry.get("name"), str) or entry["name"] in names:
-            raise ConfigError(f"{where}: the name {entry.get('name')!r} is missing or not unique")
+            raise ConfigError(f"{where} is {shown(entry)}; {expected}")
+        own = entry.get("name")
+        if not isinstance(own, str) or own in names:
+            raise ConfigError(f"{where}: the name {shown(own)} is missing or not unique")
+        if len(own) > _LONGEST:
+            raise ConfigError(
+                f"{where}: the name {shown(own)} is longer than {_LONGEST} characters"
+            )
         colour = entry.get("colour")
         if (
             not isinstance(colour, list)
             or len(colour) != 3
             or not all(_is_number(v, 255) for v in colour)
         ):
-            raise ConfigError(f"{where}: colour is {colour!r}; expected three numbers 0..255")
-        names.append(entry["name"])
+            raise ConfigError(f"{where}: colour is {shown(colour)}; expected three numbers 0..255")
+        names.append(own)
         colours.append((colour[0], colour[1], colour[2]))
         if "label_id" in entry:
             label_id = entry["label_id"]
             if not _is_number(label_id, 65535) or label_id in (*label_ids, IGNORE_INDEX):
                 raise ConfigError(
-                    f"{where}: label_id {label_id!r} is not a unique number 0..65535 "
+                    f"{where}: label_id {shown(label_id)} is not a unique number 0..65535 "
                     f"other than {IGNORE_INDEX}"
                 )
             label_ids[label_id] = position
@@ -187,7 +193,9 @@ def parse_table(name: str, content: Any) -> ClassTable:
         raise ConfigError(f"{name}: some classes have a label_id and some have none")
     ignored = content.get("ignored_label_ids") or []
     if not isinstance(ignored, list) or not all(_is_number(v, 65535) for v in ignored):
-        raise ConfigError(f"{name}: ignored_label_ids is {ignored!r}; expected numbers 0..65535")
+        raise ConfigError(
+            f"{name}: ignored_label_ids is {shown(ignored)}; expected numbers 0..65535"
+        )
     if ignored and not label_ids:
         raise ConfigError(f"{name}: has ignored_label_ids, but no class has a label_id")
     for v in ignored:
@@ -196,11 +204,13 @@ def parse_table(name: str, content: Any) -> ClassTable:
     label_ids |= dict.fromkeys(ignored, IGNORE_INDEX)
     subsets = content.get("subsets") or {}
     if not isinstance(subsets, dict):
-        raise ConfigError(f"{name}: subsets is {subsets!r}; expected names with lists of classes")
+        raise ConfigError(
+            f"{name}: subsets is {shown(subsets)}; expected names with lists of classes"
+        )
     for subset, members in subsets.items():
-        where = f"{name}: subsets.{subset}"
+        where = f"{name}: subsets.{shortened(str(subset), _LONGEST)}"
         if not isinstance(members, list) or not members:
-            raise ConfigError(f"{where} is {members!r}; expected a list of classes")
+            raise ConfigError(f"{where} is {shown(members)}; expected a list of classes")
         for member in members:
             require_class(member, names, where)
         if len(set(members)) < len(members):
@@ -216,9 +226,9 @@ def _is_number(value: Any, highest: int) -> bool:
 def require_class(name: str, known: tuple[str, ...] | list[str], where: str) -> None:
     """Refuse a class name that is not in `known`, naming the nearest one."""
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
+        near = difflib.get_close_matches(str(name)[:_LONGEST], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known classes: {', '.join(known)}"
-        raise ConfigError(f"{where}: unknown class {name!r}; {hint}")
+        raise ConfigError(f"{where}: unknown class {shown(name)}; {hint}")
 
 
 def class_map(
@@ -278,6 +288,6 @@ def table_file(name: str, base: Path) -> Path | None:
         return None
     if name.endswith((".yaml", ".yml")):
         return base / expanded(name)
-    near = difflib.get_close_matches(name, list(TABLES), n=1)
+    near = difflib.get_close_matches(name[:_LONGEST], list(TABLES), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known tables: {', '.join(TABLES)}"
-    raise ConfigError(f"unknown class table {name!r}; {hint} (or give a .yaml file)")
+    raise ConfigError(f"unknown class table {shown(name)}; {hint} (or give a .yaml file)")

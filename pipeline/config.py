@@ -1,29 +1,103 @@
-"""Reading a YAML file into a frozen pydantic model, with errors a person can act on."""
+"""Reading YAML and JSON files into frozen pydantic models, with errors a person can act on."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ensdistill.pipeline.errors import ConfigError, raise_all
+from ensdistill.pipeline.errors import (
+    ConfigError,
+    DataError,
+    EnsdistillError,
+    raise_all,
+    shortened,
+    shown,
+)
+from ensdistill.pipeline.opening import open_regular, parse_json, what_instead
+
+_MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 classes have 20,000
+_MOST_JSON: Final = 100_000_000  # bytes of a JSON file
+_MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
+_DEEPEST: Final = 50  # values within each other
+_LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
 
 
 class Section(BaseModel):
     """Base of all parts of an experiment file: frozen, unknown keys refused."""
 
     # built once, with the model that holds it, instead of once for itself and once in there
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
+
+
+class Foreign(BaseModel):
+    """Base of what is read of a JSON file that another program may have written.
+
+    Types are strict, so that `true` is no number and `"1"` neither; keys that nobody reads are not
+    looked at.
+    """
+
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, defer_build=True, allow_inf_nan=False, strict=True
+    )
 
 
 ModelT = TypeVar("ModelT", bound=Section)
+ForeignT = TypeVar("ForeignT", bound=Foreign)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a key appear twice and keeps the last one: a silent wrong result."""
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML permits and nobody means, before anything is made of it.
+
+    That is a key that appears twice, of which YAML keeps the last one in silence; and aliases that
+    stand for more than memory holds, or for what they are in.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._count = 0  # of values, those that aliases repeat included
+        self._depth = 0  # of the value that is being composed
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values, and how deep they lie
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before = self._count
+        self._depth += 1
+        self._count += 1
+        self._require_bounds(event, self._depth)
+        node = super().compose_node(parent, index)
+        assert node is not None
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._sizes:
+                raise _refusal(f"the alias *{event.anchor} stands for a value that it is in", event)
+            count, height = self._sizes[node]
+            self._count = before + count
+            self._require_bounds(event, self._depth + height - 1)
+        else:
+            self._sizes[node] = (
+                self._count - before,
+                1 + max(map(self._height, _inside(node)), default=0),
+            )
+        self._depth -= 1
+        return node
+
+    def _height(self, node: yaml.Node) -> int:
+        return self._sizes[node][1]
+
+    def _require_bounds(self, event: yaml.Event, depth: int) -> None:
+        if self._count > _MOST_VALUES:
+            raise _refusal(f"it holds more than {_MOST_VALUES:,} values, as aliases count", event)
+        if depth > _DEEPEST:
+            raise _refusal(f"more than {_DEEPEST} values lie in each other", event)
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > _LONGEST and node.tag != self.DEFAULT_SCALAR_TAG:
+            raise _refusal(f"a number or date of {len(node.value):,} characters", node)
+        return node
 
     # before construction, which copies the keys of `<<: *base` into the mapping
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -32,11 +106,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} appears twice", key.start_mark
-                    )
+                    raise _refusal(f"the key {key.value!r} appears twice", key)
                 seen.add(key.value)
         return node
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    """Return the values, and the keys, that a value holds."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refusal(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    """Return an error that shows where an event or a node is."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
 def read_yaml(path: Path) -> Any:
@@ -45,15 +129,24 @@ def read_yaml(path: Path) -> Any:
     Raises
     ------
     ConfigError
-        If it cannot be read or is not YAML, with line and column.
+        If it cannot be read, is not YAML, with line and column, or larger than anybody writes.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return yaml.load(file, Loader=_UniqueKeyLoader)  # a SafeLoader
+        with open_regular(path) as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or 30 February
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(
+            f"{path}: is larger than {_MOST_BYTES:,} bytes; expected YAML that a person wrote"
+        )
+    if content and (instead := what_instead(path)) is not None:
+        raise ConfigError(f"{path}: {instead}")
+    try:
+        return yaml.load(content.decode(), Loader=_Loader)  # a SafeLoader
+    except Exception as error:  # not UTF-8, 30 February, and whatever `!!bool x` trips over
+        text = shortened(str(error))
+        raise ConfigError(f"{path}: is not valid YAML: {text}") from error
 
 
 def read_model(path: Path, model: type[ModelT]) -> ModelT:
@@ -72,13 +165,80 @@ def read_model(path: Path, model: type[ModelT]) -> ModelT:
         return model.model_validate(content)
     except ValidationError as error:
         problems = [
-            f"{path}: {_explain(e, content, model)}"
+            f"{path}: {shortened(_explain(e, content, model))}"
             for e in error.errors()
             # entries that were refused already are missing from pydantic's count
             if e["type"] != "too_short" or len(e["input"]) < e["ctx"]["min_length"]
         ]
         raise_all(problems, ConfigError)
         raise
+
+
+def read_object(path: Path, error: type[EnsdistillError] = DataError) -> dict[str, Any]:
+    """Return the content of a JSON file of keys and values.
+
+    Raises
+    ------
+    EnsdistillError
+        Of the kind of `error`, if it cannot be read, is no such file or too deep in itself, or a
+        key appears twice, of which JSON would keep the last in silence.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MOST_JSON + 1)
+        if len(content) > _MOST_JSON:
+            raise error(f"{path}: is larger than {_MOST_JSON:,} bytes; expected a small JSON file")
+        found = parse_json(content, _each_key_once)
+    except OSError as failed:
+        raise error(f"{path}: cannot be read ({failed.strerror or failed})") from failed
+    except ValueError as failed:
+        if isinstance(failed, error):
+            raise
+        why = what_instead(path) or f"cannot be read as JSON ({shortened(str(failed))})"
+        raise error(f"{path}: {why}") from failed
+    if not isinstance(found, dict):
+        raise error(f"{path}: expected keys and values, found {shown(found)}")
+    if _is_deep(found):
+        raise error(f"{path}: cannot be read: more than {_DEEPEST} values lie in each other")
+    return found
+
+
+def described(
+    path: Path, content: object, model: type[ForeignT], error: type[EnsdistillError] = DataError
+) -> ForeignT:
+    """Return what a JSON file, or a part of one, says.
+
+    Raises
+    ------
+    EnsdistillError
+        Of the kind of `error`, in one line: file, key, what was expected and what was found.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as failed:
+        first = _explain(failed.errors()[0], content, model)
+        raise error(f"{path}: {shortened(first)}") from failed
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} appears twice")
+        found[key] = value
+    return found
+
+
+def _is_deep(found: Any) -> bool:
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
 
 
 def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
@@ -95,7 +255,7 @@ def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:
         return f"{path}: {message}" if path else str(message)
     if message.startswith("Input should be "):
         message = "expected " + message.removeprefix("Input should be ")
-    return f"{path}: {message}, found {error['input']!r}"
+    return f"{path}: {message}, found {shown(error['input'])}"
 
 
 def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
@@ -108,7 +268,8 @@ def _dotted(loc: tuple[int | str, ...], content: Any) -> str:
             text += f"[{name}]"
         else:
             content = content.get(part) if isinstance(content, dict) else None
-            text += f".{part}" if text else str(part)
+            key = str(part) if str(part).isprintable() else repr(part)
+            text += f".{key}" if text else key
     return text
 
 

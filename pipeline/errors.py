@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Final
 
 _FEW: Final = 3  # problems of one cause that are said one by one
+_VALUE: Final = 200  # characters that say what a value is
+_MESSAGE: Final = 1000
 
 
 class EnsdistillError(Exception):
@@ -87,3 +89,27 @@ def grouped(problems: Iterable[tuple[Hashable, str]]) -> list[str]:
             said.add(cause)
             lines.append(f"{text} (and {counts[cause] - 1} more like it)")
     return lines
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it, of whatever size it is."""
+    try:
+        return shortened(repr(value), _VALUE)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
+        return f"a long {type(value).__name__}"
+
+
+def shortened(text: str, most: int = _MESSAGE) -> str:
+    """Return a text without its middle where it is long: messages begin and end with what counts.
+
+    Parameters
+    ----------
+    text : str
+        May hold what was found in a file.
+    most : int
+        Characters.
+    """
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"

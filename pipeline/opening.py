@@ -55,14 +55,18 @@ def open_regular(path: Path | str) -> BufferedReader:
         As `open`.
     """
     _require_regular(os.stat(path), path)  # noqa: PTH116 - to open a device may set it going
+    return open(path, "rb", opener=_opened)
+
+
+def _opened(path: str, flags: int) -> int:
     # not to wait for the other end of a pipe that took the file's place
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    opened = os.open(path, flags | os.O_NONBLOCK)
     try:
         _require_regular(os.fstat(opened), path)
-        return os.fdopen(opened, "rb")
     except BaseException:
         os.close(opened)
         raise
+    return opened
 
 
 def read_regular(path: Path | str) -> bytes:
@@ -84,8 +88,10 @@ def read_json(path: Path | str) -> Any:
     return parse_json(read_regular(path))
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text.
+def parse_json(
+    text: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Return the value of a JSON text; `pairs`, if given, makes its objects of keys and values.
 
     Raises
     ------
@@ -93,7 +99,7 @@ def parse_json(text: bytes | str) -> Any:
         If it is no JSON, or too deep in itself.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if _is_deep(found):

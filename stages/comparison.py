@@ -2,24 +2,76 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, Self
 
-from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from pydantic import Field, model_validator
+
+from ensdistill.pipeline.config import Foreign, described, read_object
+from ensdistill.pipeline.errors import ConfigError, NotReadyError, shown
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages import results
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment import MAX_CLASSES, load
 from ensdistill.stages.graph import evaluation_id, truth_id
 from ensdistill.stages.tables import Mean, means, missing
 
 _RESULTS: Final = "results.json"
-_NEEDED: Final = (
-    *("experiment", "split", "classes", "classes_present", "subsets", "fusion", "methods"),
-    *("not_scored", "policy", "seconds"),
-)
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Kind = Literal["teacher", "fusion", "probe", "student"]
+Names = Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+
+
+class _Method(Foreign):
+    kind: Kind
+    name: str
+    miou: Percent | None
+    miou_present: Percent | None
+    miou_subsets: dict[str, Percent | None] = Field(default_factory=dict)
+    iou: dict[str, Percent | None]
+
+
+class _NotScored(Foreign):
+    kind: Kind
+    name: str
+    why: str
+
+
+class _Results(Foreign):
+    """What is read of a ``results.json``, all of which may be written by hand."""
+
+    experiment: str
+    split: str
+    classes: Names
+    classes_present: list[str]
+    subsets: dict[str, Names]
+    fusion: str
+    methods: list[_Method]
+    not_scored: list[_NotScored]
+    policy: dict[str, str | None]
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]]
+
+    @model_validator(mode="after")
+    def _of_one_table(self) -> Self:
+        for key, once in (
+            ("classes", self.classes),
+            ("methods", [f"{m.kind} {m.name}" for m in self.methods]),
+        ):
+            if twice := [name for name, count in Counter(once).items() if count > 1]:
+                raise ValueError(f"{key} has {shown(twice[0])} twice; expected each once")
+        named = [*self.classes, *(c for members in self.subsets.values() for c in members)]
+        for k, method in enumerate(self.methods):
+            for key, found, wanted in (
+                ("iou", method.iou, named),
+                ("miou_subsets", method.miou_subsets, self.subsets),
+            ):
+                for name in wanted:
+                    if name not in found:
+                        raise ValueError(f"the key {f'methods[{k}].{key}.{name}'!r} is missing")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,7 +132,7 @@ def summary(source: Path, split: str | None) -> Summary:
                 "name the experiment file instead"
             )
         return _of_results(source / _RESULTS, split)
-    if not source.is_file():
+    if not source.exists():
         raise ConfigError(
             f"{source}: no such file; expected an experiment file, a workspace or a {_RESULTS}"
         )
@@ -302,17 +354,14 @@ def _cost(decisions: Mapping[str, Decision]) -> dict[str, dict[str, float | None
 
 
 def _of_results(file: Path, split: str | None) -> Summary:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as {_RESULTS} ({error})") from error
-    lacking = [k for k in _NEEDED if not isinstance(found, dict) or k not in found]
-    if lacking:
+    found = read_object(file, ConfigError)
+    if lacking := [key for key in _Results.model_fields if key not in found]:
         raise ConfigError(
             f"{file}: is no {_RESULTS} of ensdistill: it has no {lacking[0]!r}; expected an "
             f"experiment file, a workspace or a {_RESULTS} (`ensdistill evaluate` writes one of an "
             "earlier version anew)"
         )
+    found = described(file, found, _Results, ConfigError).model_dump()
     if split is not None and found["split"] != split:
         raise ConfigError(f"{file}: holds the scores of {found['split']}, not of {split}")
     cost: dict[str, dict[str, float | None]] = {}

@@ -16,15 +16,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import what_instead
 from ensdistill.stages.experiment import Experiment, Teacher
+from ensdistill.stages.networks.folders import hf_preprocessing, network_classes
+from ensdistill.stages.networks.whole import SAVED, require_whole
 
 # What runs a teacher's network of each kind; predictions in files (`labels`) need nothing.
 KINDS: Final[Mapping[str, str | None]] = {
@@ -46,6 +50,7 @@ GIGABYTE: Final = 10**9
 _FOLDERS: Final = ("hf", "student", "factory")  # the kinds that are given by a folder
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
 _COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
+_SOME: Final = 50  # label files of a folder whose first bytes are looked at
 _PATIENCE: Final = 300  # seconds until an import is given up; a cold network disk takes a minute
 
 Level = Literal["ok", "warning", "problem"]
@@ -122,11 +127,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """A path that the experiment file names, and whether it is there."""
+    """A path that the experiment file names, whether it is there, and what is wrong with it."""
 
     key: str
     path: str
     present: bool
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ class Finding:
 def gather(experiment: Experiment | None = None) -> Facts:
     """Look at the installation and the machine, and at which files an experiment names.
 
-    No image, no ground truth and no network is opened. torch, torchvision, onnxruntime and
+    No network is loaded, and no ground truth is opened. torch, torchvision, onnxruntime and
     numba are imported, each in a process of its own: a broken one breaks nothing else.
     """
     with ThreadPoolExecutor() as threads:
@@ -416,6 +422,11 @@ def _judge_teacher(teacher: TeacherFacts, facts: Facts) -> Iterator[Finding]:
         for need in teacher.needs
         if not need.present
     ]
+    problems += [
+        Finding(about, "problem", need.problem)
+        for need in teacher.needs
+        if need.problem is not None
+    ]
     if package is not None:
         needed = facts.package(package)
         if not needed.installed or needed.error:
@@ -465,7 +476,7 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
     if network is None:
         kind = "labels"
         needs = [
-            _need(f"{where}.labels.{split}", experiment.folder(text), folder=True)
+            _labels(f"{where}.labels.{split}", experiment.folder(text))
             for split, text in (teacher.labels or {}).items()
         ]
     else:
@@ -474,7 +485,7 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
         key = "root" if kind == "factory" else kind
         try:
             path = experiment.network_path(network)
-            needs = [_need(f"{where}.{key}", path, folder=kind in _FOLDERS)]
+            needs = [_network(f"{where}.{key}", path, teacher)]
         except DataError:  # of a hub, and not downloaded: `check` will
             needs = [Need(f"{where}.{key}", f"{network.path} at {network.revision}", False)]
         if network.factory is not None:
@@ -491,8 +502,39 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
     return TeacherFacts(teacher.name, kind, teacher.trust == "code", tuple(needs))
 
 
+def _network(key: str, path: Path, teacher: Teacher) -> Need:
+    """Return the folder or file of a teacher's network, and what its files say against it."""
+    network = teacher.network
+    assert network is not None
+    need = _need(key, path, folder=network.kind in _FOLDERS)
+    if need.present and network.kind in ("hf", "student"):
+        try:
+            network_classes(path, network.kind, key, weights=network.state_dict is None)
+            if network.kind == "hf":
+                hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
+        except DataError as error:
+            return replace(need, problem=str(error))
+    return need
+
+
+def _labels(key: str, folder: Path) -> Need:
+    """Return a folder of label files, and what some of them are instead."""
+    some = islice(folder.rglob("*.png"), _SOME) if folder.is_dir() else ()
+    said = ((file, what_instead(file)) for file in some)
+    problems = (f"{key}: {file}: {what}" for file, what in said if what is not None)
+    return replace(_need(key, folder, folder=True), problem=next(problems, None))
+
+
 def _need(key: str, path: Path, *, folder: bool) -> Need:
-    return Need(key, str(path), path.is_dir() if folder else path.is_file())
+    """Return a folder, or a file and whether it is what its first and last bytes should be."""
+    present = path.is_dir() if folder else path.is_file()
+    if folder or not present or path.suffix not in (*SAVED, ".onnx", ".pt2"):
+        return Need(key, str(path), present)
+    try:
+        require_whole(path)
+    except DataError as error:
+        return Need(key, str(path), present=True, problem=f"{key}: {error}")
+    return Need(key, str(path), present=True)
 
 
 def _machine() -> Machine:

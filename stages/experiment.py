@@ -20,14 +20,14 @@ from ensdistill.data import images
 from ensdistill.data.classes import ClassTable, Ids
 from ensdistill.data.images import Picture
 from ensdistill.pipeline.config import Section, read_model, read_yaml
-from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all
+from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all, shortened
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.recipes import PAPER
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 PositiveReal = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
@@ -147,7 +147,7 @@ class Preprocess(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
+        if isinstance(given, Mapping) and given.get("preset") in [*PRESETS]:  # or unhashable
             own = {k: v for k, v in given.items() if k != "preset"}
             return {**PRESETS[given["preset"]], **own}
         return given
@@ -469,7 +469,7 @@ class Training(Section):
     class_balance: Annotated[float, Field(ge=1)] = 1.0
     often_balance: Annotated[float, Field(ge=1)] = 1.0
     hard_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -540,7 +540,7 @@ class Policy(Section):
 
     strategy: Literal["certainty", "reliability", "manual"] = "certainty"
     min_support: Share = 1e-5
-    assign: Mapping[str, str] | None = None
+    assign: Annotated[Mapping[str, str], Field(max_length=MAX_CLASSES)] | None = None
 
     @model_validator(mode="after")
     def _assign_is_manual(self) -> Policy:
@@ -667,10 +667,14 @@ class Experiment:
 
     def table(self, name: str) -> ClassTable:
         """Return a built-in class table or one from a YAML file."""
-        file = tables.table_file(name, self.base)
-        if file is None:
-            return tables.TABLES[name]
-        return tables.parse_table(str(file), read_yaml(file))
+        if name not in self._tables:
+            file = tables.table_file(name, self.base)
+            self._tables[name] = (
+                tables.TABLES[name]
+                if file is None
+                else tables.parse_table(str(file), read_yaml(file))
+            )
+        return self._tables[name]
 
     def pictures(self, split: str) -> list[Picture]:
         """Return the images of a split, sorted by id."""
@@ -700,6 +704,10 @@ class Experiment:
         by_digest = dict(zip(self.files.digests(trained), trained, strict=True))
         pairs = zip(found, self.files.digests(found), strict=True)
         return [(Path(f), Path(by_digest[sha256])) for f, sha256 in pairs if sha256 in by_digest]
+
+    @cached_property
+    def _tables(self) -> dict[str, ClassTable]:
+        return {}
 
     @cached_property
     def _pictures(self) -> dict[str, list[Picture]]:
@@ -754,7 +762,7 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     workspace = path.parent / images.expanded(config.workspace)
     experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
     problems = _problems(experiment)
-    raise_all([f"{path}: {p}" for p in problems], ConfigError)
+    raise_all([f"{path}: {shortened(p)}" for p in problems], ConfigError)
     return experiment
 
 

@@ -29,6 +29,7 @@ from ensdistill.pipeline.fingerprint import digest, file_digest
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.opening import open_regular
 from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.networks.whole import require_whole
 from ensdistill.stages.parallel import for_each
 
 _ARRAYS: Final = (".npz", ".npy")
@@ -310,13 +311,14 @@ def certainty_grey(
 
 def _read_array(path: Path, size: tuple[int, int], n_classes: int) -> npt.NDArray[Any]:
     """Return the one array of a file, of which nothing is unpacked before its header was judged."""
+    require_whole(path)
     try:
         if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 _require_header(file, path, size, n_classes)
                 file.seek(0)
                 return np.asarray(npy.read_array(file, allow_pickle=False))
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             member = _member(path, archive.namelist())
             with archive.open(member) as file:
                 _require_header(file, path, size, n_classes)

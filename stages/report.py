@@ -7,14 +7,18 @@ it was published for them.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final
 
+from pydantic import Field
+
+from ensdistill.pipeline.config import Foreign, described
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.manifest import REPAIR, SHORT, Artifact, Manifest
 from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.opening import parse_json, read_regular
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.verify import damaged_files
 from ensdistill.stages import results
@@ -366,8 +370,7 @@ def _curves(made: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         if artifact.manifest.stage in ("probe", "student"):
             if (damage := next(damaged_files(artifact), None)) is not None:
                 raise CorruptError(f"{damage}; {REPAIR}")
-            lines = (artifact.path / METRICS).read_text("utf-8").splitlines()
-            records = [json.loads(line) for line in lines]
+            records = _metrics(artifact.path / METRICS)
             found.append(
                 {
                     "node": node_id,
@@ -376,6 +379,25 @@ def _curves(made: Mapping[str, Artifact]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+class _Metric(Foreign):
+    """A line of a training's metrics."""
+
+    step: Annotated[int, Field(ge=0)]
+    loss: float | None = None
+    miou: float | None = None
+
+
+def _metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a training's course, each of which is as it should be."""
+    try:
+        records = [parse_json(line) for line in read_regular(file).splitlines()]
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"{file}: cannot be read ({error}); {REPAIR}") from error
+    for record in records:
+        described(file, record, _Metric, CorruptError)
+    return records
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -30,6 +30,7 @@ from ensdistill.stages.networks.folders import (
     require_trusted_code,
 )
 from ensdistill.stages.networks.hub import hub_folder
+from ensdistill.stages.networks.whole import SAVED, require_whole
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Request
@@ -56,14 +57,21 @@ def require_declared(experiment: Experiment, teacher: Teacher) -> None:
     if network.revision is not None:
         hub_folder(network.path, network.revision, download=True)
     path = experiment.network_path(network)
-    if network.state_dict is not None and not experiment.folder(network.state_dict).is_file():
-        raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
+    if network.state_dict is not None:
+        weights = experiment.folder(network.state_dict)
+        if not weights.is_file():
+            raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
+        require_whole(weights)
     if network.kind == "factory":
         require_module(path, network.factory or "", where)
+        for file in map(experiment.folder, network.files.values()):
+            if file.suffix in SAVED and file.is_file():
+                require_whole(file)
         return
     if network.kind not in ("hf", "student"):
         if not path.is_file():
             raise DataError(f"{where}: {path} is no file")
+        require_whole(path)
         return
     found = network_classes(path, network.kind, where, weights=network.state_dict is None)
     table = experiment.teacher_table(teacher)

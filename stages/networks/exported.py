@@ -6,8 +6,10 @@ caller loads only what the user trusts.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.export.passes import move_to_device_pass
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+from ensdistill.stages.networks.whole import require_whole
 
 
 class Program(nn.Module):
@@ -81,8 +84,10 @@ def exported_network(file: Path, device: torch.device) -> Program:
     DataError
         If it is no such file, takes something else than images, or was written in training mode.
     """
+    require_whole(file)
     try:
-        program = move_to_device_pass(torch.export.load(file), device)
+        with _silent(logging.getLogger("torch.export")):
+            program = move_to_device_pass(torch.export.load(file), device)
         module = program.module()
     except Exception as error:
         raise DataError(
@@ -108,6 +113,17 @@ def exported_network(file: Path, device: torch.device) -> Program:
     return Program(module, file, Fixed(batch, height, width), taken[0].dtype)
 
 
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Let torch not log the traceback of each way in which it fails to read a file."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def torchscript_network(file: Path, device: torch.device) -> Program:
     """Load what `torch.jit.save` wrote. The file is a program of its own.
 
@@ -128,6 +144,7 @@ def torchscript_network(file: Path, device: torch.device) -> Program:
     DataError
         If it is no such file.
     """
+    require_whole(file)
     try:
         with warnings.catch_warnings():
             # the file is there, whatever torch would rather have been given

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, Self
 
-from ensdistill.pipeline.errors import DataError
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from ensdistill.data.classes import MAX_CLASSES
+from ensdistill.pipeline.config import Foreign, described, read_object
+from ensdistill.pipeline.errors import DataError, shortened, shown
+from ensdistill.pipeline.opening import what_instead
+from ensdistill.stages.networks.whole import require_whole, tensor_shapes
 
 NETWORK: Final = "network.json"
-_LONGEST: Final = 100_000_000  # bytes of a header, by safetensors' own rule
+_OURS: Final = ["tiny", "mobilenetv2-deeplabv3plus"]  # architectures
 _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 INDEX: Final = "model.safetensors.index.json"
 _WEIGHTS: Final = ("model.safetensors", INDEX)
@@ -23,6 +29,9 @@ _HEAD: Final = re.compile(
 _HEAD_OF_QUERIES: Final = re.compile(
     r"(.*\.)?(class_predictor|class_embed|class_labels_classifier)\.weight"
 )
+_LAYERS: Final = re.compile("layers|depth|blocks|stages")
+_MOST_LAYERS: Final = 1000
+_MOST: Final = 10**7  # of any other whole number in a config
 # Types of models whose `backbone` alone names a config elsewhere.
 BACKBONES: Final = (
     "detr",
@@ -33,6 +42,98 @@ BACKBONES: Final = (
     "tipsv2_dpt",
     "upernet",
 )
+
+
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+Divisor = Annotated[float, Field(gt=1e-6, lt=1e6)]  # what other numbers are divided by
+Side = Annotated[int, Field(gt=0, le=2**15)]  # of an image, in pixels
+Channels = Field(min_length=3, max_length=3)
+
+
+class _Labels(Foreign):
+    """What a `config.json` says of the classes."""
+
+    id2label: Annotated[dict[str, str | int], Field(min_length=1)] | None = None
+    num_labels: Annotated[int, Field(gt=0)] | None = None
+
+
+class _Index(Foreign):
+    weight_map: Annotated[dict[str, Any], Field(min_length=1)]  # to names, looked at below
+
+
+class _Processor(Foreign):
+    """What is read of a `preprocessor_config.json`; the library writes null where nothing is."""
+
+    do_normalize: bool | None = True
+    image_mean: Annotated[list[Number], Channels] | None = None
+    image_std: Annotated[list[Divisor], Channels] | None = None
+    do_rescale: bool | None = True
+    rescale_factor: Divisor | None = None
+    do_flip_channel_order: bool | None = None
+    do_resize: bool | None = True
+    size: Any = None
+    size_divisor: Annotated[int, Field(ge=0)] | None = None
+    ensure_multiple_of: Annotated[int, Field(ge=0)] | None = None
+    resample: int | None = 2
+
+    @field_validator("size")
+    @classmethod
+    def _a_size(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for side, length in given.items():
+                if length is None:  # of several ways to give a size
+                    continue
+                if type(length) is not int or not 0 < length <= 2**15:
+                    raise ValueError(f"{side} is {shown(length)}; expected 1 to {2**15} pixels")
+        return given
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if self.do_normalize and (self.image_mean is None) != (self.image_std is None):
+            lacking = "image_mean" if self.image_mean is None else "image_std"
+            raise ValueError(
+                f"{lacking} is missing or null; expected image_mean and image_std, of three "
+                "numbers each, or `do_normalize: false`"
+            )
+        return self
+
+
+class _Preprocessing(Foreign):
+    """How a student's images are prepared (see `preprocessing.Preprocessing`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mean: Annotated[list[Number], Channels]
+    std: Annotated[list[Divisor], Channels]
+    scale: Divisor
+    channels: Literal["rgb", "bgr"]
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    align_corners: bool = False
+
+
+class _HfConfig(Foreign):
+    model_type: str
+
+
+class _Architecture(Foreign):
+    """What a student is built from, where that is none of ours: one of the two."""
+
+    hf_config: _HfConfig | None = None
+    factory: Any = None
+
+
+class _Built(Foreign):
+    architecture: _Architecture
+
+
+class _Description(Foreign):
+    """The content of a student's ``network.json``."""
+
+    architecture: Any
+    classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+    preprocessing: _Preprocessing
+    divisor: Side = 1
 
 
 def network_classes(
@@ -62,87 +163,80 @@ def network_classes(
             f"{where}: {folder} holds no {_WEIGHTS[0]}; expected a folder written by "
             + ("`model.save_pretrained(folder)`" if kind == "hf" else "`ensdistill train-student`")
         )
+    try:
+        return _classes_of(folder, kind, weights=weights)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _classes_of(folder: Path, kind: str, *, weights: bool) -> list[str] | int:
     if kind == "student":
         description = read_description(folder)
         require_no_code(folder, description)
+        require_whole(folder / _WEIGHTS[0])
         return list(description["classes"])
     require_own_files(folder)
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)
-        names = _label_names(config, f"{where}: {path}")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where}: {path} cannot be read ({error!r})") from error
+    config = read_object(path)
+    names = _label_names(config, path)
     count = names if isinstance(names, int) else len(names)
-    head = _head(folder) if weights and "auto_map" not in config else None
+    shapes = [tensor_shapes(file) for file in weight_files(folder)] if weights else []
+    head = _head(shapes) if "auto_map" not in config else None
     if head is not None and head[1] != count:
         raise DataError(
-            f"{where}: {path} has {count} classes by its `id2label`, and the weights are of a head "
-            f"of {head[1]} classes ({head[0]}); write all of them into `id2label`, in the order of "
+            f"{path} has {count} classes by its `id2label`, and the weights are of a head of "
+            f"{head[1]} classes ({head[0]}); write all of them into `id2label`, in the order of "
             "the head's channels"
         )
     return names
 
 
-def _label_names(config: Mapping[str, Any], where: str) -> list[str] | int:
+def _label_names(config: Mapping[str, Any], path: Path) -> list[str] | int:
     """Return the names of the classes in a `config.json`, or their number where it has none."""
-    labels = config.get("id2label")
-    if labels is None:  # transformers leaves out what equals its default of two
-        return int(config.get("num_labels") or 2)
-    named = {int(k): str(v) for k, v in labels.items()}
-    count = len(labels)
+    given = described(path, config, _Labels)
+    if given.id2label is None:  # transformers leaves out what equals its default of two
+        return given.num_labels or 2
+    count = len(given.id2label)
+    try:
+        named = {int(k): str(v) for k, v in given.id2label.items()}
+    except ValueError as error:
+        raise DataError(
+            f"{path}: `id2label` has keys that are no numbers ({shortened(str(error))}); expected "
+            f"each of 0 to {count - 1} once"
+        ) from error
     if named.keys() != set(range(count)):
         why = f"lacks {min(set(range(count)) - named.keys())}"
         if named.keys() == set(range(1, count + 1)):
             why = "begins at 1"
         raise DataError(
-            f"{where}: `id2label` {why}; expected each of 0 to {count - 1} once, as the channels "
+            f"{path}: `id2label` {why}; expected each of 0 to {count - 1} once, as the channels "
             "of the head are counted"
         )
-    if config.get("num_labels") not in (None, count):
+    if given.num_labels not in (None, count):
         raise DataError(
-            f"{where}: `num_labels` is {config['num_labels']!r}, and `id2label` names {count} "
+            f"{path}: `num_labels` is {given.num_labels}, and `id2label` names {count} "
             "classes; take `num_labels` away, or name all classes"
         )
     names = [named[i] for i in range(count)]
     return count if all(n == f"LABEL_{i}" for i, n in enumerate(names)) else names
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a key that appears twice, JSON would keep the last in silence."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
-    return found
+def _head(files: Iterable[Mapping[str, list[int]]]) -> tuple[str, int] | None:
+    """Return the last layer among the shapes of files of weights, and the number of its classes.
 
-
-def _head(folder: Path) -> tuple[str, int] | None:
-    """Return the last layer of a transformers folder's weights and the number of its classes.
-
-    Read from the headers of the files; None where no layer has a name that is known.
+    None where no layer has a name that is known.
     """
-    for file in _weight_files(folder):
-        for name, shape in _shapes(file).items():
+    for shapes in files:
+        for name, shape in shapes.items():
             if shape and (_HEAD.fullmatch(name) or _HEAD_OF_QUERIES.fullmatch(name)):
                 return name, shape[0] - (_HEAD.fullmatch(name) is None)
     return None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights of a transformers folder (see `shards`)."""
     whole = folder / _WEIGHTS[0]
     return [whole] if whole.is_file() else [folder / name for name in shards(folder / INDEX)]
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Return the shapes of a safetensors file's tensors by name; of a damaged file nothing."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(min(length, _LONGEST)))
-        return {name: list(of["shape"]) for name, of in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}  # what is wrong with it shows when it is loaded
 
 
 def shards(index: Path) -> list[str]:
@@ -154,19 +248,16 @@ def shards(index: Path) -> list[str]:
         If it cannot be read, or names anything but safetensors files beside it: what lies
         elsewhere is part of no key.
     """
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{index}: cannot be read ({error!r})") from error
+    names = list(described(index, read_object(index), _Index).weight_map.values())
     for name in names:
         beside = isinstance(name, str) and name == re.sub(r"[/\\\0]", "", name)
         if not beside or Path(name).suffix != ".safetensors":
             raise DataError(
-                f"{index}: weight_map names {name!r}; expected safetensors files in the same "
+                f"{index}: weight_map names {shown(name)}; expected safetensors files in the same "
                 "folder, by their names without a folder: what lies elsewhere is not part of the "
                 "network's key. Put them beside it"
             )
-    return sorted(names)
+    return sorted({*names})
 
 
 def require_own_files(folder: Path) -> None:
@@ -176,8 +267,9 @@ def require_own_files(folder: Path) -> None:
     ------
     DataError
         If its files name weights, a base model, a backbone or a config that lie elsewhere, or
-        weights that are not there.
+        weights that are not there, or a library would find what is no regular file.
     """
+    _require_regular(folder)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         gone = [name for name in shards(index) if not (folder / name).is_file()]
         if gone and index == folder / INDEX and not (folder / _WEIGHTS[0]).is_file():
@@ -193,31 +285,75 @@ def require_own_files(folder: Path) -> None:
             ".save_pretrained(FOLDER)`"
         )
     path = folder / "config.json"
+    if path.exists():
+        require_own_parts(path, read_object(path))
+
+
+def _require_regular(folder: Path) -> None:
     try:
-        config = json.loads(path.read_bytes())
-        backbones = list(_backbones(config))
-    except RecursionError as error:
-        raise DataError(f"{path}: cannot be read, so deep are its values in each other") from error
-    except (OSError, ValueError):
-        return  # what is wrong with it shows when it is loaded
-    if not isinstance(config, dict):
-        return
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    for path in paths:
+        mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise DataError(f"{path}: {what_instead(path)}; take it out of the folder")
+
+
+def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config of transformers that names files which are not those beside it.
+
+    And one with numbers that no network of this world has.
+
+    Parameters
+    ----------
+    path : Path
+        The JSON file that it is from.
+    config : mapping
+        What that says.
+
+    Raises
+    ------
+    DataError
+        If it does.
+    """
+    _require_sizes(path, config)
     if config.get("transformers_weights") not in (None, *_WEIGHTS):
         raise DataError(
-            f"{path}: transformers_weights names {config['transformers_weights']!r}; expected "
+            f"{path}: transformers_weights names {shown(config['transformers_weights'])}; expected "
             f"weights in {_WEIGHTS[0]}: rename them, and take that key away"
         )
     if config.get("configuration_files"):
         raise DataError(
-            f"{path}: configuration_files names {config['configuration_files']!r}, of which one "
-            "would be read in its place; write the one that is meant into config.json"
+            f"{path}: configuration_files names {shown(config['configuration_files'])}, of which "
+            "one would be read in its place; write the one that is meant into config.json"
         )
-    for name in backbones:
+    for name in _backbones(config):
         raise DataError(
-            f"{path}: backbone is {name!r} and there is no backbone_config, so that its settings "
-            "would be asked of a hub; write them into backbone_config, as `model.save_pretrained` "
-            "of transformers 5 does, and take backbone and use_pretrained_backbone away"
+            f"{path}: backbone is {shown(name)} and there is no backbone_config, so that its "
+            "settings would be asked of a hub; write them into backbone_config, as "
+            "`model.save_pretrained` of transformers 5 does, and take backbone and "
+            "use_pretrained_backbone away"
         )
+
+
+def _require_sizes(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse numbers of which a library would build layers, or fill memory, without end."""
+    for key, number in _whole_numbers(config):
+        most = _MOST_LAYERS if _LAYERS.search(key) else _MOST
+        if number > most:
+            raise DataError(f"{path}: {key} is {shown(number)}; expected at most {most:,}")
+
+
+def _whole_numbers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _whole_numbers(value, name)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _whole_numbers(value, key)
+    elif isinstance(content, int):
+        yield key, content
 
 
 def _backbones(content: Any) -> Iterator[Any]:
@@ -250,54 +386,56 @@ def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any
         If it asks for what this package does not do, rather than to do something else in silence.
     """
     path = folder / "preprocessor_config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    content = read_object(path)
+    given = described(path, content, _Processor)
     settings: dict[str, Any] = {}
-    if not found.get("do_normalize", True):
+    if not given.do_normalize:
         settings |= {"mean": [0, 0, 0], "std": [1, 1, 1]}
-    elif "image_mean" in found:
-        settings |= {"mean": found["image_mean"], "std": found["image_std"]}
-    if not found.get("do_rescale", True):
+    elif given.image_mean is not None:
+        settings |= {"mean": given.image_mean, "std": given.image_std}
+    if not given.do_rescale:
         settings["scale"] = 1
-    elif "rescale_factor" in found:
-        settings["scale"] = 1 / found["rescale_factor"]
-    if found.get("do_flip_channel_order"):
+    elif given.rescale_factor is not None:
+        settings["scale"] = 1 / given.rescale_factor
+    if given.do_flip_channel_order:
         settings["channels"] = "bgr"
         for key in ("mean", "std"):  # there they follow the flip
             settings.setdefault(key, {"mean": [0, 0, 0], "std": [1, 1, 1]}[key])
     own_size = {"size", "factor"} & declared.keys()  # which overrides all that changes the shape
-    size = found.get("size")
-    divisor = found.get("size_divisor") or found.get("ensure_multiple_of") or 1
-    whole = isinstance(size, dict) and {"height", "width"} <= set(size)
+    size = given.size
+    divisor = given.size_divisor or given.ensure_multiple_of or 1
+    whole = isinstance(size, dict) and None not in (size.get("height"), size.get("width"))
     if whole and size["height"] % divisor == size["width"] % divisor == 0:
         divisor = 1  # then it asks for nothing
     unknown = ("do_center_crop", "keep_aspect_ratio", "do_pad", "do_split_image")
-    asked = {k: found.get(k) for k in unknown} | {"size_divisor": divisor if divisor > 1 else None}
+    asked = {k: content.get(k) for k in unknown} | {
+        "size_divisor": divisor if divisor > 1 else None
+    }
     for key, value in asked.items():
         if value and not own_size:
             raise DataError(
-                f"{path}: {key} is {value!r}, which is not supported; say how the images are to be "
-                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the teacher, "
-                "and `divisor` on its network if their sizes have to be multiples of a number"
+                f"{path}: {key} is {shown(value)}, which is not supported; say how the images are "
+                "to be resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the "
+                "teacher, and `divisor` on its network if their sizes have to be multiples of a "
+                "number"
             )
-    if found.get("do_resize", True) and size is not None:
+    if given.do_resize and size is not None:
         if whole:
             settings["size"] = (size["height"], size["width"])
         elif not own_size:
             raise DataError(
-                f"{path}: size is {size}; expected height and width. Say how the images are to be "
-                "resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on the teacher"
+                f"{path}: size is {shown(size)}; expected height and width. Say how the images "
+                "are to be resized: `preprocess: {size: [HEIGHT, WIDTH]}` or `{size: image}` on "
+                "the teacher"
             )
-        resample = found.get("resample", 2)
-        if resample in _INTERPOLATIONS:
-            settings["interpolation"] = _INTERPOLATIONS[resample]
+        if given.resample in _INTERPOLATIONS:
+            settings["interpolation"] = _INTERPOLATIONS[given.resample]
         elif "interpolation" not in declared:
             raise DataError(
-                f"{path}: resample is {resample!r}; set `preprocess: {{interpolation: bilinear}}`"
+                f"{path}: resample is {given.resample}; set "
+                "`preprocess: {interpolation: bilinear}`"
             )
     return settings
 
@@ -308,16 +446,24 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If it is missing or not whole.
+        If it is missing, or does not say what a network is built from and for.
     """
-    try:
-        description: dict[str, Any] = json.loads((folder / NETWORK).read_bytes())
-        missing = {"architecture", "classes", "preprocessing"} - set(description)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{folder / NETWORK}: cannot be read ({error})") from error
-    if missing:
-        raise DataError(f"{folder / NETWORK}: the key {min(missing)!r} is missing")
-    return description
+    path = folder / NETWORK
+    found = read_object(path)
+    architecture = described(path, found, _Description).architecture
+    if architecture in _OURS:
+        return found
+    if isinstance(architecture, str):
+        raise DataError(
+            f"{path}: architecture is {shown(architecture)}; expected {' or '.join(_OURS)}, "
+            "hf_config or factory"
+        )
+    built = described(path, found, _Built).architecture
+    if (built.hf_config is None) == (built.factory is None):
+        raise DataError(f"{path}: architecture: expected one of hf_config and factory")
+    if built.hf_config is not None:
+        require_own_parts(path, architecture["hf_config"])
+    return found
 
 
 def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
@@ -330,11 +476,12 @@ def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
     """
     architecture = description["architecture"]
     if isinstance(architecture, dict) and "factory" in architecture:
+        function = shortened(str(architecture["factory"]))
         raise DataError(
-            f"{folder}: its network is made by {architecture['factory']}, and that code is not in "
-            "the folder. Give it as `network: {factory: ..., root: ...}` with a function that "
-            f"loads {_WEIGHTS[0]}, and that file in `files`; {NETWORK} says which `preprocess` "
-            "it needs"
+            f"{folder}: its network is made by {function}, and that code is not in the folder. "
+            "Give it as `network: {factory: ..., root: ...}` with a function "
+            f"that loads {_WEIGHTS[0]}, and that file in `files`; {NETWORK} says which "
+            "`preprocess` it needs"
         )
 
 
@@ -366,12 +513,7 @@ def require_trusted_code(folder: Path, *, trusted: bool) -> None:
     """
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        try:
-            named = sorted(_code_in(json.loads(path.read_bytes())))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
+        named = sorted(_code_in(read_object(path))) if path.exists() else []
         if named and not trusted:
             raise DataError(
                 f"{path}: its `auto_map` names code ({', '.join(named)}) that would run here with "

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -51,6 +50,7 @@ from ensdistill.stages.networks.students import (
     pad_to_multiple,
 )
 from ensdistill.stages.networks.universal import UniversalSegmentation, hf_teacher
+from ensdistill.stages.networks.whole import require_whole
 
 WEIGHTS: Final = "model.safetensors"
 LAYOUT_ADVICE: Final = (
@@ -451,12 +451,20 @@ def load_student(
             f"{folder}: the network has {len(description['classes'])} classes, the declared table "
             f"{len(expected)}; declare the teacher's own `classes:`"
         )
-    module = _build(description, local.factory)
+    try:
+        module = _build(description, local.factory)
+    except EnsdistillError:
+        raise
+    except Exception as error:  # of transformers, of a config of the wrong form
+        raise DataError(
+            f"{folder / NETWORK}: no network can be built of its `architecture` ({reason(error)})"
+        ) from error
+    require_whole(folder / WEIGHTS)
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise DataError(
-            f"{folder / WEIGHTS}: holds no weights of this network ({error})"
+            f"{folder / WEIGHTS}: holds no weights of this network ({reason(error)})"
         ) from error
     return module, description["preprocessing"]
 
@@ -512,5 +520,6 @@ def _build(description: Mapping[str, Any], factory: Factory | None) -> nn.Module
 
         settings = dict(architecture["hf_config"])
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        network = HfSegmentation(AutoModelForSemanticSegmentation.from_config(config))
+        model = AutoModelForSemanticSegmentation.from_config(config, trust_remote_code=False)
+        network = HfSegmentation(model)
     return pad_to_multiple(network, description.get("divisor", 1))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.graph import Local
 from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
-from ensdistill.stages.networks.state_dicts import below, read_tensors, some_of
+from ensdistill.stages.networks.state_dicts import below, load_into, read_tensors, some_of
 from ensdistill.stages.networks.students import (
     HfSegmentation,
     build_student,
@@ -160,7 +160,8 @@ def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, A
             f"{'; '.join(some_of(found.problems.values()))}; it holds {', '.join(some_of(tensors))}"
             f". {advice(network, tensors, file, way, classes)}"
         )
-    network.load_state_dict(found.loaded, strict=False)
+    with _under("init"):
+        load_into(network, found.loaded, file)
     wanted = {*found.wanted, *anew}
     report: dict[str, Any] = {
         "loaded": len(found.loaded),

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.opening import read_regular
 from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+from ensdistill.stages.networks.whole import require_whole
 
 _IMAGES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _NUMBERS: Final = re.compile(r"tensor\((?!string)\w+\)")
@@ -130,11 +132,16 @@ def onnx_network(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    require_whole(file)
     try:
-        content = file.read_bytes()
+        content = read_regular(file)
         model = onnx.load_model_from_string(content)
         used = _data_of(file, model, data)
-        buffers = [data[name].read_bytes() for name in used]
+        for name in used:
+            require_whole(data[name])
+        buffers = [read_regular(data[name]) for name in used]
+        for name, buffer in zip(used, buffers, strict=True):
+            _require_all(data[name], len(buffer), model, name)
         # from bytes, so that there is no folder in which other files would be looked for
         options.add_external_initializers_from_files_in_memory(
             used, buffers, [len(buffer) for buffer in buffers]
@@ -142,6 +149,8 @@ def onnx_network(
         session = onnxruntime.InferenceSession(
             content, options, providers=[provider], enable_fallback=0
         )
+        _require_images(file, session.get_inputs())
+        network = OnnxNetwork(session, device, file)
     except DataError:
         raise
     except Exception as error:
@@ -149,8 +158,7 @@ def onnx_network(
     session.disable_fallback()
     if device.type == "cuda":
         _require_cuda(file, device, session.get_providers())
-    _require_images(file, session.get_inputs())
-    return OnnxNetwork(session, device, file)
+    return network
 
 
 def _require_cuda(file: Path, device: torch.device, providers: Sequence[str]) -> None:
@@ -173,6 +181,18 @@ def _data_of(file: Path, model: Any, data: Mapping[str, Path]) -> list[str]:
                 f". Save it with `onnx.save_model(..., location='{file.name}.data')`"
             )
     return sorted(used)
+
+
+def _require_all(file: Path, size: int, model: Any, name: str) -> None:
+    """Refuse a file of weights, which a model calls by that name, that ends before they do."""
+    for tensor in _tensors(model):
+        of = {entry.key: entry.value for entry in tensor.external_data}
+        end = int(of.get("offset", 0)) + int(of.get("length", 0))
+        if of.get("location") == name and end > size:
+            raise DataError(
+                f"{file}: its model reads {end:,} bytes of it, and {size:,} are there: it was "
+                "copied in part; copy it again"
+            )
 
 
 def _places(tensor: Any) -> list[str]:

@@ -18,9 +18,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.students import HfSegmentation, named_as_in, plain_name
+from ensdistill.stages.networks.whole import require_whole
 
 _WITHIN: Final = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _SHOWN: Final = 4  # names
+_DEEPEST: Final = 8  # mappings in each other that are looked through
 _ADVICE: Final = (
     "save a state_dict alone, or if you trust where the file is from say `trust: code` on that "
     "entry: its code then runs here with your rights"
@@ -47,6 +49,7 @@ def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[st
         If the file is damaged or holds no weights, or names code and is not trusted; the error says
         what it names.
     """
+    require_whole(file)
     try:
         if file.suffix == ".safetensors":
             content: Any = load_file(file)
@@ -62,9 +65,13 @@ def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[st
         raise DataError(f"{file} {what}. Nothing of it was run; {advice}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise DataError(f"{file} holds no weights ({reason(error)})") from error
-    while inner := [k for k in _WITHIN if isinstance(_items(content).get(k), Mapping | nn.Module)]:
-        content = _items(content)[inner[0]]
-    tensors = {k: v for k, v in _items(content).items() if isinstance(v, Tensor)}
+    for _ in range(_DEEPEST):  # a mapping may hold itself
+        held = _items(content)
+        inner = [k for k in _WITHIN if isinstance(held.get(k), Mapping | nn.Module)]
+        content = held[inner[0]] if inner else content
+    tensors = {
+        k: v for k, v in _items(content).items() if isinstance(k, str) and isinstance(v, Tensor)
+    }
     tensors = tensors or dict(_nested(content))
     if not tensors:
         kind = ", ".join(some_of(map(str, _items(content)))) or type(content).__name__
@@ -186,24 +193,40 @@ def load_weights(
             "this network; names that only one of the two has may be listed in `ignore_keys`"
         )
     loaded = {name: found[plain] for plain, (name, _) in own.items() if plain in found}
-    module.load_state_dict(loaded, strict=False)
+    load_into(module, loaded, file)
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Load tensors of a file, by a network's own names and in its shapes.
+
+    Raises
+    ------
+    DataError
+        If they are of a kind that cannot be copied, such as sparse ones.
+    """
+    try:
+        module.load_state_dict(tensors, strict=False)
+    except Exception as error:
+        raise DataError(f"{file} holds tensors that cannot be loaded ({reason(error)})") from error
 
 
 def _code_in(file: Path, error: pickle.UnpicklingError) -> list[str]:
     """Return the globals of a checkpoint that loading it would run, without running them."""
     try:
         return sorted(get_unsafe_globals_in_checkpoint(file))
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError):
+    except Exception:  # it reads what may be damaged
         return re.findall(r"GLOBAL (\S+)", str(error))  # an old format: the first alone is known
 
 
-def _nested(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _nested(
+    content: Any, prefix: str = "", deepest: int = _DEEPEST
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of mappings in mappings by their dotted names; an optimizer's have none."""
     for key, value in _items(content).items():
         if isinstance(key, str) and isinstance(value, Tensor):
             yield prefix + key, value
-        elif isinstance(key, str):
-            yield from _nested(value, f"{prefix}{key}.")
+        elif isinstance(key, str) and deepest:
+            yield from _nested(value, f"{prefix}{key}.", deepest - 1)
 
 
 def _items(content: Any) -> Mapping[str, Any]:

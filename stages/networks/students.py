@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.errors import DataError, EnsdistillError, shortened
 from ensdistill.stages.graph import Factory
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.folders import require_own_files
+from ensdistill.stages.networks.folders import require_own_files, weight_files
+from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.whole import require_whole
 
 _HEADS: Final = ("head", "decode_head", "auxiliary_head", "segmentation_head", "classifier")
 
@@ -322,6 +324,8 @@ def _from_folder(
     auto: Any, folder: Path, config: Any, trusted: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a model, and what its weights lack, have besides and have in other shapes."""
+    for file in weight_files(folder):
+        require_whole(file)
     with quiet():
         model, report = auto.from_pretrained(
             folder,
@@ -340,9 +344,11 @@ def _from_folder(
 def _refused(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except EnsdistillError:
+        raise
+    except Exception as error:  # a config of the wrong form makes it raise anything
         # its log, to which it may point, is silent
-        text = re.sub(r" For details look at .* report!", "", " ".join(str(error).split()))
+        text = shortened(re.sub(r" For details look at .* report!", "", reason(error)))
         raise DataError(f"{folder}: transformers cannot load it for {what} ({text})") from error
 
 

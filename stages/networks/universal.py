@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from ensdistill.pipeline.config import read_object
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.folders import require_trusted_code
 from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
@@ -105,14 +105,10 @@ def _is_universal(folder: Path) -> bool:
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
     )
 
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        code = config.get("auto_map") or {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    config = read_object(folder / "config.json")
+    code = config.get("auto_map") or {}
     return (
-        config.get("model_type") in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+        config.get("model_type") in [*MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES]  # or a list
         or "AutoModelForUniversalSegmentation" in code
     )
 

@@ -224,6 +224,10 @@ def test_a_table_may_be_as_large_as_fusion_can_count():
         ),
         ({"classes": [ROAD | {"label_id": 7}, SKY]}, "some classes have a label_id and some"),
         (ids(ignored_label_ids=[0, 7]), "ignored_label_ids has 7, the label_id of a class"),
+        ({"classes": [ROAD | {"name": "x" * 201}]}, "is longer than 200 characters"),
+        ({"classes": [ROAD | {"colour": [1] * 10_000}]}, r"colour is \[1, .* characters \.\.\."),
+        ({"classes": [ROAD | {"name": ["x" * 10_000]}]}, "is missing or not unique"),
+        (ids(subsets={"x" * 10_000: [["y" * 10_000]]}), "unknown class"),
         (ids(ignored_label_ids=3), "ignored_label_ids is 3; expected numbers"),
         (ids(ignored_label_ids=["x"]), "ignored_label_ids is .*; expected numbers"),
         (ids(ignored_label_ids=[-1]), "ignored_label_ids is .*; expected numbers"),
@@ -240,6 +244,7 @@ def test_a_wrong_table_file_is_refused_by_name(content, said):
     with pytest.raises(ConfigError, match=said) as caught:
         parse_table("own.yaml", content)
     assert str(caught.value).startswith("own.yaml: ")
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_teacher_without_classes_of_its_own_is_told_whose_it_has():

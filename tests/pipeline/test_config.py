@@ -1,5 +1,7 @@
 """Reading a configuration file, and the words of every refusal."""
 
+import os
+import socket
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -253,3 +255,129 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_was_read_cannot_be_changed(read):
     with pytest.raises(ValueError, match="frozen"):
         read("window: 1").window = 2
+
+
+def _aliases(levels):
+    """Return a text of a few hundred bytes whose last alias stands for 10 ** levels values."""
+    lines = ["z0: &z0 [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"z{k}: &z{k} [{','.join([f'*z{k - 1}'] * 10)}]" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+def _merges(levels):
+    lines = ["z0: &z0 {" + ", ".join(f"k{k}: 1" for k in range(10)) + "}"]
+    lines += [f"z{k}: &z{k} {{<<: [{','.join([f'*z{k - 1}'] * 10)}]}}" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+MANY, DEEP, ITSELF = "more than 50,000 values", "more than 50 values", "stands for a value that"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_aliases(9), MANY),
+        (_merges(9), MANY),
+        ("note: [" + "1," * 60_000 + "]", MANY),
+        ("a: &a [*a]", ITSELF),
+        ("a: &a {b: [1, {c: *a}]}", ITSELF),
+        ("a: &a\n  <<: *a", ITSELF),
+        ("? &a [*a]\n: 1", ITSELF),
+        ("[" * 300_000, DEEP),
+        ("{a: " * 200_000, DEEP),
+        ("- " * 400_000, DEEP),
+        ("\n".join(" " * k + "a:" for k in range(1200)), DEEP),
+        # each of the two is shallow enough
+        ("a: &a " + "[" * 40 + "]" * 40 + "\nb: " + "[" * 40 + "*a" + "]" * 40, DEEP),
+        ("note: 1" + ":1" * 400_000, "a number or date of"),
+        ("note: 0x" + "f" * 900_000, "a number or date of"),
+        ("note: " + "9" * 900_000, "a number or date of"),
+        ("window: !!bool x", "'x'"),
+        ("window: !!timestamp x", ""),
+        ('window: !!int ""', ""),
+        ("window: !" + "x" * 900_000 + " 1", "characters ..."),
+        ("window: *" + "x" * 900_000, "characters ..."),
+        ("'" * 900_001, "quoted scalar"),
+    ],
+)
+def test_small_files_that_stand_for_much_are_refused_at_once(refuse, text, said):
+    found = refuse(text)
+    assert found.startswith("is not valid YAML")
+    assert said in found
+    assert len(found) < 1500
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window: " + "x" * 900_000,
+        "window: [" + "x, " * 40_000 + "]",
+        "x" * 900_000 + ": 1\nwindow: 1",
+        "window: 1\nholes: " + "y " * 400_000,
+        "window: 1\nteachers: [{name: a, map: {" + "x" * 900_000 + ": []}}]",
+        "window: 1\ntarget: {" + ", ".join(f"v{k}: []" for k in range(10_000)) + "}",
+        "window: -0x" + "f" * 90,
+    ],
+)
+def test_messages_are_short_whatever_the_value(refuse, text):
+    said = refuse(text)
+    assert len(said) < 40_000
+    assert max(map(len, said.splitlines())) < 1100
+
+
+def test_aliases_and_merges_are_what_yaml_makes_of_them(read):
+    found = read(
+        "window: 5\n"
+        "target:\n"
+        "  one: &one {images: 'a/*.png', labels: &l 'a/labels'}\n"
+        "  two: *one\n"
+        "  three: {<<: *one, images: 'b/*.png'}\n"
+        "  four: {<<: [*one, {images: 'c/*.png'}], labels: *l}\n"
+    )
+    assert found.target["two"] == found.target["one"]
+    assert (found.target["three"].images, found.target["three"].labels) == ("b/*.png", "a/labels")
+    assert found.target["four"] == found.target["one"]
+
+
+def test_a_file_of_many_aliases_is_read(read):
+    maps = ", ".join(f"{{name: t{k}, map: *map}}" for k in range(200))
+    shared = ", ".join(f"c{k}: d{k}" for k in range(100))
+    found = read(f"window: 1\nteachers: [{{name: a, map: &map {{{shared}}}}}, {maps}]")
+    assert len(found.teachers) == 201
+    assert found.teachers[200].map == found.teachers[0].map
+
+
+def test_a_large_file_is_refused_before_it_is_read(refuse):
+    assert "larger than 1,000,000 bytes" in refuse("window: 1 # " + "x" * 1_000_000)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_of_text_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "folder.yaml").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "sock.yaml"))
+        for name, said in (
+            ("pipe", "a named pipe"),
+            ("zero", "a device"),
+            ("folder", "Is a directory"),
+            ("sock", "a socket"),
+        ):
+            with pytest.raises(ConfigError, match=said):
+                read_yaml(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        ("<!DOCTYPE html><html></html>", "a web page"),
+        (b"PK\x03\x04....", "a zip archive"),
+        (b"\0" * 100, "zeros"),
+    ],
+)
+def test_what_the_file_is_instead_is_said(refuse, content, said):
+    assert said in refuse(content)

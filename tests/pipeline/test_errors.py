@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensdistill.pipeline.errors import DataError, grouped, raise_all
+from ensdistill.pipeline.errors import DataError, grouped, raise_all, shortened, shown
 
 
 def test_a_finding_on_many_files_hides_no_other():
@@ -38,3 +38,13 @@ def test_each_problem_is_said_or_counted_and_each_cause_heard(problems):
     texts = iter(text for _, text in problems)
     assert all(line.split(" ")[0] in texts for line in lines), "not in their order"
     assert len(lines) <= 3 * 5
+
+
+def test_long_values_are_shown_by_both_ends():
+    assert shown("road") == "'road'"
+    assert shortened("x" * 1000) == "x" * 1000
+    found = shortened("file: " + "x" * 5000 + "; remedy")
+    assert found.startswith("file: x") and found.endswith("x; remedy") and len(found) < 1100
+    assert "[... 4014 characters ...]" in found
+    assert len(shown(["y"] * 10_000)) < 300
+    assert shown(10**5000) == "a long int"  # whose digits Python refuses to write

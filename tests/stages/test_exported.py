@@ -147,13 +147,13 @@ def test_damaged_files_are_refused(tmp_path, load, kind):
             archive.writestr("n/version", "7")
     elif kind != "other":
         file.write_bytes({"empty": b"", "text": b"x" * 99, "torn": file.read_bytes()[:-999]}[kind])
-    with pytest.raises(DataError, match=r"n\.pt2 holds no"):
+    with pytest.raises(DataError, match=r"n\.pt2( holds no|: is empty|: was copied in part)"):
         load(file, CPU)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     for load in (exported_network, torchscript_network):
-        with pytest.raises(DataError, match=r"n\.pt2 holds no"):
+        with pytest.raises(DataError, match=r"n\.pt2: cannot be read"):
             load(tmp_path / "n.pt2", CPU)
 
 

@@ -102,7 +102,7 @@ def test_shards_are_plain_names_in_the_folder(world, folder, name, of):
 )
 def test_a_damaged_index_is_refused(folder, content):
     (folder / INDEX).write_text(content)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=rf"{INDEX}: .*(is empty|zeros|expected|too deep|missing)"):
         shards(folder / INDEX)
 
 
@@ -236,8 +236,8 @@ def test_values_that_lie_too_deep_in_each_other_are_refused(folder):
         ({"0": "a", "2": "b", "3": "c"}, "`id2label` lacks 1; expected each of 0 to 2 once"),
         ({"0": "a", "00": "b", "1": "c"}, "`id2label` lacks 2"),
         ({"-1": "a", "0": "b", "1": "c"}, "`id2label` lacks 2"),
-        ({"a": "0", "b": "1", "c": "2"}, "config.json cannot be read (ValueError"),
-        (["a", "b", "c"], "config.json cannot be read (AttributeError"),
+        ({"a": "0", "b": "1", "c": "2"}, "`id2label` has keys that are no numbers"),
+        (["a", "b", "c"], "config.json: id2label: expected a valid dictionary"),
         ({"0": "a", "1": "b"}, "has 2 classes by its `id2label`, and the weights are of a head"),
         ({str(k): "abcde"[k] for k in range(5)}, "has 5 classes by its `id2label`, and the"),
     ],
@@ -306,10 +306,15 @@ def test_the_head_of_every_model_is_found_by_its_name(tmp_path, name):
     with torch.device("meta"):
         state = auto.from_config(config).state_dict()
     config.save_pretrained(tmp_path)
-    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-    header = {n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}
+    header, end = {}, 0
+    for name, tensor in state.items():
+        begin, end = end, end + 4 * tensor.numel()
+        shape = list(tensor.shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)  # no byte of it is written
     assert network_classes(tmp_path, "hf", "here") == 7
     edit(tmp_path, id2label={str(k): f"name {k}" for k in range(6)})
     with pytest.raises(DataError, match=r"has 6 classes by its `id2label`, .* a head of 7 classes"):
@@ -329,14 +334,6 @@ def test_the_head_is_found_in_whichever_shard_it_is(folder):
 def test_code_of_a_folder_names_its_layers_as_it_likes(folder):
     edit(folder, id2label={"0": "a", "1": "b"}, auto_map={"AutoConfig": "own.Config"})
     assert network_classes(folder, "hf", "here") == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"x" * 7, b"\xff" * 64, b"\2\0\0\0\0\0\0\0{}", b"version"]
-)
-def test_weights_without_a_header_are_left_to_whoever_loads_them(folder, content):
-    (folder / "model.safetensors").write_bytes(content)
-    assert network_classes(folder, "hf", "here") == 3
 
 
 def test_a_head_of_another_shape_is_refused_in_our_words(folder):

@@ -795,6 +795,8 @@ def test_the_bytes_of_a_file_are_in_the_keys_of_its_nodes(world, file):
     path = world.root / file.format(train=at(world, "train", 1), val=at(world, "val", 1))
     if file == "experiment.yaml":
         path.write_bytes(b"# a comment\n" + path.read_bytes())
+    elif path.suffix == ".json":
+        path.write_bytes(b" " + path.read_bytes())  # damaged, it would be refused
     else:
         flip(path)
     found = decided(world)

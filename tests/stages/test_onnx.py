@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opened import opened
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.folders import onnx_data_files
@@ -143,13 +144,13 @@ def test_a_model_reads_no_other_file(tmp_path, monkeypatch, location, where):
                 helper.make_sparse_tensor(bad, indices, [2, 3, 1, 1])
             )
         file.write_bytes(model.SerializeToString())
-    read, read_bytes = [], Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: read.append(p) or read_bytes(p))
     monkeypatch.setattr("onnxruntime.InferenceSession", None)  # it never comes to that
-    with pytest.raises(DataError, match="not read; expected files beside it") as refused:
+    refusal = pytest.raises(DataError, match="not read; expected files beside it")
+    with opened() as read, refusal as refused:
         load(file)
     assert repr(bad.external_data[0].value) in str(refused.value)
-    assert read == [file]
+    names = ("secret.bin", "n.onnx.data", "passwd", "n.onnx")
+    assert {path for path in read if path.endswith(names)} == {str(file)}
 
 
 def test_a_place_is_refused_also_where_the_tensor_denies_it(tmp_path):
@@ -168,7 +169,7 @@ def test_weights_come_from_the_file_beside_it_alone(tmp_path, monkeypatch):
     save(folder / "n.onnx", weights=[external("n.onnx.data")])
     assert (scores(load(folder / "n.onnx"), torch.ones(1, 3, 4, 4)) == 3).all()
     (folder / "n.onnx.data").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"n\.onnx is no model"):
+    with pytest.raises(DataError, match=r"n\.onnx\.data: its model reads 24 bytes of it, and 5"):
         load(folder / "n.onnx")
     (folder / "n.onnx.data").unlink()
     with pytest.raises(DataError, match=r"in 'n\.onnx\.data', which is not read.*none found"):
@@ -288,12 +289,12 @@ def test_a_model_of_something_else_than_images_is_refused(tmp_path, taken, words
 def test_damaged_models_are_refused(tmp_path, content):
     file = save(tmp_path / "n.onnx", weights=[internal()])
     file.write_bytes(file.read_bytes()[:-9] if content is None else content)
-    with pytest.raises(DataError, match=r"n\.onnx is no model"):
+    with pytest.raises(DataError, match=r"n\.onnx(: is empty| is no model)"):
         load(file)
 
 
 def test_a_missing_model_or_package_is_told(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"n\.onnx is no model .*FileNotFoundError"):
+    with pytest.raises(DataError, match=r"n\.onnx: cannot be read \(No such file"):
         load(tmp_path / "n.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DataError, match=r"pip install 'ensdistill\[onnx\]'"):
