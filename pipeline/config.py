@@ -17,12 +17,11 @@ from ensdistill.pipeline.errors import (
     shortened,
     shown,
 )
-from ensdistill.pipeline.opening import open_regular, parse_json, what_instead
+from ensdistill.pipeline.opening import DEEPEST, open_regular, parse_json, what_instead
 
 _MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 classes have 20,000
 _MOST_JSON: Final = 100_000_000  # bytes of a JSON file
 _MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
-_DEEPEST: Final = 50  # values within each other
 _LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
 
 
@@ -90,8 +89,8 @@ class _Loader(yaml.SafeLoader):
     def _require_bounds(self, event: yaml.Event, depth: int) -> None:
         if self._count > _MOST_VALUES:
             raise _refusal(f"it holds more than {_MOST_VALUES:,} values, as aliases count", event)
-        if depth > _DEEPEST:
-            raise _refusal(f"more than {_DEEPEST} values lie in each other", event)
+        if depth > DEEPEST:
+            raise _refusal(f"more than {DEEPEST} values lie in each other", event)
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
@@ -198,8 +197,6 @@ def read_object(path: Path, error: type[EnsdistillError] = DataError) -> dict[st
         raise error(f"{path}: {why}") from failed
     if not isinstance(found, dict):
         raise error(f"{path}: expected keys and values, found {shown(found)}")
-    if _is_deep(found):
-        raise error(f"{path}: cannot be read: more than {_DEEPEST} values lie in each other")
     return found
 
 
@@ -213,11 +210,19 @@ def described(
     EnsdistillError
         Of the kind of `error`, in one line: file, key, what was expected and what was found.
     """
+    why = misfit(content, model)
+    if why is not None:
+        raise error(f"{path}: {why}")
+    return model.model_validate(content)
+
+
+def misfit(content: object, model: type[Foreign]) -> str | None:
+    """Return the first thing in which a JSON value is not as described, None if it is."""
     try:
-        return model.model_validate(content)
+        model.model_validate(content)
     except ValidationError as failed:
-        first = _explain(failed.errors()[0], content, model)
-        raise error(f"{path}: {shortened(first)}") from failed
+        return shortened(_explain(failed.errors()[0], content, model))
+    return None
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -227,18 +232,6 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {shown(key)} appears twice")
         found[key] = value
     return found
-
-
-def _is_deep(found: Any) -> bool:
-    level = [found]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, (dict, list))
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    return bool(level)
 
 
 def _explain(error: Any, content: Any, model: type[BaseModel]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.errors import CorruptError
+from ensdistill.pipeline.errors import CorruptError, shown
 from ensdistill.pipeline.fingerprint import HEX, Json, digest, fingerprint
 from ensdistill.pipeline.journal import Record, is_count, numbered_lines
 from ensdistill.pipeline.opening import (
@@ -293,7 +293,7 @@ def _misfit(manifest: Manifest, form: Form) -> tuple[str, str] | None:
     """Return which field does not go with the others, and why; None if all do."""
     why = form.result(manifest.result)
     if why is not None:
-        return "result", f".{why}"
+        return "result", f": {why}"
     hashed = manifest.stage, manifest.version, manifest.recipe, manifest.inputs
     if fingerprint(*hashed) != manifest.fingerprint:
         return "fingerprint", ": is not that of recipe and inputs"
@@ -334,10 +334,10 @@ def _require_forms(file: Path, values: dict[str, Any]) -> None:
         value = values.get(name)
         if name == "files" and isinstance(value, dict):  # of thousands the one that is meant
             value = next({n: e} for n, e in value.items() if not _is_file(n, e))
-        found = f"found {_short(value)}" if name in values else "it is missing"
+        found = f"found {shown(value)}" if name in values else "it is missing"
         why = f"{name}: expected {_FORMS[name][1]}, {found}"
     else:
-        why = f"{_short(unknown[0])} is no field of it"
+        why = f"{shown(unknown[0])} is no field of it"
     known = {name: value for name, value in values.items() if name in _FORMS}
     raise SpoiltManifestError(f"{file}: {why}; {REPAIR}", spoilt + unknown, _without(known, spoilt))
 
@@ -353,11 +353,6 @@ def _without(values: Mapping[str, Any], spoilt: Iterable[str]) -> Manifest | Non
     if not set(spoilt) <= set(RECORDED):
         return None
     return Manifest(**{name: value for name, value in values.items() if name not in spoilt})
-
-
-def _short(found: Any) -> str:
-    text = repr(found)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _spoilt(file: Path, raw: bytes) -> SpoiltManifestError:

@@ -18,8 +18,8 @@ _SPECIAL: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISSOCK, "a socket"),
 )
 _LONGEST: Final = 255  # bytes of a name
-_DEEPEST: Final = 100
-_TOO_DEEP: Final = "its values lie too deep in each other"
+DEEPEST: Final = 50  # values within each other: whoever walks them must not run out of stack
+_TOO_DEEP: Final = f"its values lie too deep in each other, more than {DEEPEST}"
 _START: Final = 512  # bytes that tell what a file is
 _PAGES: Final = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 _ARCHIVES: Final = {
@@ -108,9 +108,8 @@ def parse_json(
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether values lie so deep in each other that who walks them may run out of stack."""
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         level = [
             part
             for whole in level

@@ -6,163 +6,157 @@ only that it is what somebody wrote. What does not fit is corrupt, before anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
+from ensdistill.pipeline.config import Foreign, misfit
 from ensdistill.pipeline.manifest import Form
 from ensdistill.stages.graph import VERSIONS
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _rectangular(rows: list[list[T]]) -> list[list[T]]:
     if len({len(row) for row in rows}) > 1:
-        raise ValueError("rows of one length")
+        raise ValueError("expected rows of one length")
     return rows
 
 
 Counts = Annotated[list[list[Count]], AfterValidator(_rectangular)]
-Numbers = Annotated[list[list[Number]], AfterValidator(_rectangular)]
-_SHOWN: Final = 40
+Numbers = Annotated[list[list[float]], AfterValidator(_rectangular)]
 
 
-class _Form(BaseModel):
-    """Base of all forms: no text passes for a number; what is not named may be anything."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", defer_build=True)
-
-
-class _Labelled(_Form):
+class _Labelled(Foreign):
     images: Count
     labels: dict[str, Count]
 
 
-class _Kept(_Form):
+class _Kept(Foreign):
     images: Count
-    mean: Number
+    mean: float
 
 
 class _Fused(_Labelled):
-    coverage: Number
-    conflict: Number | None = None
-    hole: Number | None = None
-    ignored: Number | None = None
-    classes: dict[str, dict[str, Number | None]] | None = None
+    coverage: float
+    conflict: float | None = None
+    hole: float | None = None
+    ignored: float | None = None
+    classes: dict[str, dict[str, float | None]] | None = None
 
 
-class _Weighed(_Form):
+class _Weighed(Foreign):
     images: Count
-    mean: Number | None
-    classes: dict[str, Number | None]
+    mean: float | None
+    classes: dict[str, float | None]
 
 
-class _Certain(_Form):
-    certainty: dict[str, Number | None]
+class _Certain(Foreign):
+    certainty: dict[str, float | None]
     support: dict[str, Count]
     labelled: dict[str, Count]
     has_class: dict[str, bool]
 
 
-class _Modelled(_Form):
+class _Modelled(Foreign):
     images: Count
-    weights: list[Number]
-    prior: list[Number]
+    weights: list[float]
+    prior: list[float]
     confusions: list[Numbers]
-    reliability: Annotated[list[list[Number | None]], AfterValidator(_rectangular)]
+    reliability: Annotated[list[list[float | None]], AfterValidator(_rectangular)]
     rounds: Count
     converged: bool
 
 
-class _Policy(_Form):
+class _Policy(Foreign):
     strategy: str
     teacher: dict[str, str | None]
-    certainty: dict[str, Number | None]
+    certainty: dict[str, float | None]
     fallback: list[str]
 
 
-class _Trained(_Form):
+class _Trained(Foreign):
     steps: Count
-    loss: Number | None
+    loss: float | None
 
 
-class _Method(_Form):
+class _Method(Foreign):
     name: str
     kind: str
-    miou: Number | None
-    iou: dict[str, Number | None]
-    miou_covered: Number | None
-    iou_covered: dict[str, Number | None]
-    coverage: Number | None
-    pixel_accuracy: Number | None
+    miou: float | None
+    iou: dict[str, float | None]
+    miou_covered: float | None
+    iou_covered: dict[str, float | None]
+    coverage: float | None
+    pixel_accuracy: float | None
     confmat: Counts | None = None
 
 
-class _Evaluated(_Form):
+class _Evaluated(Foreign):
     classes: list[str]
     methods: list[_Method]
 
 
-class _Spoilt(_Form):
+class _Spoilt(Foreign):
     bad: Count
     added: str | None
-    miou: Number | None
+    miou: float | None
 
 
-class _Composition(_Form):
+class _Composition(Foreign):
     teachers: list[str]
     best: str
-    best_miou: Number | None
+    best_miou: float | None
 
 
-class _Flexibility(_Form):
+class _Flexibility(Foreign):
     compositions: list[_Composition]
-    margin: dict[str, Number | None]
+    margin: dict[str, float | None]
 
 
-class _Ablated(_Form):
+class _Ablated(Foreign):
     images: Count
     train_images: Count
-    teachers: dict[str, Number | None]
+    teachers: dict[str, float | None]
     robustness: list[_Spoilt]
     flexibility: _Flexibility
 
 
-class _Item(_Form):
+class _Item(Foreign):
     """The record of an item of which nothing more is read."""
 
 
-class _LabelMap(_Form):
+class _LabelMap(Foreign):
     size: Size
     labels: list[Count]
     counts: dict[str, Count | list[Count]] | None = None
 
 
-class _WeightMap(_Form):
+class _WeightMap(Foreign):
     size: Size
     labels: list[Count]
     sums: list[Count]
 
 
-class _KeptMap(_Form):
+class _KeptMap(Foreign):
     size: Size
-    mean: Number
+    mean: float
 
 
-class _Sums(_Form):
-    sums: list[Number]
+class _Sums(Foreign):
+    sums: list[float]
     support: list[Count]
 
 
-class _Confusions(_Form):
+class _Confusions(Foreign):
     confmats: list[Counts]
 
 
-_FORMS: Final[Mapping[str, tuple[type[_Form], type[_Form]]]] = {
+_FORMS: Final[Mapping[str, tuple[type[Foreign], type[Foreign]]]] = {
     "infer": (_Labelled, _LabelMap),
     "certainty-maps": (_Kept, _KeptMap),
     "soft-maps": (_Kept, _KeptMap),
@@ -178,29 +172,7 @@ _FORMS: Final[Mapping[str, tuple[type[_Form], type[_Form]]]] = {
     "ablation": (_Ablated, _Confusions),
 }
 
-
-def _misfit(form: type[_Form]) -> Callable[[object], str | None]:
-    def why(found: object) -> str | None:
-        try:
-            form.model_validate(found)
-        except ValidationError as error:
-            return _told(error.errors()[0])
-        return None
-
-    return why
-
-
-def _told(error: Any) -> str:
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "missing":
-        return f"{where}: is missing"
-    said = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    found = repr(error["input"])
-    shown = found if len(found) <= _SHOWN else found[: _SHOWN - 3] + "..."
-    return f"{where}: expected {said}, found {shown}"
-
-
 FORMS: Final[Mapping[str, Form]] = {
-    stage: Form(VERSIONS[stage], _misfit(result), _misfit(record))
+    stage: Form(VERSIONS[stage], partial(misfit, model=result), partial(misfit, model=record))
     for stage, (result, record) in _FORMS.items()
 }

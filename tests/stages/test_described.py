@@ -150,7 +150,7 @@ def test_results_of_wrong_types(tmp_path):
     ("content", "said"),
     [
         ("[" * 100_000, "too deep in each other"),
-        ('{"a": ' * 200 + "1" + "}" * 200, "values lie in each other"),
+        ('{"a": ' * 200 + "1" + "}" * 200, "lie too deep in each other"),
         ('{"classes": [], "classes": []}', "the key 'classes' appears twice"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("", "is empty"),
