@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,6 +137,10 @@ class Workspace:
             raise ConfigError(f"workspace: {self.root} is a file; expected a folder") from None
         except OSError as error:
             raise DataError(f"workspace: {self.root} cannot be read ({error.strerror})") from error
+
+    def kept(self) -> AbstractContextManager[object]:
+        """Keep all that is there while the block runs, for who reads it (see `Locks.needing`)."""
+        return self.locks.needing() if self.root.exists() else nullcontext()
 
     def draft(
         self,

@@ -145,4 +145,5 @@ def _export(config: Path, prepare: _Order, export: _Export, *, dry_run: bool) ->
         if dry_run:
             made = order.artifact.manifest
             return {"node": made.node, "fingerprint": made.fingerprint, **order.summary}
-        return export(order, shown.bar("export"))
+        with experiment.workspace.kept():
+            return export(order, shown.bar("export"))

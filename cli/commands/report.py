@@ -51,7 +51,7 @@ def command(
     from ensdistill.cli.page import page
     from ensdistill.stages.report import gather
 
-    with display() as shown:
+    with display() as shown, experiment.workspace.kept():
         content = as_utf8(page(gather(experiment, split, shown.bar)))
     experiment.files.save()
     if out is None:

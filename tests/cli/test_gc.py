@@ -351,3 +351,29 @@ def test_a_command_that_begins_while_garbage_is_deleted_keeps_it(left_behind, mo
     monkeypatch.undo()
     assert "is needed by a command under way" in text
     assert garbage(left_behind) == {"fusion", "student"}
+
+
+@pytest.mark.parametrize("command", [("report",), ("export", "labels", "OUT")])
+def test_what_is_read_for_somebody_stays(left_behind, monkeypatch, command):
+    from ensdistill.stages import report
+    from ensdistill.stages.export import labels
+
+    seen = []
+    for module, name in ((report, "gather"), (labels, "export")):
+        real = getattr(module, name)
+
+        def spy(*arguments, real=real):
+            seen.append(under_way(left_behind))
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, spy)
+    arguments = [str(left_behind.root / "out") if a == "OUT" else a for a in command]
+    left_behind.call(*arguments)
+    assert seen == [[True]]
+    assert under_way(left_behind) == []
+
+
+def under_way(world):
+    """Return of each command under way whether it needs everything, as another process sees it."""
+    needed = Locks(world.root / "work" / ".locks").needed()
+    return [needs.everything for needs in needed.values()]
