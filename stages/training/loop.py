@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from ensdistill.data.pictures import Decoder, read_image
 from ensdistill.data.pixels import Pixels
@@ -47,6 +46,7 @@ from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
 from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
+from ensdistill.stages.training.loading import load_batches
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.optimizers import (
     NORMS,
@@ -59,7 +59,6 @@ from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
-from ensdistill.stages.warned import are_heard, speak_alone
 
 _LOG_EVERY: Final = 20  # steps
 _ALIKE: Final = 1e-3  # of the largest score, by which answers of one network may be apart
@@ -399,17 +398,15 @@ class Training:
     def batches(self, samples: Samples, start: int) -> Iterable[Sample]:
         """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
         recipe, ranks = self.recipe, self.ranks
-        loader: DataLoader[Sample] = DataLoader(
+        steps, size = recipe["steps"], recipe["batch_size"]
+        loaded = load_batches(
             samples,
-            batch_sampler=Batches(
-                start, recipe["steps"], recipe["batch_size"], ranks.rank, ranks.count
-            ),
-            num_workers=self.local.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the global stream
-            worker_init_fn=speak_alone if are_heard() else None,
+            Batches(start, steps, size, ranks.rank, ranks.count),
+            workers=self.local.workers,
+            pin=self.device.type == "cuda",
+            name=self.order.node,
         )
-        return self.pace.waited(loader)
+        return self.pace.waited(loaded)
 
     def _require_finite(self, done: int) -> None:
         """Bring the losses to the host, and stop before anything spoilt is kept."""
