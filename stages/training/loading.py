@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -22,8 +26,10 @@ from ensdistill.stages.training.samples import Sample
 from ensdistill.stages.warned import are_heard, speak_alone
 
 _SHARED: Final = "/dev/shm"  # where samples lie on their way here
+_LOOK: Final = 0.2  # seconds between two looks of a worker process at whether its parent lives
 _AGAIN: Final = "run again (checkpoints are kept)"
-_DYING: Final = 1.0  # seconds from the end of a process's connections to its own
+_DYING: Final = 1.0  # seconds that it is waited for the end of a process that does not answer
+_DONE: Final = 0.05  # seconds from the end of its connections to its own
 
 
 def load_batches(
@@ -62,28 +68,52 @@ def load_batches(
         collate_fn=_as_it_is,
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader draws from the global stream
-        worker_init_fn=speak_alone if are_heard() else None,
+        worker_init_fn=partial(_begin, are_heard()),
     )
     started = _Started()
     try:
         with started.while_starting():
             batches = iter(loader)
     except (OSError, RuntimeError) as error:
+        why = reason(error)
+        _forget(error)
         raise EnsdistillError(
-            f"{name}: the processes that load samples cannot be started ({reason(error)}); set "
-            "fewer `runtime.workers`, or 0"
-        ) from error
-    with started.heard_alone():
-        while True:
-            try:
-                found = next(batches)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise EnsdistillError(f"{name}: {started.fate(error)}") from error
-            if isinstance(found, Exception):
-                raise _told(name, found)
-            yield found
+            f"{name}: the processes that load samples cannot be started ({why}); set fewer "
+            "`runtime.workers`, or 0"
+        ) from None
+    try:
+        with started.heard_alone():
+            while (found := _next(batches)) is not None:
+                if isinstance(found, _LostError):
+                    raise EnsdistillError(f"{name}: {started.fate(str(found))}")
+                if isinstance(found, Exception):
+                    raise _told(name, found)
+                yield found
+    finally:
+        del batches  # which ends its processes at once; in a cycle of garbage it would take 5 s
+
+
+class _LostError(Exception):
+    """No samples arrive any more."""
+
+
+def _next(batches: Iterator[Any]) -> Sample | Exception | None:
+    """Return what comes next, None after the last, without the frames that hold `batches`."""
+    try:
+        found: Sample | Exception | None = next(batches, None)
+    except Exception as error:
+        return _LostError(reason(error))
+    return found
+
+
+def _forget(error: BaseException) -> None:
+    """Let go of what is half started, which knows no way to end without complaints."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        error.__traceback__ = None
+    finally:
+        sys.unraisablehook = before
 
 
 class _Stacked(Dataset[Any]):
@@ -99,10 +129,25 @@ class _Stacked(Dataset[Any]):
         try:
             stacked: Sample = default_collate([self._samples[k] for k in numbers])
         except Exception as error:
-            if get_worker_info() is None:
-                raise
-            return portable(error)
+            return error if get_worker_info() is None else portable(error)
         return stacked
+
+
+def _begin(heard: bool, worker: int) -> None:
+    """Begin a worker process, which dies with its parent and leaves it to that one to speak."""
+    # of connections that nobody needs any more
+    sys.excepthook = lambda *_: None
+    threading.excepthook = lambda _: None
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if heard:
+        speak_alone(worker)
 
 
 def _as_it_is(found: Any) -> Any:
@@ -162,13 +207,15 @@ class _Started:
         finally:
             threading.excepthook = before
 
-    def fate(self, error: Exception) -> str:
+    def fate(self, why: str) -> str:
         """Say why no samples arrive any more."""
         wait([process.sentinel for process in self._processes], _DYING)
+        for process in self._processes:
+            process.join(_DONE)
         codes = [process.exitcode for process in self._processes if process.exitcode is not None]
         if not codes:
             return (
-                f"the samples of its worker processes do not arrive ({reason(error)}); {_AGAIN}, "
+                f"the samples of its worker processes do not arrive ({why}); {_AGAIN}, "
                 "with fewer `runtime.workers`, or 0, if it happens again"
             )
         who = "a worker process that loads samples"
@@ -177,20 +224,19 @@ class _Started:
         name = signal.Signals(-codes[0]).name
         if name == "SIGBUS":
             return f"{who} was killed ({name}), as where there is no shared memory left; {_room()}"
+        cause = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return (
-            f"{who} was killed ({name}), perhaps for want of memory; {_AGAIN}, with fewer "
-            "`runtime.workers` if it happens again"
+            f"{who} was killed ({name}){cause}; {_AGAIN}, with fewer `runtime.workers` if it "
+            "happens again"
         )
 
 
 def _room() -> str:
     """Say how much shared memory there is, and what to do about it."""
     try:
-        usage = shutil.disk_usage(_SHARED)
+        found = f" (it has {shutil.disk_usage(_SHARED).total / 1e6:.3g} MB)"
     except OSError:
         found = ""
-    else:
-        found = f" ({usage.free / 1e6:.3g} of {usage.total / 1e6:.3g} MB are free)"
     return (
         f"give {_SHARED} more room{found}, in a container by `--shm-size`, or set fewer "
         f"`runtime.workers`, or 0, and {_AGAIN}"

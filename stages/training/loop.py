@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,9 @@ from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
+    LAYOUT_ADVICE,
     FrozenNetwork,
+    asks_for_layout,
     describe,
     load_student,
     pick_device,
@@ -217,28 +219,52 @@ class Training:
         watch = recipe.get("watch")
         step_of = self.stepper()
         epoch = len(self.local.pictures)
-        for step, batch in enumerate(self.batches(samples, start), start):
-            loss, rate = step_of(step, batch)
-            done = step + 1
-            self.log.losses.append(loss)
-            logs = done % _LOG_EVERY == 0 or done == steps
-            saves = done % self.local.checkpoint_every == 0 or done == steps
-            watches = watch is not None and (done % watch["every"] == 0 or done == steps)
-            if logs or saves or watches:
-                self._require_finite(done)
-            if logs:
-                self.log.window(done, rate)
-            if watches:
-                self._watch(done)
-            if saves:
-                self._save(done)
-            self.pace.step_done()
-            if self.pace.steps == 5 and done < steps:
-                self._say(self.pace.estimate(steps - done))
-            if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
-                self.pace.epoch_done()
-            self.progress.advance(1, self.log.note(self.pace))
-        return self._finish()
+        with closing(self.batches(samples, start)) as batches:
+            for step, batch in enumerate(batches, start):
+                done = step + 1
+                with self._blaming_network(done):
+                    loss, rate = step_of(step, batch)
+                self.log.losses.append(loss)
+                logs = done % _LOG_EVERY == 0 or done == steps
+                saves = done % self.local.checkpoint_every == 0 or done == steps
+                watches = watch is not None and (done % watch["every"] == 0 or done == steps)
+                if logs or saves or watches:
+                    self._require_finite(done)
+                if logs:
+                    self.log.window(done, rate)
+                if watches:
+                    with self._blaming_network(done):
+                        self._watch(done)
+                if saves:
+                    self._save(done)
+                self.pace.step_done()
+                if self.pace.steps == 5 and done < steps:
+                    self._say(self.pace.estimate(steps - done))
+                if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
+                    self.pace.epoch_done()
+                self.progress.advance(1, self.log.note(self.pace))
+        with self._blaming_network(steps):
+            return self._finish()
+
+    @contextmanager
+    def _blaming_network(self, done: int) -> Iterator[None]:
+        """Name the network whose code, or a library's about it, fails at a step."""
+        try:
+            yield
+        except (EnsdistillError, OSError):
+            raise
+        except torch.OutOfMemoryError as error:
+            raise DataError(
+                f"{self.order.node}: there is no memory on {self.device} for step {done}; lower "
+                "`batch_size` or `crop`, or raise `accumulate`, which takes a batch in parts"
+            ) from error
+        except Exception as error:
+            advice = f". {LAYOUT_ADVICE}" if asks_for_layout(error) else ""
+            raise DataError(
+                f"{self.order.node}.network: {_name(self.recipe, self.local)} fails at step {done} "
+                f"of {self.recipe['steps']} ({reason(error)}); checkpoints are kept, `ensdistill "
+                f"-v` shows where{advice}"
+            ) from error
 
     def rehearse(self, batch: Sample) -> float:
         """Take two steps on one batch, write the network and read it back.
@@ -395,7 +421,7 @@ class Training:
             gradient_as_bucket_view=True,
         )
 
-    def batches(self, samples: Samples, start: int) -> Iterable[Sample]:
+    def batches(self, samples: Samples, start: int) -> Generator[Sample]:
         """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
         recipe, ranks = self.recipe, self.ranks
         steps, size = recipe["steps"], recipe["batch_size"]
@@ -551,6 +577,13 @@ def watched_miou(
 def _part(count: int, part: int, parts: int) -> slice:
     size = count // parts
     return slice(part * size, (part + 1) * size)
+
+
+def _name(recipe: Mapping[str, Any], local: Local) -> str:
+    """Return what a network is called, and where it is from."""
+    if local.factory is not None:
+        return f"{local.factory.function} of {local.factory.root}"
+    return str(recipe["network"] if local.network is None else local.network)
 
 
 def _own_normalisation(folder: Path | None) -> dict[str, Any]:
