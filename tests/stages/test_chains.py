@@ -71,7 +71,7 @@ def here(monkeypatch):
         with ThreadPoolExecutor(1) as pool:
             yield pool
 
-    monkeypatch.setattr(chains, "_pool", thread)
+    monkeypatch.setattr(chains, "_slots", thread)
 
 
 def slowly(world, steps=4000, checkpoint_every=10):
