@@ -23,6 +23,7 @@ from ensdistill.pipeline.draft import progress_of
 from ensdistill.pipeline.errors import ConfigError, EnsdistillError
 from ensdistill.pipeline.manifest import MANIFEST, SHORT
 from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.opening import read_json
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.runner import Aside, Ran, run
 from ensdistill.stages.cluster import Unfit, make_there
@@ -128,9 +129,8 @@ def _make_all(
     scheduler = experiment.config.runtime.scheduler
     with _looked_at(views):
         if scheduler is not None:
-            where = _address(experiment, scheduler)
-            say = views[0].say
-            make_there(scheduler, where, orders, _make_there, finished, failed, left, say)
+            address, say = _address(experiment, scheduler), views[0].say
+            make_there(address, orders, _make_there, finished, failed, left, say)
         else:
             with _slots(experiment, left) as pool:
                 compute(orders, _make, finished, pool=pool)
@@ -371,14 +371,21 @@ def _take_slot(slot: Any, devices: Sequence[str]) -> None:
         os.environ[_DEVICES] = devices[mine % len(devices)].strip()
 
 
-def _address(experiment: Experiment, scheduler: str) -> dict[str, str]:
-    """Return how dask finds its scheduler."""
+def _address(experiment: Experiment, scheduler: str) -> str:
+    """Return the address of a scheduler that is named by it, or by its file."""
     if "://" in scheduler:
-        return {"address": scheduler}
+        return scheduler
     file = experiment.folder(scheduler)
+    wanted = (
+        "expected the file that `dask scheduler --scheduler-file` writes, or an address such as "
+        "tcp://host:8786"
+    )
     if not file.is_file():
-        raise ConfigError(
-            f"runtime.scheduler: {file} is no file; expected the file that `dask scheduler "
-            "--scheduler-file` writes, or an address such as tcp://host:8786"
-        )
-    return {"scheduler_file": str(file)}
+        raise ConfigError(f"runtime.scheduler: {file} is no file; {wanted}")
+    try:
+        found = read_json(file)
+    except ValueError as error:
+        raise ConfigError(f"runtime.scheduler: {file} is no JSON ({error}); {wanted}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str):
+        raise ConfigError(f"runtime.scheduler: {file} holds no `address`; {wanted}")
+    return str(found["address"])

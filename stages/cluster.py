@@ -6,7 +6,7 @@ import logging
 import pickle
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple, TypeVar
@@ -37,7 +37,6 @@ class _Answer(NamedTuple):
 
 def make_there(
     scheduler: str,
-    where: Mapping[str, str],
     orders: Sequence[Any],
     make: Callable[[Any], R | Unfit],
     finished: Callable[[int, R], object],
@@ -50,9 +49,7 @@ def make_there(
     Parameters
     ----------
     scheduler : str
-        As the user calls it.
-    where : mapping
-        How `distributed.Client` finds it.
+        Its address.
     orders : sequence
         Can be pickled.
     make : callable
@@ -70,7 +67,7 @@ def make_there(
         If there is no scheduler or it is lost, no worker is fit, or there is none for as long as
         dask is told to wait for a connection.
     """
-    with _quiet(), _connected(scheduler, where) as client:
+    with _quiet(), _connected(scheduler) as client:
         work = _Work(scheduler, client, orders, make, left, say)
         try:
             for k, answer in work.answers():
@@ -96,22 +93,21 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(scheduler: str, where: Mapping[str, str]) -> Iterator[Any]:
+def _connected(scheduler: str) -> Iterator[Any]:
     """Yield a client of the scheduler."""
     from distributed import Client
 
     try:
-        client = Client(**where, set_as_default=False)
+        client = Client(scheduler, set_as_default=False)
     except OSError as error:
         raise EnsdistillError(
             f"runtime.scheduler: no dask scheduler answers at {scheduler} ({_words(error)}); start "
             "`dask scheduler` first"
         ) from error
-    except Exception as error:  # of a library that takes the address, or the file, apart
+    except Exception as error:  # of a library that takes the address apart
         raise ConfigError(
             f"runtime.scheduler: {scheduler} leads to no dask scheduler ({_words(error)}); "
-            "expected the file that `dask scheduler --scheduler-file` writes, or an address such "
-            "as tcp://host:8786"
+            "expected an address such as tcp://host:8786"
         ) from error
     try:
         yield client
@@ -169,7 +165,8 @@ class _Work:
         idle = 0.0
         while self.sent:
             workers = self._workers()
-            for future in [f for f in self.sent if f.status != "pending"]:
+            # lost is what died with its worker and is going to be made again
+            for future in [f for f in self.sent if f.status not in ("pending", "lost")]:
                 answer = self._answer(future)
                 k, _ = self.sent.pop(future)
                 if isinstance(answer, _Answer) and answer.unfit is not None:
@@ -213,7 +210,7 @@ class _Work:
         """Return what came back, or what is to be said instead."""
         from distributed import KilledWorker
 
-        if future.status in ("cancelled", "lost"):
+        if future.status == "cancelled":
             raise self._lost()
         try:
             answer: _Answer = _Answer(*future.result(timeout=self._patience))

@@ -312,6 +312,15 @@ def test_a_scheduler_needs_the_package_and_an_address(two, monkeypatch):
     assert "pip install 'ensdistill[cluster]'" in two.refuse("select-policy")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"address": 5}', "[" * 100_000])
+def test_a_file_that_is_no_schedulers_is_refused(two, content):
+    (two.root / "s.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"scheduler: .*s.json (is no JSON|holds no `add)"):
+        chains._address(load(two.file), "s.json")
+    (two.root / "s.json").write_text('{"address": "tcp://1.2.3.4:5", "workers": {}}')
+    assert chains._address(load(two.file), "s.json") == "tcp://1.2.3.4:5"
+
+
 def test_without_a_scheduler_distributed_is_not_imported(two, python):
     code = """
 import sys
@@ -405,6 +414,59 @@ def test_a_daemon_needs_no_loaders(two, monkeypatch):
     experiment = replace(experiment, config=config.model_copy(update={"runtime": runtime}))
     with pytest.raises(ConfigError, match="DASK_DISTRIBUTED__WORKER__DAEMON=False"):
         chains._require_own_children(experiment)
+
+
+def asked(world):
+    """Return what a worker of dask is asked for, and the decisions."""
+    experiment = load(world.file)
+    decisions = plan(build(experiment), experiment.workspace.scan())
+    return chains._order(experiment, [decisions[n] for n in MADE[:2]])
+
+
+def test_a_worker_that_sees_all_lacks_nothing(two):
+    assert chains._what_is_lacking(asked(two)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: next((r / "images/train").glob("*")).unlink(), "does not see {}/images/train/"),
+        (lambda r: shutil.rmtree(r / "images"), " (and 4 more files)"),
+        (lambda r: (r / "experiment.yaml").unlink(), "does not see {}/experiment.yaml"),
+        (lambda r: shutil.rmtree(r / "work"), "does not see infer[a] in {}/work, or not as it is"),
+        (lambda r: shutil.rmtree(r / "teachers"), "cannot begin: "),
+        (
+            lambda r: shutil.copy(*sorted((r / "images/train").glob("*"))[:2]),
+            "does not see infer[a] in {}/work, or not as it is (recipe.items.sha256 changed",
+        ),
+        (
+            lambda r: (r / "experiment.yaml").write_text(
+                (r / "experiment.yaml").read_text().replace("steps: 25", "steps: 3")
+            ),
+            "plans another probe[a]: its files or its ensdistill are not the same",
+        ),
+    ],
+)
+def test_what_a_worker_lacks_is_said(two, change, words):
+    order = asked(two)
+    change(two.root)
+    assert words.format(two.root) in chains._what_is_lacking(order)
+
+
+def test_what_fails_on_every_worker_alike_is_an_outcome_and_a_lost_mount_is_not(two, monkeypatch):
+    def fail(*_, **__):
+        raise DataError("bad.png: broken")
+
+    order = asked(two)
+    monkeypatch.setattr(chains, "run", fail)
+    assert str(chains._make_there(order).error) == "probe[a]: bad.png: broken"
+
+    def lose(*_, **__):
+        shutil.rmtree(two.root / "images")
+        raise OSError(116, "Stale file handle", "x.png")
+
+    monkeypatch.setattr(chains, "run", lose)
+    assert "images/train" in chains._make_there(order).reason
 
 
 def test_chains_are_what_the_graph_says(two):
