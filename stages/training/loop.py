@@ -485,9 +485,12 @@ class Training:
 
     def _watch(self, step: int) -> None:
         """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
-        miou = watched_miou(
-            self._trained(), self.preprocessing, self.device, self.local, self.ranks
-        )
+        try:
+            miou = watched_miou(
+                self._trained(), self.preprocessing, self.device, self.local, self.ranks
+            )
+        except DataError as error:
+            raise DataError(f"{self.order.node}.watch: {error}") from error
         self._training_mode()
         earlier = [m["miou"] for m in self.log.metrics if "miou" in m]
         self.log.write({"step": step, "miou": miou})
@@ -570,7 +573,7 @@ def watched_miou(
     confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()
     miou = 100 * mean_iou(iou(confmat))
     if math.isnan(miou):
-        raise DataError("student.watch: the watched split has no labelled pixel")
+        raise DataError("the watched split has no labelled pixel")
     return miou
 
 

@@ -197,6 +197,7 @@ def inner():
 """
 
 
+@pytest.mark.slow
 def test_where_it_fails_is_told_in_the_sentence_and_all_of_it_with_v(world, capfd):
     (world.root / "one" / "model.py").write_text(BROKEN)
     command = [sys.executable, "-m", "ensdistill.cli", "infer-teacher", "p", "-c", world.file]
@@ -212,6 +213,7 @@ def test_where_it_fails_is_told_in_the_sentence_and_all_of_it_with_v(world, capf
     assert said.count("in inner") == 1
 
 
+@pytest.mark.slow
 def test_one_mistake_of_several_teachers_is_told_once(world):
     (world.root / "one" / "model.py").write_text(BROKEN)
     teachers = [entry(name, world.root / "one") for name in "pqr"]
