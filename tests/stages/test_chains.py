@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -528,3 +529,76 @@ def test_a_killed_worker_of_dask_is_replaced(two, cluster):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert two.states()["policy"] == "fresh"
+
+
+@pytest.fixture
+def served(two):
+    """Start schedulers, all at one address, and workers without a nanny, as a user does."""
+    pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two.settings["runtime"] |= {"jobs": 1, "scheduler": f"tcp://127.0.0.1:{port}"}
+    two.write()
+    started = []
+
+    def serve(what, *options):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", *options]
+        to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen(command, cwd=two.root, **to))
+        return started[-1]
+
+    def scheduler():
+        return serve("scheduler", "--host", "127.0.0.1", "--port", str(port))
+
+    def worker():
+        address = two.settings["runtime"]["scheduler"]
+        return serve("worker", address, "--nthreads", "1", "--no-nanny")
+
+    yield scheduler, worker
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_is_told_soon_and_the_next_run_is_right(two, made, served):
+    scheduler, worker = served
+    slowly(two, steps=1500)
+    lost, busy = scheduler(), worker()
+    process = start(two, "select-policy")
+    wait_for(lambda: under_way(two))
+    lost.kill()
+    begin = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - begin < 30
+    assert "Traceback" not in said
+    assert f"error: the dask scheduler at {two.settings['runtime']['scheduler']} was lost" in said
+    busy.kill()
+    busy.wait()
+    assert under_way(two)
+    two.settings["probe"] = TINY | {"steps": 25}
+    two.write()
+    scheduler(), worker()
+    process = start(two, "select-policy", "--json")
+    assert process.communicate(timeout=120)[1].count("Traceback") == 0
+    shutil.rmtree(next(iter(under_way(two))))
+    assert contents(two) == made[1]
+
+
+@pytest.mark.slow
+def test_where_all_workers_are_gone_it_is_waited_as_long_as_is_said(two, served, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "20s")
+    scheduler, worker = served
+    slowly(two, steps=1500)
+    scheduler()
+    only = worker()
+    process = start(two, "select-policy")
+    wait_for(lambda: under_way(two))
+    only.kill()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "has no worker; waiting 20 s for one" in said
+    assert "has had no worker for 20 s while probe[a], probe[b] was to be made" in said
