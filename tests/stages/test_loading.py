@@ -101,10 +101,11 @@ def test_a_worker_without_memory_says_so(error, words):
     ],
 )
 def test_a_worker_that_dies_is_told_in_a_sentence(capfd, happens, words):
+    others = set(active_children())  # of tests before
     with pytest.raises(EnsdistillError) as raised:
         list(load(happens))
     assert str(raised.value).startswith(f"student: a worker process that loads samples {words}")
-    assert not active_children()
+    assert set(active_children()) <= others
     assert "Traceback" not in capfd.readouterr().err
 
 
