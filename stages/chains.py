@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import active_children, current_process, get_context
 from pathlib import Path
@@ -23,8 +23,10 @@ from ensdistill.pipeline.draft import progress_of
 from ensdistill.pipeline.errors import ConfigError, EnsdistillError
 from ensdistill.pipeline.manifest import MANIFEST, SHORT
 from ensdistill.pipeline.node import Progress
-from ensdistill.pipeline.plan import Decision
+from ensdistill.pipeline.opening import read_json
+from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.runner import Aside, Ran, run
+from ensdistill.stages.cluster import Unfit, make_there
 from ensdistill.stages.experiment import Experiment, load
 from ensdistill.stages.graph import build
 from ensdistill.stages.parallel import compute, portable, processes
@@ -59,10 +61,24 @@ def aside(
 
 
 class _Order(NamedTuple):
-    """What a process is asked for."""
+    """What a process is asked for.
+
+    Attributes
+    ----------
+    experiment : Path
+        The file.
+    nodes : tuple of str
+        What is to be made, in order.
+    fingerprints : tuple of str
+        Theirs, as they are planned here.
+    files : tuple of str
+        What they are made from.
+    """
 
     experiment: Path
     nodes: tuple[str, ...]
+    fingerprints: tuple[str | None, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class _Outcome(NamedTuple):
@@ -88,7 +104,7 @@ def _make_all(
     experiment.files.save()  # the processes need not hash the images again
     views = [_View(decision, experiment, announce) for chain in chains for decision in chain]
     by_node = {view.node: view for view in views}
-    orders = [_Order(experiment.path, tuple(d.node.id for d in chain)) for chain in chains]
+    orders = [_order(experiment, chain) for chain in chains]
     ran: list[Ran] = []
     errors: list[Exception] = []
     left = {order.nodes[0] for order in orders}
@@ -106,11 +122,71 @@ def _make_all(
             if left:
                 view.say(f"{outcome.error}; going on with {', '.join(sorted(left))}")
 
-    with _looked_at(views), _pool(experiment, left, views[0].say) as pool:
-        compute(orders, _make, finished, pool=pool)
+    def failed(k: int, error: EnsdistillError) -> None:
+        name = orders[k].nodes[0]
+        finished(k, _Outcome([], [], [], type(error)(f"{name}: {error}")))
+
+    scheduler = experiment.config.runtime.scheduler
+    with _looked_at(views):
+        if scheduler is not None:
+            address, say = _address(experiment, scheduler), views[0].say
+            make_there(address, orders, _make_there, finished, failed, left, say)
+        else:
+            with _slots(experiment, left) as pool:
+                compute(orders, _make, finished, pool=pool)
     if errors:
         raise errors[0]
     return sorted(ran, key=lambda r: list(by_node).index(r.node))
+
+
+def _order(experiment: Experiment, chain: Sequence[Decision]) -> _Order:
+    assert chain[0].work is not None
+    local = chain[0].work.local
+    return _Order(
+        experiment.path,
+        tuple(decision.node.id for decision in chain),
+        tuple(decision.fingerprint for decision in chain),
+        (*(str(picture.image) for picture in local.pictures), *local.weights),
+    )
+
+
+def _make_there(order: _Order) -> _Outcome | Unfit:
+    """Make the nodes of one chain in a worker of dask, unless it lacks what it takes."""
+    unfit = _what_is_lacking(order)
+    if unfit is None:
+        outcome = _make([order])
+        if outcome.error is None:
+            return outcome
+        unfit = _what_is_lacking(order)  # a lost mount is not the fault of the work either
+    return outcome if unfit is None else Unfit(unfit)
+
+
+def _what_is_lacking(order: _Order) -> str | None:
+    """Say why a worker cannot make what it is asked for, None if it can.
+
+    Whoever asks has loaded and planned the same: what fails here, fails because of the worker.
+    """
+    missing = [p for p in (str(order.experiment), *order.files) if not Path(p).exists()]
+    if missing:
+        more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+        return f"does not see {missing[0]}{more}"
+    try:
+        experiment = load(order.experiment)
+        _require_own_children(experiment)
+        decisions = plan(build(experiment, all_fusions=True), experiment.workspace.scan())
+    except (EnsdistillError, OSError) as error:
+        return f"cannot begin: {error}"
+    first = decisions[order.nodes[0]]
+    for needed in first.work.uses.values() if first.work else first.node.needs:
+        if decisions[needed].state is not State.FRESH:
+            return (
+                f"does not see {needed} in {experiment.workspace.root}, or not as it is "
+                f"({decisions[needed].reason})"
+            )
+    for name, fingerprint in zip(order.nodes, order.fingerprints, strict=True):
+        if decisions[name].fingerprint != fingerprint:
+            return f"plans another {name}: its files or its ensdistill are not the same"
+    return None
 
 
 def _make(orders: Sequence[_Order]) -> _Outcome:
@@ -122,7 +198,6 @@ def _make(orders: Sequence[_Order]) -> _Outcome:
     with kept() as warned:
         try:
             experiment = load(order.experiment)
-            _require_own_children(experiment)
             nodes = build(experiment, all_fusions=True)
             workspace = experiment.workspace
             ran = run(nodes, workspace, order.nodes, news.of, about=experiment.base).ran
@@ -250,16 +325,6 @@ def _looked_at(views: Sequence[_View]) -> Iterator[None]:
         thread.join()
 
 
-def _pool(
-    experiment: Experiment, left: set[str], say: Callable[[str], None]
-) -> AbstractContextManager[Executor]:
-    """Return where chains are made; `left` names those that are not made yet."""
-    runtime = experiment.config.runtime
-    if runtime.scheduler is not None:
-        return _cluster(experiment, runtime.scheduler, left, say)
-    return _slots(experiment, left)
-
-
 @contextmanager
 def _slots(experiment: Experiment, left: set[str]) -> Iterator[Executor]:
     """Yield processes of this machine that share its devices and cores; Ctrl-C ends them."""
@@ -279,7 +344,11 @@ def _slots(experiment: Experiment, left: set[str]) -> Iterator[Executor]:
                 process.terminate()
             raise
         except BrokenProcessPool as error:
-            raise _killed("a process", left, "with fewer `runtime.jobs`") from error
+            raise EnsdistillError(
+                "a process was killed, perhaps for want of memory, while "
+                f"{', '.join(sorted(left))} was to be made; run again (finished work and "
+                "checkpoints are kept), with fewer `runtime.jobs` if it happens again"
+            ) from error
 
 
 def _devices(name: str) -> list[str]:
@@ -302,46 +371,21 @@ def _take_slot(slot: Any, devices: Sequence[str]) -> None:
         os.environ[_DEVICES] = devices[mine % len(devices)].strip()
 
 
-@contextmanager
-def _cluster(
-    experiment: Experiment, scheduler: str, left: set[str], say: Callable[[str], None]
-) -> Iterator[Executor]:
-    """Yield the workers of a dask scheduler; Ctrl-C withdraws what they have not begun."""
-    from distributed import Client, KilledWorker
-
-    where = {"address": scheduler}
-    if "://" not in scheduler:
-        file = experiment.folder(scheduler)
-        if not file.is_file():
-            raise ConfigError(
-                f"runtime.scheduler: {file} is no file; expected the file that `dask scheduler "
-                "--scheduler-file` writes, or an address such as tcp://host:8786"
-            )
-        where = {"scheduler_file": str(file)}
-    try:
-        client = Client(**where, set_as_default=False)
-    except OSError as error:
-        raise EnsdistillError(
-            f"runtime.scheduler: no dask scheduler answers at {scheduler} ({error}); start "
-            "`dask scheduler` first"
-        ) from error
-    with client:
-        if not client.scheduler_info()["workers"]:
-            say(f"{scheduler} has no worker yet; waiting for one")
-        pool = client.get_executor(pure=False)
-        pool._max_workers = len(left)  # dask gives the pool as many tasks; the scheduler queues
-        try:
-            yield pool
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False)
-            raise
-        except KilledWorker as error:
-            pool.shutdown()
-            raise _killed("a dask worker", left, "on workers with more memory") from error
-
-
-def _killed(who: str, left: set[str], instead: str) -> EnsdistillError:
-    return EnsdistillError(
-        f"{who} was killed, perhaps for want of memory, while {', '.join(sorted(left))} was to be "
-        f"made; run again (finished work and checkpoints are kept), {instead} if it happens again"
+def _address(experiment: Experiment, scheduler: str) -> str:
+    """Return the address of a scheduler that is named by it, or by its file."""
+    if "://" in scheduler:
+        return scheduler
+    file = experiment.folder(scheduler)
+    wanted = (
+        "expected the file that `dask scheduler --scheduler-file` writes, or an address such as "
+        "tcp://host:8786"
     )
+    if not file.is_file():
+        raise ConfigError(f"runtime.scheduler: {file} is no file; {wanted}")
+    try:
+        found = read_json(file)
+    except ValueError as error:
+        raise ConfigError(f"runtime.scheduler: {file} is no JSON ({error}); {wanted}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str):
+        raise ConfigError(f"runtime.scheduler: {file} holds no `address`; {wanted}")
+    return str(found["address"])

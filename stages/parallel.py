@@ -215,7 +215,7 @@ def processes(
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _become_worker, (begin, *arguments)) as pool:
-        with _environment(dict.fromkeys(_THREADS, str(threads))), _no_interrupt():
+        with _environment(dict.fromkeys(_THREADS, str(threads))), no_interrupt():
             for _ in range(count):
                 pool.submit(_nothing)
         yield pool
@@ -294,7 +294,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
+def no_interrupt() -> Iterator[None]:
     """Put Ctrl-C off, for good in the processes that are started meanwhile."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -143,17 +143,17 @@ def try_networks(
         return {}, []
     progress.start(len(teachers), 0, "networks")
     found: dict[str, Any] = {}
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}  # teachers of one code share its mistakes
     for teacher in teachers:
         work = decisions[infer_id(teacher.name)].work
         assert work is not None
         try:
             found[teacher.name] = _try(experiment, teacher, work)
         except EnsdistillError as error:
-            problems.append(f"teachers[{teacher.name}]: {error}")
+            problems.setdefault(str(error), []).append(f"teachers[{teacher.name}]")
         progress.advance()
     experiment.files.save()
-    return found, problems
+    return found, [f"{', '.join(names)}: {text}" for text, names in problems.items()]
 
 
 class _Show(NamedTuple):

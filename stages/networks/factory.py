@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.escaping import plain
 from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.stream import Clock, Request, Want
 from ensdistill.stages.warned import Warned, heard_by, issue, taken
 
@@ -165,7 +166,11 @@ class FactoryNetwork:
         answer: dict[str, Any] = json.loads(line)
         issue(answer.pop("warned"))
         if "error" in answer:
-            raise DataError(f"{self._factory.root}: {answer['error']}")
+            error = DataError(f"{self._factory.root}: {answer['error']}")
+            if "traceback" in answer:
+                error.add_note(f"in the process of {self._factory.function}:")
+                error.add_note(answer["traceback"])
+            raise error
         return answer
 
     def _ended(self) -> DataError:
@@ -204,8 +209,18 @@ def _answer_all(answers: BinaryIO) -> None:
         except EnsdistillError as error:
             _answer(answers, {"error": str(error)})
         except Exception as error:
-            traceback.print_exc()
-            _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+            told = "".join(traceback.format_exception(error))
+            _answer(answers, {"error": f"{reason(error)}{_place(error)}", "traceback": told})
+
+
+def _place(error: Exception) -> str:
+    """Say where in the user's code, which lies below the present folder, an error was raised."""
+    root = Path.cwd()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).is_relative_to(root):
+            file = Path(frame.filename).relative_to(root)
+            return f" ({file}, line {frame.lineno}; `ensdistill -v` shows all of it)"
+    return ""
 
 
 def _serve(network: FrozenNetwork, order: Mapping[str, Any], answers: BinaryIO) -> None:

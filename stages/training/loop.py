@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from ensdistill.data.pictures import Decoder, image_size, read_image
 from ensdistill.data.pixels import Pixels
@@ -35,7 +34,9 @@ from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
+    LAYOUT_ADVICE,
     FrozenNetwork,
+    asks_for_layout,
     describe,
     load_student,
     pick_device,
@@ -47,6 +48,7 @@ from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
 from ensdistill.stages.training.checkpoints import last_checkpoint, save_checkpoint
+from ensdistill.stages.training.loading import load_batches
 from ensdistill.stages.training.losses import PixelLoss
 from ensdistill.stages.training.optimizers import (
     NORMS,
@@ -59,7 +61,6 @@ from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
-from ensdistill.stages.warned import are_heard, speak_alone
 
 _LOG_EVERY: Final = 20  # steps
 _ALIKE: Final = 1e-3  # of the largest score, by which answers of one network may be apart
@@ -218,28 +219,52 @@ class Training:
         watch = recipe.get("watch")
         step_of = self.stepper()
         epoch = len(self.local.pictures)
-        for step, batch in enumerate(self.batches(samples, start), start):
-            loss, rate = step_of(step, batch)
-            done = step + 1
-            self.log.losses.append(loss)
-            logs = done % _LOG_EVERY == 0 or done == steps
-            saves = done % self.local.checkpoint_every == 0 or done == steps
-            watches = watch is not None and (done % watch["every"] == 0 or done == steps)
-            if logs or saves or watches:
-                self._require_finite(done)
-            if logs:
-                self.log.window(done, rate)
-            if watches:
-                self._watch(done)
-            if saves:
-                self._save(done)
-            self.pace.step_done()
-            if self.pace.steps == 5 and done < steps:
-                self._say(self.pace.estimate(steps - done))
-            if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
-                self.pace.epoch_done()
-            self.progress.advance(1, self.log.note(self.pace))
-        return self._finish()
+        with closing(self.batches(samples, start)) as batches:
+            for step, batch in enumerate(batches, start):
+                done = step + 1
+                with self._blaming_network(done):
+                    loss, rate = step_of(step, batch)
+                self.log.losses.append(loss)
+                logs = done % _LOG_EVERY == 0 or done == steps
+                saves = done % self.local.checkpoint_every == 0 or done == steps
+                watches = watch is not None and (done % watch["every"] == 0 or done == steps)
+                if logs or saves or watches:
+                    self._require_finite(done)
+                if logs:
+                    self.log.window(done, rate)
+                if watches:
+                    with self._blaming_network(done):
+                        self._watch(done)
+                if saves:
+                    self._save(done)
+                self.pace.step_done()
+                if self.pace.steps == 5 and done < steps:
+                    self._say(self.pace.estimate(steps - done))
+                if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
+                    self.pace.epoch_done()
+                self.progress.advance(1, self.log.note(self.pace))
+        with self._blaming_network(steps):
+            return self._finish()
+
+    @contextmanager
+    def _blaming_network(self, done: int) -> Iterator[None]:
+        """Name the network whose code, or a library's about it, fails at a step."""
+        try:
+            yield
+        except (EnsdistillError, OSError):
+            raise
+        except torch.OutOfMemoryError as error:
+            raise DataError(
+                f"{self.order.node}: there is no memory on {self.device} for step {done}; lower "
+                "`batch_size` or `crop`, or raise `accumulate`, which takes a batch in parts"
+            ) from error
+        except Exception as error:
+            advice = f". {LAYOUT_ADVICE}" if asks_for_layout(error) else ""
+            raise DataError(
+                f"{self.order.node}.network: {_name(self.recipe, self.local)} fails at step {done} "
+                f"of {self.recipe['steps']} ({reason(error)}); checkpoints are kept, `ensdistill "
+                f"-v` shows where{advice}"
+            ) from error
 
     def rehearse(self, batch: Sample) -> float:
         """Take two steps on one batch, write the network and read it back.
@@ -396,20 +421,18 @@ class Training:
             gradient_as_bucket_view=True,
         )
 
-    def batches(self, samples: Samples, start: int) -> Iterable[Sample]:
+    def batches(self, samples: Samples, start: int) -> Generator[Sample]:
         """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
         recipe, ranks = self.recipe, self.ranks
-        loader: DataLoader[Sample] = DataLoader(
+        steps, size = recipe["steps"], recipe["batch_size"]
+        loaded = load_batches(
             samples,
-            batch_sampler=Batches(
-                start, recipe["steps"], recipe["batch_size"], ranks.rank, ranks.count
-            ),
-            num_workers=self.local.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the global stream
-            worker_init_fn=speak_alone if are_heard() else None,
+            Batches(start, steps, size, ranks.rank, ranks.count),
+            workers=self.local.workers,
+            pin=self.device.type == "cuda",
+            name=self.order.node,
         )
-        return self.pace.waited(loader)
+        return self.pace.waited(loaded)
 
     def _require_finite(self, done: int) -> None:
         """Bring the losses to the host, and stop before anything spoilt is kept."""
@@ -462,9 +485,12 @@ class Training:
 
     def _watch(self, step: int) -> None:
         """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
-        miou = watched_miou(
-            self._trained(), self.preprocessing, self.device, self.local, self.ranks
-        )
+        try:
+            miou = watched_miou(
+                self._trained(), self.preprocessing, self.device, self.local, self.ranks
+            )
+        except DataError as error:
+            raise DataError(f"{self.order.node}.watch: {error}") from error
         self._training_mode()
         earlier = [m["miou"] for m in self.log.metrics if "miou" in m]
         self.log.write({"step": step, "miou": miou})
@@ -548,13 +574,20 @@ def watched_miou(
     confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()
     miou = 100 * mean_iou(iou(confmat))
     if math.isnan(miou):
-        raise DataError("student.watch: the watched split has no labelled pixel")
+        raise DataError("the watched split has no labelled pixel")
     return miou
 
 
 def _part(count: int, part: int, parts: int) -> slice:
     size = count // parts
     return slice(part * size, (part + 1) * size)
+
+
+def _name(recipe: Mapping[str, Any], local: Local) -> str:
+    """Return what a network is called, and where it is from."""
+    if local.factory is not None:
+        return f"{local.factory.function} of {local.factory.root}"
+    return str(recipe["network"] if local.network is None else local.network)
 
 
 def _own_normalisation(folder: Path | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,7 +109,7 @@ class Pace:
         self._wait = 0.0
         self._last = self._second = 0.0
 
-    def waited(self, batches: Iterable[T]) -> Iterator[T]:
+    def waited(self, batches: Iterable[T]) -> Generator[T]:
         """Yield from `batches`, and take the time that each one is waited for."""
         self._last = begin = time.perf_counter()
         for batch in batches:

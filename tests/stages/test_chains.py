@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ def here(monkeypatch):
         with ThreadPoolExecutor(1) as pool:
             yield pool
 
-    monkeypatch.setattr(chains, "_pool", thread)
+    monkeypatch.setattr(chains, "_slots", thread)
 
 
 def slowly(world, steps=4000, checkpoint_every=10):
@@ -312,6 +313,15 @@ def test_a_scheduler_needs_the_package_and_an_address(two, monkeypatch):
     assert "pip install 'ensdistill[cluster]'" in two.refuse("select-policy")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"address": 5}', "[" * 100_000])
+def test_a_file_that_is_no_schedulers_is_refused(two, content):
+    (two.root / "s.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"scheduler: .*s.json (is no JSON|holds no `add)"):
+        chains._address(load(two.file), "s.json")
+    (two.root / "s.json").write_text('{"address": "tcp://1.2.3.4:5", "workers": {}}')
+    assert chains._address(load(two.file), "s.json") == "tcp://1.2.3.4:5"
+
+
 def test_without_a_scheduler_distributed_is_not_imported(two, python):
     code = """
 import sys
@@ -407,6 +417,59 @@ def test_a_daemon_needs_no_loaders(two, monkeypatch):
         chains._require_own_children(experiment)
 
 
+def asked(world):
+    """Return what a worker of dask is asked for, and the decisions."""
+    experiment = load(world.file)
+    decisions = plan(build(experiment), experiment.workspace.scan())
+    return chains._order(experiment, [decisions[n] for n in MADE[:2]])
+
+
+def test_a_worker_that_sees_all_lacks_nothing(two):
+    assert chains._what_is_lacking(asked(two)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: next((r / "images/train").glob("*")).unlink(), "does not see {}/images/train/"),
+        (lambda r: shutil.rmtree(r / "images"), " (and 4 more files)"),
+        (lambda r: (r / "experiment.yaml").unlink(), "does not see {}/experiment.yaml"),
+        (lambda r: shutil.rmtree(r / "work"), "does not see infer[a] in {}/work, or not as it is"),
+        (lambda r: shutil.rmtree(r / "teachers"), "cannot begin: "),
+        (
+            lambda r: shutil.copy(*sorted((r / "images/train").glob("*"))[:2]),
+            "does not see infer[a] in {}/work, or not as it is (recipe.items.sha256 changed",
+        ),
+        (
+            lambda r: (r / "experiment.yaml").write_text(
+                (r / "experiment.yaml").read_text().replace("steps: 25", "steps: 3")
+            ),
+            "plans another probe[a]: its files or its ensdistill are not the same",
+        ),
+    ],
+)
+def test_what_a_worker_lacks_is_said(two, change, words):
+    order = asked(two)
+    change(two.root)
+    assert words.format(two.root) in chains._what_is_lacking(order)
+
+
+def test_what_fails_on_every_worker_alike_is_an_outcome_and_a_lost_mount_is_not(two, monkeypatch):
+    def fail(*_, **__):
+        raise DataError("bad.png: broken")
+
+    order = asked(two)
+    monkeypatch.setattr(chains, "run", fail)
+    assert str(chains._make_there(order).error) == "probe[a]: bad.png: broken"
+
+    def lose(*_, **__):
+        shutil.rmtree(two.root / "images")
+        raise OSError(116, "Stale file handle", "x.png")
+
+    monkeypatch.setattr(chains, "run", lose)
+    assert "images/train" in chains._make_there(order).reason
+
+
 def test_chains_are_what_the_graph_says(two):
     assert probe_chains(build(load(two.file))) == {"a": MADE[:2], "b": MADE[2:]}
 
@@ -466,3 +529,76 @@ def test_a_killed_worker_of_dask_is_replaced(two, cluster):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert two.states()["policy"] == "fresh"
+
+
+@pytest.fixture
+def served(two):
+    """Start schedulers, all at one address, and workers without a nanny, as a user does."""
+    pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two.settings["runtime"] |= {"jobs": 1, "scheduler": f"tcp://127.0.0.1:{port}"}
+    two.write()
+    started = []
+
+    def serve(what, *options):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", *options]
+        to = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen(command, cwd=two.root, **to))
+        return started[-1]
+
+    def scheduler():
+        return serve("scheduler", "--host", "127.0.0.1", "--port", str(port))
+
+    def worker():
+        address = two.settings["runtime"]["scheduler"]
+        return serve("worker", address, "--nthreads", "1", "--no-nanny")
+
+    yield scheduler, worker
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_is_told_soon_and_the_next_run_is_right(two, made, served):
+    scheduler, worker = served
+    slowly(two, steps=1500)
+    lost, busy = scheduler(), worker()
+    process = start(two, "select-policy")
+    wait_for(lambda: under_way(two))
+    lost.kill()
+    begin = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - begin < 30
+    assert "Traceback" not in said
+    assert f"error: the dask scheduler at {two.settings['runtime']['scheduler']} was lost" in said
+    busy.kill()
+    busy.wait()
+    assert under_way(two)
+    two.settings["probe"] = TINY | {"steps": 25}
+    two.write()
+    scheduler(), worker()
+    process = start(two, "select-policy", "--json")
+    assert process.communicate(timeout=120)[1].count("Traceback") == 0
+    shutil.rmtree(next(iter(under_way(two))))
+    assert contents(two) == made[1]
+
+
+@pytest.mark.slow
+def test_where_all_workers_are_gone_it_is_waited_as_long_as_is_said(two, served, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "20s")
+    scheduler, worker = served
+    slowly(two, steps=1500)
+    scheduler()
+    only = worker()
+    process = start(two, "select-policy")
+    wait_for(lambda: under_way(two))
+    only.kill()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "has no worker; waiting 20 s for one" in said
+    assert "has had no worker for 20 s while probe[a], probe[b] was to be made" in said

@@ -1,17 +1,20 @@
 """A training that is interrupted, anywhere and as often as you like, ends in the same bits."""
 
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from worlds import TINY, World, files_of
 
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.checkpoints import checkpoints
+from ensdistill.stages.training.samples import Samples
 
 EVERYTHING = {
     "batch_size": 4,
@@ -138,6 +141,68 @@ def test_twenty_kills_and_other_loader_workers_end_in_the_same_bits(tmp_path):
     assert reached() < 400
     world.call("train-student")
     assert_the_same(world, expected)
+
+
+@pytest.mark.slow
+def test_killed_loader_workers_end_in_the_same_bits(tmp_path, monkeypatch):
+    """At the first sample, at an epoch's end, in the midst, and when others have gone far ahead."""
+    world, expected = prepared(tmp_path, {"steps": 12}, checkpoint_every=2, workers=2)
+    shutil.rmtree(world.root / "work" / "student")
+    getitem, parent = Samples.__getitem__, os.getpid()
+    for number, last in ((0, 0), (5, 0), (13, 4), (23, 8)):
+
+        def die(self, k, number=number):
+            if k == number and os.getpid() != parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return getitem(self, k)
+
+        monkeypatch.setattr(Samples, "__getitem__", die)
+        text = world.refuse("train-student")
+        assert "student: a worker process that loads samples was killed (SIGKILL)" in text
+        [draft] = (world.root / "work" / "student").glob("*")
+        assert max(checkpoints(draft), default=0) >= last
+    monkeypatch.setattr(Samples, "__getitem__", getitem)
+    world.call("train-student")
+    assert_the_same(world, expected)
+
+
+# as in a terminal, even where the tests run in the background of a shell
+HEARING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from ensdistill.cli.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_no_loader_worker_outlives_the_command(tmp_path, number):
+    world, _ = prepared(tmp_path, {"steps": 2}, workers=2)
+    world.settings["student"]["steps"] = 100_000
+    world.write()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEARING, "train-student", "-c", world.file],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(workers := children.read_text().split()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(number)
+    said = process.stderr.read()  # which they hold open as long as they live
+    process.wait(5)
+    process.stderr.close()
+    assert b"Traceback" not in said
+    assert time.monotonic() - begin < 5
+    time.sleep(0.5)
+    stats = [Path(f"/proc/{pid}/stat") for pid in workers]
+    # whoever takes over orphans may not have buried them yet
+    assert {s.read_text().rpartition(")")[2].split()[0] for s in stats if s.exists()} <= {"Z"}
 
 
 def test_the_last_checkpoints_are_kept_and_the_best_whole_one_is_used(tmp_path, monkeypatch):

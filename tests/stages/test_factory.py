@@ -4,6 +4,8 @@ import json
 import os
 import py_compile
 import re
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -184,6 +186,43 @@ def test_a_function_that_fails_is_told_with_its_reason(world, body, words):
     assert text.startswith("DataError")
     for word in words:
         assert word in text
+
+
+BROKEN = """
+def build():
+    return inner()
+
+def inner():
+    raise RuntimeError("no such\\nbackbone")
+"""
+
+
+@pytest.mark.slow
+def test_where_it_fails_is_told_in_the_sentence_and_all_of_it_with_v(world, capfd):
+    (world.root / "one" / "model.py").write_text(BROKEN)
+    command = [sys.executable, "-m", "ensdistill.cli", "infer-teacher", "p", "-c", world.file]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert said.splitlines()[-1] == (
+        f"error: {world.root / 'one'}: RuntimeError: no such backbone (model.py, line 6; "
+        "`ensdistill -v` shows all of it)"
+    )
+    assert "Traceback" not in said
+    command.insert(3, "-v")
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert "in the process of model:build:\nTraceback (most recent call last):" in said
+    assert said.count("in inner") == 1
+
+
+@pytest.mark.slow
+def test_one_mistake_of_several_teachers_is_told_once(world):
+    (world.root / "one" / "model.py").write_text(BROKEN)
+    teachers = [entry(name, world.root / "one") for name in "pqr"]
+    world.settings["teachers"] = teachers
+    world.settings["policy"]["assign"] = {"building": "p", "pole": "q"}
+    world.write()
+    text = world.refuse("check")
+    assert "teachers[p], teachers[q], teachers[r]: " in text
+    assert text.count("no such backbone") == 1
 
 
 NOISY = """
