@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -96,24 +97,56 @@ def _quiet() -> Iterator[None]:
 def _connected(scheduler: str) -> Iterator[Any]:
     """Yield a client of the scheduler."""
     from distributed import Client
+    from distributed.comm.addressing import get_address_host_port
 
     try:
+        place = get_address_host_port(scheduler)
+    except Exception as error:  # whatever it trips over
+        raise ConfigError(
+            f"runtime.scheduler: {scheduler} leads to no dask scheduler ({_words(error)}); "
+            "expected an address such as tcp://host:8786"
+        ) from error
+    try:
+        _await_listening(place)
         client = Client(scheduler, set_as_default=False)
     except OSError as error:
         raise EnsdistillError(
             f"runtime.scheduler: no dask scheduler answers at {scheduler} ({_words(error)}); start "
             "`dask scheduler` first"
         ) from error
-    except Exception as error:  # of a library that takes the address apart
-        raise ConfigError(
-            f"runtime.scheduler: {scheduler} leads to no dask scheduler ({_words(error)}); "
-            "expected an address such as tcp://host:8786"
-        ) from error
     try:
         yield client
     finally:
         with suppress(Exception):  # a scheduler that is lost does not take leave
             client.close(timeout=_LOOK)
+
+
+def _await_listening(place: tuple[str, int]) -> None:
+    """Wait for somebody to listen at host and port: a `Client` that fails may hang when it goes.
+
+    Raises
+    ------
+    OSError
+        If nobody does for as long as dask waits for a connection.
+    """
+    patience = _patience()
+    end = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection(place, timeout=max(_LOOK, end - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(f"{error.strerror or error}, after {patience:g} s") from error
+        time.sleep(_LOOK / 4)
+
+
+def _patience() -> float:
+    """Return for how many seconds dask is told to wait for a connection."""
+    from dask import config
+    from dask.utils import parse_timedelta
+
+    return float(parse_timedelta(config.get(_PATIENCE)))
 
 
 class _Work:
@@ -139,16 +172,13 @@ class _Work:
         left: set[str],
         say: Callable[[str], object],
     ):
-        from dask import config
-        from dask.utils import parse_timedelta
-
         self._scheduler = scheduler
         self._client = client
         self._orders = orders
         self._make = make
         self._left = left
         self._say = say
-        self._patience = float(parse_timedelta(config.get(_PATIENCE)))
+        self._patience = _patience()
         self._unfit: dict[str, str] = {}  # address of a worker to its host and what it lacks
         self.sent: dict[Any, tuple[int, set[str] | None]] = {}
         for k in range(len(orders)):

@@ -89,6 +89,7 @@ def call(monkeypatch):
 
     def do(found, orders=("x", "y")):
         monkeypatch.setattr("distributed.Client", lambda *_, **__: found)
+        monkeypatch.setattr(cluster, "_await_listening", lambda _: None)
         results, errors, said = {}, {}, []
         left = {f"probe[{order}]" for order in orders}
         try:

@@ -159,7 +159,7 @@ def test_gc_leaves_what_a_process_works_on(empty, busy):
     try:
         found = {row["kind"]: row for row in empty.json("gc", "--delete")}
         assert not found["draft"]["deleted"]
-        assert f"is being made by process {process.pid}" in found["draft"]["reason"]
+        assert f"a command under way (process {process.pid} " in found["draft"]["reason"]
         process.kill()
         process.wait()
         assert empty.json("gc", "--delete")[0]["deleted"]
