@@ -94,6 +94,7 @@ def fused(file):
     return {i: maps.read(i) for i in maps}
 
 
+@pytest.mark.slow
 def test_an_imported_experiment_fuses_as_one_written_by_hand(published):
     world = published.world
     found = published.call(folders=("a={}/a", "b={}/b"))

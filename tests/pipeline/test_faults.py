@@ -131,6 +131,7 @@ def play(scenes, forks, folder):
 # kills
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_any_stage_is_made_good_by_the_next_run(play):
     run = play("new", "done")
     said = run.kill_at_every_step()
@@ -139,6 +140,7 @@ def test_a_kill_at_any_step_of_any_stage_is_made_good_by_the_next_run(play):
     assert sum("did not finish" in text for text in said) >= 50
 
 
+@pytest.mark.slow
 def test_a_kill_while_items_are_taken_from_another_list_is_made_good(play):
     run = play("changed", "done", "changed and done")
     targets = ["maps[a]"]
@@ -153,6 +155,7 @@ def test_a_kill_while_items_are_taken_from_another_list_is_made_good(play):
     assert run.kills >= 50
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_stale_chain_is_made_again_is_made_good(play):
     run = play("lost", "done", "other")
     run.kill_at_every_step(["student"], OTHER, stride=4)
@@ -173,6 +176,7 @@ def test_what_a_kill_left_is_not_mixed_with_another_upstream(play, scenes, stage
     assert run.kills >= 15
 
 
+@pytest.mark.slow
 def test_a_killed_repair_is_made_good_by_the_next(play):
     run = play("damaged", "done")
     run.again()
@@ -448,6 +452,7 @@ def remember(run, entry):
 # inputs that change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_image_replaced_at_any_step_gives_the_old_or_the_new_result(
     play, scenes, folder, keep, monkeypatch

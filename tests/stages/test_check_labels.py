@@ -111,6 +111,7 @@ def test_a_folder_that_is_read_in_another_way_than_it_was_written_is_told(world)
     assert "these look like train ids" in text
 
 
+@pytest.mark.slow
 def test_who_makes_something_is_warned_as_well(world):
     world.settings["teachers"][1]["map"] = dict.fromkeys(WIDE.classes[:-1])
     for (split, name), label in world.truth.items():

@@ -99,6 +99,7 @@ RESULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", EXPERIMENT)
 def test_an_experiment_file_of_wrong_types(tmp_path, part):
     (tmp_path / "classes.yaml").write_text(json.dumps(TABLE))

@@ -247,6 +247,7 @@ def noisy(world, at_the_end=""):
     (world.root / "one" / "model.py").write_text(model)
 
 
+@pytest.mark.slow
 def test_what_its_code_says_is_passed_on_and_each_warning_said_once(world, lenient):
     noisy(world)
     command = ["infer-teacher", "p", "--json", "-c", str(world.file)]
@@ -271,6 +272,7 @@ def test_what_its_code_says_is_passed_on_and_each_warning_said_once(world, lenie
     assert "is old" not in found.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told_with_its_last_words(world, lenient):
     noisy(world, "os.kill(os.getpid(), 9)")
     text = world.refuse("infer-teacher", "p")

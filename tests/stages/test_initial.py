@@ -551,6 +551,7 @@ def student_world(world, **settings):
     world.write()
 
 
+@pytest.mark.slow
 def test_a_student_begins_with_an_encoder_and_its_head_has_its_rate(world):
     """Its body is left where it began, and its head moves."""
     torch.save(under("module.", Encoder(fc=3)), world.root / "resnet.pth")

@@ -57,6 +57,7 @@ def test_samples_come_in_their_order_whoever_loads_them(workers):
     assert not active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "error",
@@ -74,6 +75,7 @@ def test_an_error_is_raised_as_it_was(workers, error):
     assert bool(getattr(raised.value, "__notes__", [])) == (workers > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -91,6 +93,7 @@ def test_a_worker_without_memory_says_so(error, words):
     assert "fewer `runtime.workers`" in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("happens", "words"),
     [
@@ -109,6 +112,7 @@ def test_a_worker_that_dies_is_told_in_a_sentence(capfd, happens, words):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_death_is_raised_nowhere_but_where_samples_are_waited_for():
     """torch would raise it anywhere in the main thread, and whoever is there would be blamed."""
     before = signal.getsignal(signal.SIGCHLD)

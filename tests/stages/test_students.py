@@ -508,6 +508,7 @@ def test_killed_and_resumed_it_is_the_same_bytes(code_world, monkeypatch):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_as_a_teacher_elsewhere_it_is_refused_with_what_to_do(code_world):
     world = code_world
     world.call("train-student", "--upstream")

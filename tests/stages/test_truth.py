@@ -184,6 +184,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 def test_nothing_but_an_evaluation_opens_ground_truth_and_that_once(world, python):
     """Neither to decode nor to hash it; until then rubbish lies there."""
     world.settings["fusion"] = {"method": "channel", "window": 5}
