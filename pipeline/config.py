@@ -94,6 +94,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
+        if "\0" in node.value:
+            raise _refusal("a NUL character, which no name can hold", node)
         if len(node.value) > _LONGEST and node.tag != self.DEFAULT_SCALAR_TAG:
             raise _refusal(f"a number or date of {len(node.value):,} characters", node)
         return node

@@ -16,6 +16,7 @@ from ensdistill.pipeline.errors import LockedError
 from ensdistill.pipeline.explain import own_folder, unfinished
 from ensdistill.pipeline.locks import Needs
 from ensdistill.pipeline.manifest import SHORT
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.ownership import is_own
 from ensdistill.pipeline.plan import Decision, State, left_out
 from ensdistill.pipeline.workspace import Snapshot, Workspace, lock_name, mark_of
@@ -97,8 +98,8 @@ def survey(
         if d.state is not State.FRESH:
             lenders |= dict.fromkeys(_lenders(d, found, workspace, snapshot), d.node.id)
     last = _last(snapshot, {a.manifest.node for a in snapshot.published.values()}, keep_last)
-    paths = [path.resolve() for path in named]
-    in_use = {Path(folder).resolve(): who for folder, who in workspace.locks.in_use().items()}
+    paths = [real_path(path) for path in named]
+    in_use = {real_path(folder): who for folder, who in workspace.locks.in_use().items()}
 
     def reason(folder: Path, key: Key, node: str | None) -> str | None:
         if workspace.is_linked(folder):
@@ -117,7 +118,7 @@ def survey(
             return f"lends its items to {lenders[folder]}"
         if folder in last:
             return f"is one of the last {keep_last} of {node}"
-        real = folder.resolve()
+        real = real_path(folder)
         if any(path.is_relative_to(real) for path in paths):
             return "is named in an experiment"
         return f"is read by {in_use[real]}" if real in in_use else None

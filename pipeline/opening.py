@@ -131,6 +131,11 @@ def _require_regular(found: os.stat_result, path: Path | str) -> None:
     raise NotRegularError(errno.EINVAL, f"{what}, not a regular file", os.fspath(path))
 
 
+def real_path(path: Path | str) -> Path:
+    """Return a path without links; of links in a circle, which `Path.resolve` raises at, itself."""
+    return Path(os.path.realpath(path))
+
+
 def is_inner(name: object) -> bool:
     """Whether a recorded name is a relative path that never goes up, in its plain spelling."""
     if not isinstance(name, str) or "\0" in name:

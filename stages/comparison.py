@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from ensdistill.pipeline.config import Foreign, described, read_object
 from ensdistill.pipeline.errors import ConfigError, NotReadyError, shown
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages import results
 from ensdistill.stages.experiment import MAX_CLASSES, load
@@ -389,7 +390,7 @@ def _of_results(file: Path, split: str | None) -> Summary:
 
 def _labels(sources: Sequence[Path]) -> list[str]:
     """Return the shortest ends of paths that tell them apart."""
-    parts = [s.resolve().parts for s in sources]
+    parts = [real_path(s).parts for s in sources]
     for count in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(p[-count:]) for p in parts]
         if len(set(labels)) == len(labels):

@@ -23,6 +23,7 @@ from ensdistill.pipeline.config import Section, read_model, read_yaml
 from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all, shortened
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import canonical_json
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.recipes import PAPER
@@ -757,7 +758,7 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     ConfigError
         With all problems found.
     """
-    path = path.resolve()
+    path = real_path(path)
     config = read_model(path, Config)
     workspace = path.parent / images.expanded(config.workspace)
     experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))

@@ -28,6 +28,7 @@ from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
+from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.compositions import MOST, as_items
 from ensdistill.stages.experiment import (
     TRAIN,
@@ -1160,7 +1161,7 @@ class _Graph:
     def factory(self, network: Built) -> Factory:
         """Return the function that makes a network, with absolute paths."""
         paths = {key: str(self.experiment.folder(text)) for key, text in network.files.items()}
-        root = self.experiment.folder(network.root or "").resolve()
+        root = real_path(self.experiment.folder(network.root or ""))
         return Factory(root, network.factory or "", {**network.kwargs, **paths})
 
     def factory_files(self, network: Built, where: str) -> tuple[dict[str, Json], dict[str, str]]:

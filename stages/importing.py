@@ -27,7 +27,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError, raise_all
 from ensdistill.pipeline.fingerprint import digest, file_digest
 from ensdistill.pipeline.node import Progress
-from ensdistill.pipeline.opening import open_regular
+from ensdistill.pipeline.opening import open_regular, real_path
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.networks.whole import require_whole
 from ensdistill.stages.parallel import for_each
@@ -123,7 +123,7 @@ def require_outside(found: Sequence[Found], folder: Path) -> None:
     """
     for goal in (folder / one.name for one in found):
         for one in found:
-            if goal.resolve().is_relative_to(one.folder.resolve()):
+            if real_path(goal).is_relative_to(real_path(one.folder)):
                 raise ConfigError(
                     f"certainties: {goal} lies in {one.folder}, where {one.name}'s label maps are; "
                     "nothing is written there, choose another folder"

@@ -14,6 +14,7 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.figures import duration
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages import results
 from ensdistill.stages.graph import evaluation_ids
@@ -48,7 +49,7 @@ def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     from ensdistill.stages import demo
 
     begin = time.perf_counter()
-    out = out.resolve()
+    out = real_path(out)
     demo.require_free(out, overwrite)
     with display() as shown:
 

@@ -11,6 +11,7 @@ from ensdistill.cli import options, render
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment import PIXELS, PIXELS_MARK, TRAIN, load
 from ensdistill.stages.graph import build
@@ -49,7 +50,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
       ensdistill gc -c gta5.yaml -c synthia.yaml --delete
     """
     experiments = [load(config) for config in configs]
-    roots = {e.workspace.root.resolve() for e in experiments}
+    roots = {real_path(e.workspace.root) for e in experiments}
     if len(roots) > 1:
         raise ConfigError(
             f"these experiments have different workspaces ({', '.join(map(str, sorted(roots)))}); "

@@ -17,6 +17,7 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.escaping import escaped
+from ensdistill.pipeline.opening import real_path
 
 if TYPE_CHECKING:
     from ensdistill.stages.experiment import Experiment
@@ -77,7 +78,7 @@ def command(
 
     output = Output(config, "import", overwrite=overwrite)
     output.require_free()
-    config = config.resolve()
+    config = real_path(config)
     if (val_images is None) != (val_labels is None):
         raise ConfigError("--val-images and --val-labels go together")
     named = _named(folders)
@@ -171,7 +172,7 @@ def _named(folders: Sequence[str]) -> dict[str, str]:
     for text in folders:
         name, equals, folder = text.partition("=")
         if not equals or Path(text).is_dir():  # a folder's own name may hold `=`
-            name, folder = Path(text).resolve().name, text
+            name, folder = real_path(text).name, text
         try:
             Teacher(name=name, labels={TRAIN: folder})
         except ValidationError as error:
@@ -182,7 +183,7 @@ def _named(folders: Sequence[str]) -> dict[str, str]:
                 f"{named[name]} and {folder} are both called {name!r}; names are unique, say "
                 f"NAME={folder}"
             )
-        if (same := Path(folder).resolve()) in [Path(f).resolve() for f in named.values()]:
+        if (same := real_path(folder)) in [real_path(f) for f in named.values()]:
             raise ConfigError(f"{same} is given twice")
         named[name] = folder
     return named

@@ -14,6 +14,7 @@ import click
 from ensdistill.cli import options
 from ensdistill.cli.screen import echo
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.outputs import Output
 
 TEMPLATES = ("folders", "cityscapes", "camvid")
@@ -79,7 +80,7 @@ def _camvid(text: str) -> str:
             f"the variable {CAMVID} is {repr(folder) if folder else 'not set'}; expected the "
             "folder with images/, labels/ and teachers/"
         )
-    root = Path(folder).resolve()
+    root = real_path(folder)
     mapping = ", ".join(f"{own}: {goal}" for own, goal in _CAMVID_MAP.items())
     mapping = f"&cityscapes {{{mapping}}}"  # written once, then referred to
     lines = []

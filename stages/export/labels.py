@@ -24,6 +24,7 @@ from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment import TRAIN, Experiment
 from ensdistill.stages.export.guides import guide
@@ -393,7 +394,7 @@ class _Writing:
         link = self.folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            link.symlink_to(task.image.resolve())
+            link.symlink_to(real_path(task.image))
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.escaping import plain
+from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.stream import Clock, Request, Want
@@ -87,7 +88,7 @@ class FactoryNetwork:
         order = asdict(factory) | {"root": str(factory.root), "recipe": dict(recipe)}
         order["hashed"] = list(local.weights)
         if local.state_dict is not None:
-            order["state_dict"] = str(local.state_dict.resolve())
+            order["state_dict"] = str(real_path(local.state_dict))
         runtime = ("trusted", "device", "threads", "channels_last", "workers")
         order |= {key: getattr(local, key) for key in runtime}
         try:

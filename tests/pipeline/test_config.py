@@ -381,3 +381,18 @@ def test_what_is_no_file_of_text_is_refused_at_once(tmp_path):
 )
 def test_what_the_file_is_instead_is_said(refuse, content, said):
     assert said in refuse(content)
+
+
+@pytest.mark.parametrize("text", ['name: "a\\0b"', '"a\\0b": 1', 'names: ["a\\x00b"]'])
+def test_a_nul_in_a_name_is_refused_with_its_place(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="a NUL character"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_file_that_is_a_circle_of_links_is_refused(tmp_path):
+    from ensdistill.stages.experiment import load
+
+    (tmp_path / "x.yaml").symlink_to("x.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "x.yaml")
