@@ -33,6 +33,7 @@ _DECODER: Final = f"Pillow {PIL.__version__} jpg {features.version('jpg')}".enco
 _HEADER: Final = struct.Struct("<16s32s32sII")
 _CHECKSUM: Final = struct.Struct("<I")
 _START: Final = _HEADER.size + _CHECKSUM.size
+_PIXELS: Final = re.compile(r"[0-9a-f]{64}\.rgb")
 _PARTIAL: Final = re.compile(r"[0-9a-f]{64}\.rgb\..+\.partial")
 _ABANDONED: Final = 3600  # seconds after which nobody is writing a temporary file any more
 
@@ -192,6 +193,14 @@ class Pixels:
         if self._cache is not None and sha256 in self._whole:
             found = self._cache.map(sha256)  # None if `gc` took it meanwhile
         return read_image(picture.image, sha256) if found is None else found
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder is not there, or holds nothing but what a cache may hold."""
+    if not folder.is_dir():
+        return True
+    names = os.listdir(folder)  # noqa: PTH208
+    return all(_PIXELS.fullmatch(name) or _PARTIAL.fullmatch(name) for name in names)
 
 
 def cached_bytes(path: Path | str) -> int:

@@ -19,6 +19,7 @@ from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Form, Manife
 from ensdistill.pipeline.opening import (
     NotRegularError,
     StrayNameError,
+    TooLongError,
     inner,
     is_inner,
     read_regular,
@@ -28,6 +29,8 @@ JOURNALS: Final = "journal-*.jsonl"
 REPAIR_BEGUN: Final = "repair-begun"  # an artifact that was withdrawn to be made good
 _PASSING: Final = (JOURNALS, "draft-*", REPAIR_BEGUN)  # goes when the draft is published
 _INPUTS: Final = "draft-inputs.json"
+_NO_JOURNAL: Final = (FileNotFoundError, IsADirectoryError, NotRegularError, TooLongError)
+_LONGEST: Final = 1_000_000  # bytes of it
 _HALF_WRITTEN: Final = "*.partial"
 
 
@@ -109,7 +112,7 @@ class Draft:
         for pattern in (JOURNALS, ITEMS):
             for path in sorted(self.path.glob(pattern)):
                 # published meanwhile by another process, or no journal of ours
-                with suppress(FileNotFoundError, IsADirectoryError, NotRegularError):
+                with suppress(*_NO_JOURNAL):
                     yield from read_journal(path)
 
     def bind(self, made_from: Mapping[str, str]) -> None:
@@ -121,7 +124,10 @@ class Draft:
             Role to the content digest of each upstream artifact.
         """
         file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
-        if not file.exists() or read_regular(file) != content:
+        was = None
+        with suppress(OSError):
+            was = read_regular(file, _LONGEST)
+        if was != content:
             for pattern in (JOURNALS, "draft-*", ITEMS):
                 for begun in self.path.glob(pattern):
                     begun.unlink()
@@ -271,18 +277,24 @@ class Draft:
 
 def _whole_file(folder: Path, record: Record) -> bytes | None:
     try:
-        name, _, expected = record["file"]
-        content = read_regular(inner(folder, name))
+        name, size, expected = record["file"]
+        content = read_regular(inner(folder, name), size)
     except (OSError, KeyError, StrayNameError):
         return None
     return content if hashlib.sha256(content).hexdigest() == expected else None
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds what a draft does: those of earlier versions bear no mark."""
+    begun = (folder / name for name in (_INPUTS, REPAIR_BEGUN))
+    return any(file.exists() for file in begun) or any(folder.glob(JOURNALS))
 
 
 def progress_of(folder: Path) -> int:
     """Return how many items a draft has journalled, unchecked: quick, for display."""
     found: set[str] = set()
     for path in (*folder.glob(JOURNALS), *folder.glob(ITEMS)):
-        with suppress(FileNotFoundError, IsADirectoryError, NotRegularError):
+        with suppress(*_NO_JOURNAL):
             found |= count_items(path)
     return len(found)
 

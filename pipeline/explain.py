@@ -61,7 +61,7 @@ def estimate(
     if not work.items:
         size = made[-1].disk_bytes if made else None
     else:
-        counts = [(m.disk_bytes, m.recipe["items"]["count"]) for m in made if "items" in m.recipe]
+        counts = [(m.disk_bytes, m.count) for m in made if m.count]
         if counts:
             size = round(missing * sum(b for b, _ in counts) / sum(n for _, n in counts))
         elif work.item_bytes is not None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import open_regular, read_json
+
+_LARGEST: Final = 4 * 10**9  # bytes of such a file
+_ENTRY: Final = re.compile(r"\d+ \d+ \d+ [0-9a-f]{64}")
+_OLD_FACT: Final = re.compile(r".+:[0-9a-f]{64}")  # of earlier versions, without a checksum
 
 
 class FileCache:
@@ -138,10 +143,10 @@ class FileCache:
             if self._dirty:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             # others may have learnt something meanwhile
-            if "stats" in self._dirty:
+            if "stats" in self._dirty and not _is_foreign(self._path):
                 known = _load(self._path) | self._stats
                 atomic.write_bytes(self._path, atomic.json_bytes(known), sync=False)
-            if "facts" in self._dirty:
+            if "facts" in self._dirty and not _is_foreign(self._facts_path):
                 facts = _unsealed(_load(self._facts_path)) | self._facts
                 sealed = {"check": _check(facts), "facts": facts}
                 atomic.write_bytes(self._facts_path, atomic.json_bytes(sealed), sync=False)
@@ -170,9 +175,19 @@ def _unsealed(found: dict[str, Any]) -> dict[str, Any]:
     return facts if whole and facts is not None else {}
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether a file of our name holds what is none of ours, and is not to be replaced."""
+    found = _load(path)
+    of_facts = set(found) <= {"check", "facts", "stats"}
+    return not of_facts and not all(
+        _ENTRY.fullmatch(value) if isinstance(value, str) else _OLD_FACT.fullmatch(key)
+        for key, value in found.items()
+    )
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        found = read_json(path, _LARGEST)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

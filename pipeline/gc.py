@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ensdistill.pipeline.workspace import Snapshot, Workspace, lock_name, mark_o
 
 Key = tuple[str, str]
 
-_CACHED: Final = re.compile(r"[0-9a-f]{64}\..+")
+_CACHED: Final = re.compile(r"[0-9a-f]{64}\.rgb(\..+\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def survey(
     *,
     keep_last: int = 0,
     named: Collection[Path] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Kept]:
     """Say of every artifact and draft whether it stays.
 
@@ -77,8 +78,10 @@ def survey(
         Published artifacts to keep of every node, fresh or not.
     named : collection of Path
         Paths that experiments name, such as the folder of a student that teaches.
+    say : callable
+        Told what is waited for.
     """
-    needed = workspace.locks.needed()
+    needed = workspace.locks.needed(say)
     snapshot = workspace.scan()
     decisions = [(d, found) for found in plans for d in found.values()]
     reached = {
@@ -130,16 +133,19 @@ def survey(
         why = reason(artifact.path, key, node)
         kept.append(Kept(artifact.path, "artifact", node, disk_usage(artifact.path), why))
     for key, folder in snapshot.drafts.items():
-        kept.append(Kept(folder, "draft", None, disk_usage(folder), reason(folder, key, None)))
+        why = reason(folder, key, None) or _unmarked(folder)
+        kept.append(Kept(folder, "draft", None, disk_usage(folder), why))
     for folder in workspace.folders():
         key = (folder.parent.name, folder.name[-SHORT:])
         if key in snapshot.corrupt:
-            ours = is_own(folder, mark_of(folder))
-            why = (
-                reason(folder, key, None) if ours else "does not bear our mark; delete it yourself"
-            )
+            why = reason(folder, key, None) or _unmarked(folder)
             kept.append(Kept(folder, "corrupt", None, disk_usage(folder), why))
     return sorted(kept, key=lambda one: one.path)
+
+
+def _unmarked(folder: Path) -> str | None:
+    ours = is_own(folder, mark_of(folder))
+    return None if ours else "does not bear our mark; delete it yourself"
 
 
 def _needing(needed: Mapping[str, Needs], folder: Path) -> str | None:
@@ -224,7 +230,7 @@ def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | Non
         try:
             with workspace.locks.hold(name, folder.name):
                 with workspace.locks.clearing():  # no command begins meanwhile
-                    why = _needing(workspace.locks.needed(), folder)
+                    why = _needing(workspace.locks.needed(wait=False), folder)
                     if why is None:
                         unpublish(folder)  # from here on nothing takes it for whole
                 if why is None:

@@ -21,6 +21,8 @@ from ensdistill.pipeline.opening import is_inner, parse_json, read_regular
 
 Record = dict[str, Any]
 
+_LARGEST: Final = 4 * 10**9  # bytes: five million records
+_MOST: Final = 2**62
 _CHECK: Final = re.compile(rb', "check": "([0-9a-f]{16})"\}\Z')
 _ID: Final = re.compile(rb'^\{"id": ("(?:[^"\\]|\\.)*")', re.MULTILINE)
 
@@ -70,8 +72,8 @@ def _is_file(found: Any) -> bool:
 
 
 def is_count(found: Any) -> bool:
-    """Whether a JSON value is a whole number, not below 0."""
-    return isinstance(found, int) and not isinstance(found, bool) and found >= 0
+    """Whether a JSON value is a whole number, not below 0, that anything can be counted by."""
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < _MOST
 
 
 def _check(body: bytes) -> bytes:
@@ -122,7 +124,7 @@ def read_journal(path: Path) -> list[Record]:
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
     """Yield line number (from 1), raw line and its record (None if that is none, or not whole)."""
-    for number, line in enumerate(read_regular(path).split(b"\n"), 1):
+    for number, line in enumerate(read_regular(path, _LARGEST).split(b"\n"), 1):
         if line:
             record = unseal(line)
             yield number, line, record if record is not None and _is_record(record) else None
@@ -130,7 +132,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
 
 def count_items(path: Path) -> set[str]:
     """Return the ids that stand in a journal, without checking its lines: quick, for display."""
-    found = (_text(match[1]) for match in _ID.finditer(read_regular(path)))
+    found = (_text(match[1]) for match in _ID.finditer(read_regular(path, _LARGEST)))
     return {item_id for item_id in found if item_id is not None}
 
 

@@ -35,6 +35,8 @@ _NO_LOCKS: Final = frozenset(
     }
 )
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_LONGEST: Final = 10_000_000  # bytes of a holder's file
+_BRIEF: Final = 0.2  # seconds for which somebody may hold a lock only to look at it
 _TURN: Final = 60.0  # seconds that a part waits for another to look round or to publish
 
 
@@ -203,6 +205,7 @@ class Locks:
 
         A holder that died counts until somebody takes over from it.
         """
+        require_no_link(self.folder)
         found: dict[str, str] = {}
         for path in self.folder.glob("*.json"):
             holder = _read(path) or {}
@@ -247,21 +250,48 @@ class Locks:
         with self.turn("clearing", "the start of a command, or a deletion,"):
             yield
 
-    def needed(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Needs]:
+    def needed(
+        self, say: Callable[[str], None] = lambda _: None, *, wait: bool = True
+    ) -> dict[str, Needs]:
         """Return what other commands that are under way need, by who they are.
 
-        A command of another machine is watched for a sign of life, as a holder is.
+        Parameters
+        ----------
+        say : callable
+            Told what is waited for.
+        wait : bool
+            Wait, once, for a sign of life of those whose locks are not seen, and forget those that
+            give none; else they count.
+
+        Raises
+        ------
+        DataError
+            If the folder of locks is a link.
         """
+        require_no_link(self.folder)
         found: dict[str, Needs] = {}
-        for path in sorted(self.folder.glob(f"{_COMMAND}*.json")):
-            if path.stem in self._mine:
-                continue
-            lock = self._lock(path.stem, "a command", say)
+        unseen: list[_Lock] = []
+        names = {path.stem for path in self.folder.glob(f"{_COMMAND}*")}
+        for name in sorted(names - self._mine):
+            lock = self._lock(name, "a command", say)
             try:
-                lock.require_gone()
-            except LockedError:
-                holder = _read(path) or {}
-                found[_name(holder)] = _needs(holder.get("needs"))
+                if lock.refuse_if_seen():
+                    unseen.append(lock)
+                else:
+                    lock.remove()
+            except (LockedError, OSError):  # what cannot be looked at counts as well
+                found |= lock.needed()
+        if unseen and wait:
+            say(f"waiting {self._patience:.0f} s for a sign of life of {len(unseen)} commands")
+            before = [lock.sign() for lock in unseen]
+            time.sleep(self._patience)
+            signs = zip(unseen, before, strict=True)
+            silent = [lock for lock, sign in signs if lock.sign() in (None, sign)]
+            for lock in silent:
+                lock.remove()
+            unseen = [lock for lock in unseen if lock not in silent]
+        for lock in unseen:
+            found |= lock.needed()
         return found
 
     def _make(self) -> None:
@@ -273,6 +303,8 @@ class Locks:
 
         A holder on a machine whose locks are not seen counts, whether it lives or not.
         """
+        if self.folder.is_symlink():
+            return None
         for path in (
             self.folder / f"{name}.json",
             *sorted(self.folder.glob(f"{name}.part-*.json")),
@@ -366,16 +398,10 @@ class _Lock:
             self.needs = needs
             self._write(self._count)
 
-    def require_gone(self) -> None:
-        """Forget a holder that lives no more.
-
-        Raises
-        ------
-        LockedError
-            If it lives.
-        """
-        with self._acquired(0.0):
-            self.remove()
+    def needed(self) -> dict[str, Needs]:
+        """Return what the holder's file says is needed, and by whom."""
+        holder = _read(self._holder)
+        return {_name(holder): _needs((holder or {}).get("needs"))}
 
     def remove(self) -> None:
         """Remove lock and holder's file, of a name that is used once."""
@@ -424,7 +450,7 @@ class _Lock:
     def _acquired(self, wait: float) -> Iterator[None]:
         end = time.monotonic() + wait
         while True:
-            with self._flock(max(0.0, end - time.monotonic())) as seen:
+            with self._flock(max(_BRIEF, end - time.monotonic())) as seen:
                 if self._holder_is_gone(seen):
                     yield
                     return
@@ -511,14 +537,15 @@ def machine() -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = read_json(path)
+        found = read_json(path, _LONGEST)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def _texts(found: Any) -> list[str]:
-    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    listed = found if isinstance(found, list) else []
+    return [text for text in listed if isinstance(text, str) and "\0" not in text]
 
 
 def _needs(found: Any) -> Needs:

@@ -31,6 +31,8 @@ SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
 _FIELD: Final = re.compile(rb'^ "(\w+)": ', re.MULTILINE)
+_MOST: Final = 1e12  # seconds
+_LONGEST: Final = 100_000_000  # bytes of a manifest: the items are not in it
 _BEGIN: Final = b'{\n "node": '
 _END: Final = b"\n}\n"
 _WHOLE: Final = re.compile(rb',\n "check": "([0-9a-f]{16})"\n\}\n\Z')
@@ -178,7 +180,7 @@ def _is_provenance(found: Any) -> bool:
 
 
 def _is_number(found: Any) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool)
+    return isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found < _MOST
 
 
 # What each field is, and how that is called: the checksums prove that a manifest is what somebody
@@ -258,7 +260,7 @@ def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manife
     """
     file = path / MANIFEST
     try:
-        raw = read_regular(inner(path, MANIFEST))
+        raw = read_regular(inner(path, MANIFEST), _LONGEST)
     except FileNotFoundError:
         raise
     except StrayNameError as error:

@@ -40,6 +40,10 @@ class NotRegularError(OSError):
     """What is no regular file may never end, may wait for somebody, or may act when it is read."""
 
 
+class TooLongError(OSError):
+    """A file longer than what it is called may be."""
+
+
 class StrayNameError(ValueError):
     """A recorded name that does not stay inside its folder."""
 
@@ -69,14 +73,24 @@ def _opened(path: str, flags: int) -> int:
     return opened
 
 
-def read_regular(path: Path | str) -> bytes:
-    """Return the bytes of a regular file (see `open_regular`)."""
+def read_regular(path: Path | str, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file, `most` at most (see `open_regular`).
+
+    Raises
+    ------
+    OSError
+        As `open_regular`, and if it is longer: a file with holes may seem to hold a terabyte.
+    """
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            text = f"holds {size:,} bytes, expected {most:,} at most"
+            raise TooLongError(errno.EFBIG, text, os.fspath(path))
         return file.read()
 
 
-def read_json(path: Path | str) -> Any:
-    """Return the content of a JSON file, of whatever type it is.
+def read_json(path: Path | str, most: int | None = None) -> Any:
+    """Return the content of a JSON file of `most` bytes, of whatever type it is.
 
     Raises
     ------
@@ -85,7 +99,7 @@ def read_json(path: Path | str) -> Any:
     ValueError
         If it is no JSON, or too deep in itself.
     """
-    return parse_json(read_regular(path))
+    return parse_json(read_regular(path, most))
 
 
 def parse_json(

@@ -41,7 +41,8 @@ def own(folder: Path, what: str) -> None:
 def is_own(folder: Path, what: str) -> bool:
     """Whether a folder bears the mark that `own` leaves."""
     try:
-        return not folder.is_symlink() and read_regular(folder / MARK) == _mark(what)
+        mark = _mark(what)
+        return not folder.is_symlink() and read_regular(folder / MARK, len(mark)) == mark
     except OSError:
         return False
 

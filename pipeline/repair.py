@@ -117,12 +117,13 @@ def _repair(
     node = decision.node
     assert decision.fingerprint is not None
     lock = lock_name(node.stage, decision.fingerprint)
+    workspace.locks.needed()  # forgets the commands that are gone, once for all
     with workspace.locks.hold(lock, node.id):
         # another process may have made it good meanwhile
         found = damages(folder, forms=workspace.forms)
         was = _content(folder)
         with workspace.locks.clearing():  # no command begins meanwhile
-            needed = workspace.locks.needed()
+            needed = workspace.locks.needed(wait=False)
             who = next((who for who, needs in needed.items() if needs.takes(lock)), None)
             again = bool(found) and who is None and withdraw(folder, found, workspace.forms)
     if found and who is not None:

@@ -319,6 +319,7 @@ class _Making:
                 if not other_content(published, self.inputs):  # another process was faster
                     return Ran(self.node.id, 0, 0, len(keys), 0.0)
                 self._require_unread(lock)
+                self.workspace.own(published.path)
                 unpublish(published.path)  # what is still right in it is kept, item by item
             contents = {item.id: item.content for item in self.work.items}
             draft = self.workspace.draft(self.node.stage, self.node.name, self.name, keys, contents)

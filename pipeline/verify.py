@@ -155,12 +155,10 @@ def whole_records(artifact: Artifact) -> list[Record]:
 def _damage(folder: Path, name: str, size: int, sha256: str) -> str | None:
     try:
         path = inner(folder, name)
-        if file_digest(path) == sha256:
-            return None
         found = path.stat().st_size
-        if found != size:
+        if found != size and path.is_file():
             return f"holds {found} bytes, {size} were written"
-        return "its bytes are not what was written"
+        return None if file_digest(path) == sha256 else "its bytes are not what was written"
     except StrayNameError:
         return "is a link that leads out of the artifact"
     except FileNotFoundError:

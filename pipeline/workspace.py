@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, progress_of
+from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, is_begun, progress_of
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.journal import read_journal
 from ensdistill.pipeline.locks import Locks
@@ -25,7 +25,7 @@ from ensdistill.pipeline.manifest import (
     is_manifest,
     read_manifest,
 )
-from ensdistill.pipeline.ownership import cut_links, is_own, own
+from ensdistill.pipeline.ownership import cut_links, is_own, own, require_no_link
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,24 @@ class Workspace:
         """Yield the folders of all artifacts and drafts; others may be called as ours are."""
         for folder in sorted(self.root.glob(f"{stage}/*-{'[0-9a-f]' * SHORT}")):
             if not folder.parent.name.startswith(".") and (
-                is_own(folder, mark_of(folder)) or is_manifest(folder)
+                is_own(folder, mark_of(folder)) or is_manifest(folder) or is_begun(folder)
             ):
                 yield folder
 
     def is_linked(self, folder: Path) -> bool:
         """Whether an artifact's folder lies behind a link, where it is read and never changed."""
         return folder.is_symlink() or folder.parent.is_symlink()
+
+    def own(self, folder: Path) -> None:
+        """Make an artifact's folder, or what is left of one, ours to change (see `ownership.own`).
+
+        Raises
+        ------
+        DataError
+            If it lies behind a link.
+        """
+        require_no_link(folder.parent)
+        own(folder, mark_of(folder))
 
     def scan(self) -> Snapshot:
         """Read all manifests, each checked against itself."""
@@ -160,7 +171,7 @@ class Workspace:
         short = fingerprint[:SHORT]
         earlier = (f for f in self.folders(stage) if f.name.endswith(f"-{short}"))
         path = next(earlier, self.root / stage / f"{name}-{short}")
-        own(path, mark_of(path))
+        self.own(path)
         cut_links(path)
         atomic.sync_folder(path.parent)
         return Draft(path, keys, contents, self.forms.get(stage))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ensdistill.data.classes import table_file
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.manifest import MANIFEST
 from ensdistill.pipeline.opening import NotRegularError, open_regular
 
@@ -27,7 +27,8 @@ TABLES: Final = {
     ".md": re.compile(rb"\AIoU on .*, percent.*\n\n\| method \| .*\n\| --- \| ---: "),
     ".json": re.compile(rb'\A\{"split": ".*"unit": "percent", "columns": '),
 }
-RESULTS: Final = re.compile(rb'\A\{\n "experiment": ".*",\n "split": ')
+# the first line is new
+RESULTS: Final = re.compile(rb'\A\{\n( "experiment": ".*",\n)? "split": ')
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Output:
             return
         own = self._is_own()
         if self.experiment is not None and not own and path.exists():
-            _require_no_input(path, self.experiment)
+            _require_no_input(path, self.experiment, self.command)
         if self.overwrite:
             return
         instead = "repeat with --overwrite, or name another file"
@@ -111,6 +112,32 @@ class Output:
         return self.mark is not None and self.mark.search(beginning) is not None
 
 
+def write_fixed(path: Path, content: bytes, mark: re.Pattern[bytes]) -> None:
+    """Write a file that has its name in the workspace, unless somebody else's is there.
+
+    Parameters
+    ----------
+    path, content : Path, bytes
+        Where and what; what is no regular file is replaced and never followed.
+    mark : re.Pattern
+        Found in the beginning of what was written there earlier.
+
+    Raises
+    ------
+    DataError
+        If it is not found there.
+    """
+    if path.is_file() and not path.is_symlink():
+        with open_regular(path) as file:
+            beginning = file.read(_BEGINNING)
+        if mark.search(beginning) is None:
+            raise DataError(
+                f"{path}: was not written by ensdistill, and is not overwritten; move it away, or "
+                "name a `workspace` of its own, then run again (all artifacts are kept)"
+            )
+    atomic.update_bytes(path, content)
+
+
 def _require_outside_artifacts(path: Path, experiment: Experiment) -> None:
     root = Path(os.path.realpath(experiment.workspace.root))
     place = Path(os.path.realpath(path))
@@ -121,10 +148,11 @@ def _require_outside_artifacts(path: Path, experiment: Experiment) -> None:
             raise ConfigError(f"{path} lies in the artifact {artifact}; name a file elsewhere")
 
 
-def _require_no_input(path: Path, experiment: Experiment) -> None:
-    """Refuse a file that the experiment reads."""
+def _require_no_input(path: Path, experiment: Experiment, command: str) -> None:
+    """Refuse a file that the experiment reads; its own file is what `import` writes."""
     found = path.stat()
-    for file in _inputs(experiment):
+    inputs = list(_inputs(experiment))
+    for file in inputs[1:] if command == "import" else inputs:
         try:
             other = file.stat()
         except OSError:

@@ -22,7 +22,7 @@ from ensdistill.stages.graph import (
     scored,
     uncovered,
 )
-from ensdistill.stages.outputs import Output
+from ensdistill.stages.outputs import RESULTS, Output, write_fixed
 
 _DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
@@ -300,7 +300,7 @@ def write_results(
     """
     found = results(experiment, split, decisions)
     file = file_of(experiment, split, "results" + "-all" * all_fusions, "json")
-    atomic.update_bytes(file, atomic.json_bytes(found, indent=1))
+    write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
     return found
 
 
@@ -350,7 +350,7 @@ def write_ablation(
     told = with_present(artifact.manifest.result, artifact.items, classes)
     found = {"split": split, **told}
     file = file_of(experiment, split, "ablation", "json")
-    atomic.update_bytes(file, atomic.json_bytes(found, indent=1))
+    write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
     return found
 
 

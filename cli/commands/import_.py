@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from shlex import quote
@@ -97,6 +98,7 @@ def command(
         classes = _seen_from(config, classes)
     entries = {name: {TRAIN: _seen_from(config, folder)} for name, folder in named.items()}
     draft = _experiment(config, _text(classes, target, entries, {}))
+    replace(output, experiment=draft).require_free()  # whatever the user said, it is no input
     found = importing.find(draft)
     sure = _certainty_folders(found, certainties, config)
     entries = {f.name: dict.fromkeys(f.splits, entries[f.name][TRAIN]) for f in found}

@@ -10,11 +10,10 @@ from ensdistill.cli import options
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
-from ensdistill.pipeline import atomic
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.figures import size
 from ensdistill.stages.experiment import load
-from ensdistill.stages.outputs import PAGE, Output
+from ensdistill.stages.outputs import PAGE, Output, write_fixed
 
 
 @click.command()
@@ -56,7 +55,7 @@ def command(
     experiment.files.save()
     if out is None:
         out = experiment.workspace.root / "report.html"
-        atomic.update_bytes(out, content)
+        write_fixed(out, content, PAGE)
     else:
         output.write(content)
     if as_json:

@@ -32,6 +32,7 @@ _HEAD_OF_QUERIES: Final = re.compile(
 _LAYERS: Final = re.compile("layers|depth|blocks|stages")
 _MOST_LAYERS: Final = 1000
 _MOST: Final = 10**7  # of any other whole number in a config
+_ATTENTIONS: Final = ("eager", "flex_attention", "sdpa")
 # Types of models whose `backbone` alone names a config elsewhere.
 BACKBONES: Final = (
     "detr",
@@ -328,6 +329,11 @@ def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: configuration_files names {shown(config['configuration_files'])}, of which "
             "one would be read in its place; write the one that is meant into config.json"
         )
+    for key, name in _attentions(config):
+        raise DataError(
+            f"{path}: {key} is {shown(name)}, whose code would be asked of a hub; write "
+            f"{' or '.join(map(repr, sorted(_ATTENTIONS)))}, or take the key away"
+        )
     for name in _backbones(config):
         raise DataError(
             f"{path}: backbone is {shown(name)} and there is no backbone_config, so that its "
@@ -335,6 +341,23 @@ def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
             "`model.save_pretrained` of transformers 5 does, and take backbone and "
             "use_pretrained_backbone away"
         )
+
+
+def _attentions(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield how a config, or one in it, computes attention, where not by torch itself.
+
+    Kernels of others, flash attention too, are code that transformers gets from a hub where the
+    package `kernels` is installed.
+    """
+    if isinstance(content, dict):
+        for key in ("attn_implementation", "_attn_implementation"):
+            named = content.get(key)
+            for name in named.values() if isinstance(named, dict) else [named]:
+                if name is not None and name not in _ATTENTIONS:
+                    yield key, name
+        content = list(content.values())
+    for value in content if isinstance(content, list) else ():
+        yield from _attentions(value)
 
 
 def _require_sizes(path: Path, config: Mapping[str, Any]) -> None:

@@ -127,7 +127,7 @@ def onnx_network(
         provider = ("CUDAExecutionProvider", {"device_id": str(device.index or 0)})
         _require_cuda(file, device, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever it looks like
     if threads is not None:
         options.intra_op_num_threads = threads

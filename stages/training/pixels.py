@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 
-from ensdistill.data.pixels import PixelCache, Pixels, cached_bytes
+from ensdistill.data.pixels import PixelCache, Pixels, cached_bytes, is_free
 from ensdistill.pipeline.node import Progress
-from ensdistill.pipeline.ownership import own
+from ensdistill.pipeline.ownership import is_own, own
 from ensdistill.stages.experiment import PIXELS_MARK
 from ensdistill.stages.graph import Local
 from ensdistill.stages.parallel import for_each
@@ -44,6 +44,8 @@ def prepare(local: Local, name: str, progress: Progress) -> Pixels:
     paths = {local.digests[str(p.image)]: str(p.image) for p in local.pictures}
     whole: set[str] = set()
     try:
+        if not is_own(local.pixels, PIXELS_MARK) and not is_free(local.pixels):
+            raise OSError("it holds files of others")
         own(local.pixels, PIXELS_MARK)
         present = sorted(cache.open() & paths.keys())
         if present:

@@ -377,3 +377,48 @@ def under_way(world):
     """Return of each command under way whether it needs everything, as another process sees it."""
     needed = Locks(world.root / "work" / ".locks").needed()
     return [needs.everything for needs in needed.values()]
+
+
+def test_locks_behind_a_link_are_refused_and_nothing_there_goes(made, tmp_path):
+    locks = made.root / "work" / ".locks"
+    shutil.rmtree(locks)
+    (tmp_path / "mine").mkdir()
+    for name in ("command-history.json", "command-history.lock"):
+        (tmp_path / "mine" / name).write_text("{}")
+    locks.symlink_to(tmp_path / "mine")
+    for command in (("gc",), ("gc", "--delete")):
+        assert ".locks: is a link" in made.refuse(*command)
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+    made.call("status")
+
+
+def test_a_folder_of_pixels_of_others_is_not_adopted(made):
+    folder = made.root / "work" / ".pixels"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    files = [folder / f"{'a' * 64}.png", folder / "notes.txt"]
+    for file in files:
+        file.write_bytes(b"mine")
+    made.settings["student"]["steps"] = 5
+    made.write()
+    made.call("run", "--no-evaluate")
+    made.call("gc", "--delete")
+    assert not (folder / MARK).exists()
+    assert all(file.read_bytes() == b"mine" for file in files)
+
+
+def test_drafts_of_an_earlier_version_are_gone_on_with_and_never_deleted(made):
+    folder = made.artifact("fusion").path
+    (folder / "manifest.json").unlink()
+    (folder / MARK).unlink()
+    (folder / "items.jsonl").rename(folder / "journal-0123456789ab.jsonl")
+    assert made.states()["fusion"] == "partial"
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    rows = {r["path"]: r["reason"] for r in made.json("gc")}
+    assert rows[str(folder)] == "does not bear our mark; delete it yourself"
+    made.settings["fusion"]["window"] = 5
+    made.write()
+    made.call("fuse")
+    assert made.artifact("fusion").path == folder
+    assert (folder / MARK).exists()

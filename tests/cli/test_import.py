@@ -364,3 +364,25 @@ def test_a_world_of_one_image_without_certainties(tmp_path):
     )
     assert load(tmp_path / "one.yaml").config.teachers[0].name == "train"
     assert world.file.exists()
+
+
+@pytest.mark.parametrize("name", ["image", "prediction", "table"])
+def test_no_input_is_overwritten_whatever_the_user_says(world, name):
+    world.settings["classes"]["table"] = "classes.yaml"
+    table = world.root / "classes.yaml"
+    rows = [
+        {"name": c, "colour": [k, k, k]} for k, c in enumerate(load(world.file).classes.classes)
+    ]
+    table.write_text(yaml.safe_dump({"classes": rows}))
+    image = min((world.root / "images" / "train").rglob("*.png"))
+    prediction = min((world.root / "teachers" / "a" / "train").rglob("*.png"))
+    target = {"image": image, "prediction": prediction, "table": table}[name]
+    before = target.read_bytes()
+    arguments = ["--images", str(world.root / "images/train/**/*.png"), "--classes", str(table)]
+    teacher = f"A={world.root / 'teachers/a/train'}"
+    result = CliRunner().invoke(
+        cli, ["import", *arguments, teacher, "-c", str(target), "--overwrite"]
+    )
+    assert isinstance(result.exception, ConfigError), result.output
+    assert "is never overwritten" in str(result.exception)
+    assert target.read_bytes() == before

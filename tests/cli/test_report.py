@@ -434,3 +434,17 @@ CONTRAST = """() => {
   }
   return worst;
 }"""
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_a_file_of_the_users_in_the_workspace_is_not_overwritten(world, name):
+    file = world.root / "work" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"mine": 1}')
+    world.call("run", "--no-evaluate")
+    command = ["evaluate"] if name == "results.json" else ["report"]
+    assert "was not written by ensdistill" in world.refuse(*command)
+    assert file.read_text() == '{"mine": 1}'
+    file.unlink()
+    world.call(*command)
+    world.call(*command)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from worlds import World, files_of
+from worlds import World, files_of, forge
 
 from ensdistill.data.pictures import Decoder
 from ensdistill.pipeline.verify import damages
@@ -293,3 +293,32 @@ def test_an_artifact_of_another_version_is_left_alone(world):
     text = world.call("verify", "--repair", expect=1)
     assert "was made by another version of ensdistill" in text
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", ".ensdistill", "items.jsonl", "labels.zarr/zarr.json"]
+)
+@pytest.mark.timeout(120)
+def test_a_file_of_holes_is_damage_and_stops_nothing(world, name):
+    file = world.artifact("infer[a]").path / name
+    with file.open("r+b") as opened:
+        opened.truncate(10**12)
+    for command in (("status",), ("gc",)):
+        world.call(*command)
+    world.call("verify", expect=0 if name == ".ensdistill" else 1)
+    world.call("verify", "--repair")
+    assert world.states()["infer[a]"] == "fresh"
+    assert "no damage" in world.call("verify")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seconds": 10**400}, {"seconds": 1e308}, {"disk_bytes": 10**400}, {"written": 10**400}],
+    ids=["seconds", "float", "bytes", "written"],
+)
+def test_numbers_beyond_all_measure_are_damage(world, changes):
+    forge(world.artifact("infer[a]").path, **changes)
+    assert next(iter(changes)) in world.call("verify", expect=1)
+    for command in (("explain", "infer[a]"), ("report",), ("status", "-v")):
+        world.call(*command)
+    world.call("verify", "--repair")

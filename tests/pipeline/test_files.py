@@ -225,3 +225,15 @@ def test_facts_that_are_not_what_was_written_are_forgotten(cache, file, old, new
     later.learn(later.digest(file), "photograph", {"height": 4})
     later.save()
     assert again(cache).recall(file, "photograph") == {"height": 4}
+
+
+@pytest.mark.parametrize("name", ["files.json", "files-facts.json"])
+def test_a_file_of_somebody_elses_is_not_replaced(tmp_path, file, name):
+    mine = tmp_path / "work" / name
+    mine.parent.mkdir()
+    mine.write_text('{"photos": ["a.png"]}')
+    cache = FileCache(tmp_path / "work" / "files.json")
+    cache.learn(cache.digest(file), "photograph", {"height": 2})
+    cache.save()
+    assert mine.read_text() == '{"photos": ["a.png"]}'
+    assert cache.known(file) == sha256(b"one")

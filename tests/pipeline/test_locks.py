@@ -449,3 +449,27 @@ def test_where_nothing_can_be_written_nothing_is_said(locks, folder, monkeypatch
     with locks.needing() as say:
         say(Needs())
     assert not folder.exists()
+
+
+def test_many_that_are_gone_are_waited_for_once(locks, folder):
+    with locks.needing():
+        (file,) = folder.glob("command-*.json")
+        holder = json.loads(file.read_bytes())
+    for k in range(20):
+        (folder / f"command-{k}.json").write_text(json.dumps(holder | {"machine": "far"}))
+    said = []
+    begin = time.monotonic()
+    found = Locks(folder, beat=0.02, patience=0.3).needed(said.append, wait=False)
+    assert [needs.everything for needs in found.values()] == [True]  # all of one name
+    assert said == []
+    assert Locks(folder, beat=0.02, patience=0.3).needed(said.append) == {}
+    assert time.monotonic() - begin < 3
+    assert len(said) == 1 and "20 commands" in said[0]
+    assert list(folder.glob("command-*")) == []
+
+
+def test_what_cannot_be_looked_at_counts(locks, folder):
+    (folder / "command-x.lock").mkdir(parents=True)
+    assert [needs.everything for needs in locks.needed().values()] == [True]
+    (folder / "x.json").write_text('{"uses": ["a\\u0000b", "c"]}')
+    assert list(locks.in_use()) == ["c"]

@@ -122,3 +122,12 @@ def test_json_that_is_none(tmp_path):
             read_json(tmp_path / "x")
     (tmp_path / "x").write_text('{"a": [1]}')
     assert read_json(tmp_path / "x") == {"a": [1]}
+
+
+def test_no_more_is_read_than_is_asked_for(tmp_path):
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate(10**12)  # of holes
+    with pytest.raises(OSError, match=r"holds 1,000,000,000,000 bytes, expected 100 at most"):
+        read_regular(tmp_path / "x", 100)
+    (tmp_path / "y").write_bytes(b"x" * 100)
+    assert read_regular(tmp_path / "y", 100) == b"x" * 100

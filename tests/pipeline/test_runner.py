@@ -1163,3 +1163,20 @@ def test_locks_behind_a_link_are_refused(lab, tmp_path):
     lab.workspace.locks.folder.symlink_to(tmp_path / "outside")
     assert ".locks: is a link" in lab.refuse(DataError, "infer[a]")
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("linked", ["artifact", "stage"])
+def test_nothing_behind_a_link_is_withdrawn_or_written(lab, tmp_path, linked):
+    lab.run()
+    lab.noise["infer[a]", "i1"] = 7
+    shutil.rmtree(lab.folder("infer[a]"))
+    lab.run("infer[a]")
+    stale = next(n for n, s in lab.states().items() if s == "stale")
+    folder = next(lab.workspace.folders(stale.partition("[")[0]))
+    here = folder if linked == "artifact" else folder.parent
+    elsewhere = here.rename(tmp_path / "elsewhere")
+    here.symlink_to(elsewhere)
+    before = {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()}
+    assert "is a link to" in lab.refuse(DataError, stale)
+    assert {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()} == before
+    assert lab.states()[stale] == "stale"

@@ -13,6 +13,7 @@ from ensdistill.stages.networks.folders import (
     BACKBONES,
     network_classes,
     require_own_files,
+    require_own_parts,
     require_trusted_code,
     shards,
 )
@@ -344,3 +345,21 @@ def test_a_head_of_another_shape_is_refused_in_our_words(folder):
     text = str(refused.value)
     assert "decode_head.classifier" in text and "[3" in text and "[5" in text
     assert "id2label" in text and "report" not in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"backbone_config": {"attn_implementation": "somebody/attn@main:f"}},
+        {"attn_implementation": {"text_config": "sdpa", "vision_config": "somebody/attn"}},
+        {"attn_implementation": ["sdpa"]},
+    ],
+)
+def test_attention_of_somebody_elses_code_is_refused(tmp_path, config):
+    path = tmp_path / "config.json"
+    with pytest.raises(DataError, match=r"attn_implementation is .* asked of a hub"):
+        require_own_parts(path, config)
+    for name in (None, "sdpa", "eager"):
+        require_own_parts(path, {"attn_implementation": name, "_attn_implementation": name})
