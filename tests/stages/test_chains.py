@@ -99,7 +99,8 @@ def holders(world):
             holder = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        found[holder["what"]] = holder["pid"]
+        if holder["needs"] is None:  # else it is a command's, which says what it needs
+            found[holder["what"]] = holder["pid"]
     return found
 
 
