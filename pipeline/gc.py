@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ensdistill.pipeline.draft import unpublish
-from ensdistill.pipeline.errors import LockedError
+from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.explain import own_folder, unfinished
 from ensdistill.pipeline.locks import Needs
 from ensdistill.pipeline.manifest import SHORT
@@ -232,11 +232,12 @@ def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | Non
                 with workspace.locks.clearing():  # no command begins meanwhile
                     why = _needing(workspace.locks.needed(wait=False), folder)
                     if why is None:
+                        workspace.own(folder)  # so that a kill leaves a draft of ours
                         unpublish(folder)  # from here on nothing takes it for whole
                 if why is None:
                     shutil.rmtree(folder)
             outcome[kept] = why
-        except (LockedError, OSError) as error:
+        except (EnsdistillError, OSError) as error:
             outcome[kept] = str(error)
     return outcome
 

@@ -90,6 +90,14 @@ class Needs:
         """Whether an artifact, by its lock's name, is needed as it is."""
         return self.everything or name in self.reads
 
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.artifacts | other.artifacts,
+            self.reads | other.reads,
+            self.stages | other.stages,
+            self.everything or other.everything,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return what the holder's file says."""
         return {
@@ -247,7 +255,7 @@ class Locks:
     @contextmanager
     def clearing(self) -> Iterator[None]:
         """Hold what commands begin under, and what is deleted."""
-        with self.turn("clearing", "the start of a command, or a deletion,"):
+        with self.turn("clearing", "clearing of the workspace"):
             yield
 
     def needed(
@@ -280,7 +288,7 @@ class Locks:
                 else:
                     lock.remove()
             except (LockedError, OSError):  # what cannot be looked at counts as well
-                found |= lock.needed()
+                _add(found, lock)
         if unseen and wait:
             say(f"waiting {self._patience:.0f} s for a sign of life of {len(unseen)} commands")
             before = [lock.sign() for lock in unseen]
@@ -291,7 +299,7 @@ class Locks:
                 lock.remove()
             unseen = [lock for lock in unseen if lock not in silent]
         for lock in unseen:
-            found |= lock.needed()
+            _add(found, lock)
         return found
 
     def _make(self) -> None:
@@ -398,10 +406,10 @@ class _Lock:
             self.needs = needs
             self._write(self._count)
 
-    def needed(self) -> dict[str, Needs]:
-        """Return what the holder's file says is needed, and by whom."""
+    def needed(self) -> tuple[str, Needs]:
+        """Return who holds it, and what its file says is needed."""
         holder = _read(self._holder)
-        return {_name(holder): _needs((holder or {}).get("needs"))}
+        return _name(holder), _needs((holder or {}).get("needs"))
 
     def remove(self) -> None:
         """Remove lock and holder's file, of a name that is used once."""
@@ -541,6 +549,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _add(found: dict[str, Needs], lock: _Lock) -> None:
+    """Add what a command needs; two may be of one process, or of nobody who can be named."""
+    who, needs = lock.needed()
+    found[who] = found.get(who, Needs()) | needs
 
 
 def _texts(found: Any) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.screen import echo_json
+from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
@@ -69,7 +70,8 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     for experiment in experiments:
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]
-    found = survey(workspace, plans, keep_last=keep_last, named=named)
+    say = partial(echo, err=True)
+    found = survey(workspace, plans, keep_last=keep_last, named=named, say=say)
     found += survey_cache(workspace.root / PIXELS, PIXELS_MARK, wanted, "are images to train on")
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}

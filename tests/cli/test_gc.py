@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from worlds import TINY
 
+from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.locks import Locks, Needs
 from ensdistill.pipeline.ownership import MARK, own
 from ensdistill.pipeline.workspace import mark_of
@@ -422,3 +424,33 @@ def test_drafts_of_an_earlier_version_are_gone_on_with_and_never_deleted(made):
     made.call("fuse")
     assert made.artifact("fusion").path == folder
     assert (folder / MARK).exists()
+
+
+def test_a_wait_for_commands_of_another_machine_is_said(left_behind, monkeypatch):
+    locks = Locks(left_behind.root / "work" / ".locks")
+    with locks.needing():
+        (file,) = locks.folder.glob("command-*.json")
+        holder = json.loads(file.read_bytes())
+    file.write_text(json.dumps(holder | {"machine": "far", "host": "far"}))
+    monkeypatch.setattr("ensdistill.pipeline.locks.time.sleep", lambda _: None)
+    result = CliRunner().invoke(cli, ["gc", "-c", str(left_behind.file)])
+    assert "waiting 15 s for a sign of life of 1 commands" in result.stderr
+    assert not file.exists()
+
+
+def test_a_folder_that_became_a_link_meanwhile_stays(left_behind, tmp_path, monkeypatch):
+    from ensdistill.pipeline import gc as module
+
+    survey = module.survey
+    moved = []
+
+    def late(*arguments, **more):
+        found = survey(*arguments, **more)
+        fusion = next(k.path for k in found if k.reason is None and k.node == "fusion")
+        moved.append(fusion.rename(tmp_path / "elsewhere"))
+        fusion.symlink_to(moved[0])
+        return found
+
+    monkeypatch.setattr("ensdistill.cli.commands.gc.survey", late)
+    assert "is a link to" in left_behind.call("gc", "--delete", expect=1)
+    assert (moved[0] / "manifest.json").exists()

@@ -473,3 +473,14 @@ def test_what_cannot_be_looked_at_counts(locks, folder):
     assert [needs.everything for needs in locks.needed().values()] == [True]
     (folder / "x.json").write_text('{"uses": ["a\\u0000b", "c"]}')
     assert list(locks.in_use()) == ["c"]
+
+
+def test_two_commands_of_one_process_both_count(locks):
+    first, second = Needs(frozenset("a"), stages=frozenset("x")), Needs(reads=frozenset("b"))
+    with locks.needing() as say, Locks(locks.folder).needing() as also:
+        say(first)
+        also(second)
+        (found,) = under_way(locks).values()
+        assert found == first | second
+        assert found.has("x", "c") and found.has("y", "a") and found.takes("b")
+        assert not found.has("y", "c") and not found.takes("a")
