@@ -50,11 +50,18 @@ def end(number):
     return lambda: os.kill(os.getpid(), number)
 
 
+@pytest.fixture
+def children():
+    """The processes that were started since: those of tests before end when they like."""
+    before = set(active_children())
+    return lambda: [process for process in active_children() if process not in before]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_samples_come_in_their_order_whoever_loads_them(workers):
+def test_samples_come_in_their_order_whoever_loads_them(workers, children):
     found = [batch.image[:, 0].tolist() for batch in load(workers=workers)]
     assert found == [[2 * k, 2 * k + 1] for k in range(8)]
-    assert not active_children()
+    assert not children()
 
 
 @pytest.mark.slow
@@ -103,24 +110,23 @@ def test_a_worker_without_memory_says_so(error, words):
         (lambda: os._exit(3), "ended with 3; run again (checkpoints are kept)"),
     ],
 )
-def test_a_worker_that_dies_is_told_in_a_sentence(capfd, happens, words):
-    others = set(active_children())  # of tests before
+def test_a_worker_that_dies_is_told_in_a_sentence(capfd, happens, words, children):
     with pytest.raises(EnsdistillError) as raised:
         list(load(happens))
     assert str(raised.value).startswith(f"student: a worker process that loads samples {words}")
-    assert set(active_children()) <= others
+    assert not children()
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_death_is_raised_nowhere_but_where_samples_are_waited_for():
+def test_a_death_is_raised_nowhere_but_where_samples_are_waited_for(children):
     """torch would raise it anywhere in the main thread, and whoever is there would be blamed."""
     before = signal.getsignal(signal.SIGCHLD)
     batches = load(steps=4)
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
     rest = []
-    for process in active_children():
+    for process in children():
         process.join(0.5)  # all four batches are there by now
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -128,17 +134,17 @@ def test_a_death_is_raised_nowhere_but_where_samples_are_waited_for():
         rest.extend(batches)
     batches = load(steps=2)
     rest = [next(batches), next(batches)]
-    for process in active_children():
+    for process in children():
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert [*rest, *batches] == rest  # nobody needs it any more
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stopped_for_a_while_goes_on():
+def test_a_worker_that_is_stopped_for_a_while_goes_on(children):
     batches = load()
     found = [next(batches)]
-    stopped = active_children()
+    stopped = children()
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
     time.sleep(6)  # longer than torch waits before it looks
