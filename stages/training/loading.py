@@ -7,11 +7,10 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -26,7 +25,6 @@ from ensdistill.stages.training.samples import Sample
 from ensdistill.stages.warned import are_heard, speak_alone
 
 _SHARED: Final = "/dev/shm"  # where samples lie on their way here
-_LOOK: Final = 0.2  # seconds between two looks of a worker process at whether its parent lives
 _AGAIN: Final = "run again (checkpoints are kept)"
 _DYING: Final = 1.0  # seconds that it is waited for the end of a process that does not answer
 _DONE: Final = 0.05  # seconds from the end of its connections to its own
@@ -138,11 +136,11 @@ def _begin(heard: bool, worker: int) -> None:
     # of connections that nobody needs any more
     sys.excepthook = lambda *_: None
     threading.excepthook = lambda _: None
-    parent = os.getppid()
+    parent = parent_process()
+    assert parent is not None
 
     def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK)
+        parent.join()  # at once where it has ended before this process came so far
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -3,8 +3,11 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +154,35 @@ def test_a_worker_that_is_stopped_for_a_while_goes_on(children):
     for process in stopped:
         os.kill(process.pid, signal.SIGCONT)
     assert len([*found, *batches]) == 8
+
+
+LATE = """
+import os, time
+from test_loading import load
+
+def fork(fork=os.fork):
+    if number := fork():
+        print(number, flush=True)
+    else:
+        time.sleep(0.5)
+    return number
+
+os.fork = fork
+next(load())
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_ends_that_begins_when_its_parent_has_died():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LATE], cwd=Path(__file__).parent, stdout=subprocess.PIPE
+    )
+    for _ in range(2):
+        assert int(process.stdout.readline())
+    process.kill()
+    begin = time.monotonic()
+    process.communicate()  # they hold it open as long as they live
+    assert time.monotonic() - begin < 5
 
 
 def test_what_cannot_be_started_is_told(monkeypatch, capfd):
