@@ -206,9 +206,7 @@ def _launch(
 def _run(network: FrozenNetwork, batch: list[_Decoded], want: Want, clock: Clock) -> _Launched:
     times = None
     if network.device.type == "cuda":
-        event: Any = torch.cuda.Event
-        times = event(enable_timing=True), event(enable_timing=True)
-        times[0].record()
+        begin = _mark(network.device)
         found = _find(network, batch, want)
     else:
         with clock.spent("network"):
@@ -217,9 +215,18 @@ def _run(network: FrozenNetwork, batch: list[_Decoded], want: Want, clock: Clock
     for tensors, numbers in found:
         results.append(tuple(t.to("cpu", non_blocking=True) for t in tensors))
         sound.append(numbers.to("cpu", non_blocking=True))
-    if times is not None:
-        times[1].record()
+    if network.device.type == "cuda":
+        times = begin, _mark(network.device)
     return _Launched([decoded.request for decoded in batch], results, sound, times)
+
+
+def _mark(device: torch.device) -> Any:
+    """Return an event of CUDA that comes when a device has done all that it was given so far."""
+    event: Any = torch.cuda.Event
+    mark = event(enable_timing=True)
+    # of this device: left out, it would be the first one's queue, in which nothing may be waiting
+    mark.record(torch.cuda.current_stream(device))
+    return mark
 
 
 def _find(

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ensdistill.data.pictures import read_certainty, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages import graph
 from ensdistill.stages.labelmaps import LabelMaps, LabelWriter
-from ensdistill.stages.networks import frozen
+from ensdistill.stages.networks import frozen, stream
 from ensdistill.stages.networks.frozen import FrozenNetwork, Reading
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.stream import Clock, Request
@@ -383,6 +384,24 @@ def test_images_of_one_size_run_at_once_and_come_in_order(world):
     alone = [one for p in paths for one in through(Counting(), [p], 1)]
     assert [labels.shape for (labels,) in found] == [labels.shape for (labels,) in alone]
     assert all(np.array_equal(a, b) for (a,), (b,) in zip(found, alone, strict=True))
+
+
+def test_a_batch_is_done_when_its_own_device_says_so(monkeypatch):
+    """And not when the first one does, where the second one is asked for."""
+    recorded = []
+
+    class Event:
+        def __init__(self, **_):
+            pass
+
+        def record(self, queue):
+            recorded.append(queue)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"queue of {device}")
+    monkeypatch.setattr(stream, "_find", lambda *_: [])
+    stream._run(SimpleNamespace(device=torch.device("cuda:1")), [], "labels", Clock())
+    assert recorded == ["queue of cuda:1"] * 2
 
 
 def test_without_memory_half_as_many_run_at_once_from_then_on(world):
