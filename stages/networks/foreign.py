@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.answers import joined
+
+_OF_DEVICE: Final = ("CUDA error", "cuDNN error", "HIP error")
+_FULL: Final = ("out of memory", "ALLOC_FAILED")
 
 
 class Fixed(NamedTuple):
@@ -24,6 +28,37 @@ class Fixed(NamedTuple):
 def reason(error: Exception) -> str:
     """Return an error of another library on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def device_failure(error: Exception) -> str | None:
+    """Return what there is to say of an error that a GPU reports; None for any other.
+
+    A GPU reports late: what torch was doing when it heard of it may be something else altogether.
+    """
+    first, *_ = str(error).splitlines() or [""]
+    if isinstance(error, torch.OutOfMemoryError) or not first.startswith(_OF_DEVICE):
+        return None
+    if any(word in first for word in _FULL):
+        return (
+            f"the GPU has no memory left ({first}), perhaps for another process's sake, which "
+            "`nvidia-smi` shows; make room there, or lower `batch_size`"
+        )
+    return (
+        f"the GPU reports an error ({first}), of this step or of an earlier one. `ensdistill -v` "
+        "with the environment variable CUDA_LAUNCH_BLOCKING=1 shows where; an index out of range, "
+        "which is the usual cause, is named on the CPU: `runtime: {device: cpu}`"
+    )
+
+
+@contextmanager
+def blaming_device(name: str = "") -> Iterator[None]:
+    """Raise what a GPU reports meanwhile as a `DataError` that begins with a name."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (text := device_failure(error)) is None:
+            raise
+        raise DataError(f"{name}{text}") from error
 
 
 def run_as_fixed(call: Callable[[Tensor], Any], images: Tensor, fixed: Fixed, file: Path) -> Any:
@@ -57,6 +92,10 @@ def run_as_fixed(call: Callable[[Tensor], Any], images: Tensor, fixed: Fixed, fi
     except (DataError, torch.OutOfMemoryError):  # fewer images at once may do
         raise
     except Exception as error:
+        if device_failure(error) is not None:
+            raise
+        if "CUDA out of memory" in str(error):  # as the interpreter of TorchScript tells it
+            raise torch.OutOfMemoryError(reason(error)) from error
         sizes = "x".join(map(str, images.shape))
         raise DataError(
             f"{file} fails on images of {sizes} ({reason(error)}); if their sizes "

@@ -37,7 +37,7 @@ from ensdistill.stages.networks.folders import (
     read_description,
     require_no_code,
 )
-from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.foreign import device_failure, reason
 from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
@@ -243,6 +243,8 @@ class FrozenNetwork:
         except (EnsdistillError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if (text := device_failure(error)) is not None:
+                raise DataError(text) from error
             if asks_for_layout(error):
                 raise DataError(f"the network fails ({reason(error)}). {LAYOUT_ADVICE}") from error
             one = ", if it takes one image at a time, `runtime: {batch_size: 1}`"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ensdistill.data.pictures import STEPS, read_image
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.networks.foreign import blaming_device
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.frozen import FrozenNetwork
@@ -203,6 +204,7 @@ def _launch(
     return launched
 
 
+@blaming_device()
 def _run(network: FrozenNetwork, batch: list[_Decoded], want: Want, clock: Clock) -> _Launched:
     times = None
     if network.device.type == "cuda":
@@ -255,6 +257,7 @@ def _given(certainty: Tensor | None) -> Tensor:
     return certainty
 
 
+@blaming_device()
 def _finish(
     network: FrozenNetwork, launched: list[_Launched], clock: Clock
 ) -> list[tuple[npt.NDArray[Any], ...]]:

@@ -32,7 +32,7 @@ from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
-from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason
 from ensdistill.stages.networks.frozen import (
     LAYOUT_ADVICE,
     FrozenNetwork,
@@ -229,7 +229,8 @@ class Training:
                 saves = done % self.local.checkpoint_every == 0 or done == steps
                 watches = watch is not None and (done % watch["every"] == 0 or done == steps)
                 if logs or saves or watches:
-                    self._require_finite(done)
+                    with blaming_device(f"{self.order.node}: by step {done} "):
+                        self._require_finite(done)
                 if logs:
                     self.log.window(done, rate)
                 if watches:
@@ -259,6 +260,8 @@ class Training:
                 "`batch_size` or `crop`, or raise `accumulate`, which takes a batch in parts"
             ) from error
         except Exception as error:
+            if (text := device_failure(error)) is not None:
+                raise DataError(f"{self.order.node}: at step {done} {text}") from error
             advice = f". {LAYOUT_ADVICE}" if asks_for_layout(error) else ""
             raise DataError(
                 f"{self.order.node}.network: {_name(self.recipe, self.local)} fails at step {done} "

@@ -68,6 +68,18 @@ def test_want_of_memory_says_what_to_lower(student):
     )
 
 
+def test_an_error_of_a_gpu_is_not_blamed_on_the_step_that_hears_of_it(student):
+    text, _ = student("self.seen == 1", 'RuntimeError("CUDA error: an illegal access\\nSearch")')
+    assert text.startswith("DataError: student: at step 2 the GPU reports an error (CUDA error: an")
+    assert "CUDA_LAUNCH_BLOCKING=1" in text
+
+
+def test_nor_is_one_that_a_watched_split_meets(student):
+    error = 'RuntimeError("CUDA error: an illegal access\\nSearch")'
+    text, _ = student("not self.training and self.seen", error, watch="val", watch_every=2)
+    assert text.startswith("DataError: student.watch: the GPU reports an error (CUDA error: an")
+
+
 def test_what_the_system_refuses_is_said_as_everywhere(student):
     text, _ = student("self.seen == 1", 'OSError(5, "Input/output error", "a.txt")')
     assert text == "OSError: [Errno 5] Input/output error: 'a.txt'"
