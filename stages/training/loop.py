@@ -2,7 +2,7 @@
 
 All randomness is a function of seed, step and sample number. A run killed at any step and resumed
 from its last checkpoint therefore equals the uninterrupted one bit for bit (same machine, CPU,
-same number of threads and ranks).
+same number of threads and ranks; on a GPU where torch is told to use deterministic algorithms).
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ class Training:
         self.progress = progress
         self.folder = folder
         self.device = own_device(pick_device(local.device))
-        torch.backends.cudnn.benchmark = True  # crops are all of one size
+        # Crops are all of one size, so a search pays. What is fastest differs from time to time.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.ranks: Ranks = meet(self.device) if ranks is None else ranks
         self.preprocessing = Preprocessing.from_settings(
             _own_normalisation(local.network),
