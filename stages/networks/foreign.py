@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.answers import joined
 
-_OF_DEVICE: Final = ("CUDA error", "cuDNN error", "HIP error")
+_OF_DEVICE: Final = re.compile("(CUDA|cuDNN|HIP) error.*")
 _FULL: Final = ("out of memory", "ALLOC_FAILED")
 
 
@@ -35,18 +36,18 @@ def device_failure(error: Exception) -> str | None:
 
     A GPU reports late: what torch was doing when it heard of it may be something else altogether.
     """
-    first, *_ = str(error).splitlines() or [""]
-    if isinstance(error, torch.OutOfMemoryError) or not first.startswith(_OF_DEVICE):
+    found = _OF_DEVICE.search(str(error))  # a thread that hears of it says something before
+    if isinstance(error, torch.OutOfMemoryError) or found is None:
         return None
-    if any(word in first for word in _FULL):
+    if any(word in found[0] for word in _FULL):
         return (
-            f"the GPU has no memory left ({first}), perhaps for another process's sake, which "
+            f"the GPU has no memory left ({found[0]}), perhaps for another process's sake, which "
             "`nvidia-smi` shows; make room there, or lower `batch_size`"
         )
     return (
-        f"the GPU reports an error ({first}), of this step or of an earlier one. `ensdistill -v` "
-        "with the environment variable CUDA_LAUNCH_BLOCKING=1 shows where; an index out of range, "
-        "which is the usual cause, is named on the CPU: `runtime: {device: cpu}`"
+        f"the GPU reports an error ({found[0]}), of this step or of an earlier one. With the "
+        "environment variable CUDA_LAUNCH_BLOCKING=1, `ensdistill -v` shows where; an index out "
+        "of range, which is the usual cause, is named on the CPU: `runtime: {device: cpu}`"
     )
 
 

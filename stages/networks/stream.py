@@ -164,6 +164,7 @@ def stream(
         pool.shutdown(cancel_futures=True)
 
 
+@blaming_device()  # for memory that it reads
 def _decode(network: FrozenNetwork, request: Request) -> _Decoded:
     photograph = read_image(request.image, request.sha256)
     height, width, _ = photograph.shape

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ensdistill.pipeline.errors import EnsdistillError
-from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.foreign import device_failure, reason
 from ensdistill.stages.parallel import no_interrupt, portable
 from ensdistill.stages.training.samples import Sample
 from ensdistill.stages.warned import are_heard, speak_alone
@@ -83,7 +83,8 @@ def load_batches(
         with started.heard_alone():
             while (found := _next(batches)) is not None:
                 if isinstance(found, _LostError):
-                    raise EnsdistillError(f"{name}: {started.fate(str(found))}")
+                    why = found.of_gpu or started.fate(str(found))
+                    raise EnsdistillError(f"{name}: {why}")
                 if isinstance(found, Exception):
                     raise _told(name, found)
                 yield found
@@ -92,7 +93,17 @@ def load_batches(
 
 
 class _LostError(Exception):
-    """No samples arrive any more."""
+    """No samples arrive any more.
+
+    Attributes
+    ----------
+    of_gpu : str or None
+        What a GPU reports: it is heard of where samples are laid ready for it.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(reason(error))
+        self.of_gpu = device_failure(error)
 
 
 def _next(batches: Iterator[Any]) -> Sample | Exception | None:
@@ -100,7 +111,7 @@ def _next(batches: Iterator[Any]) -> Sample | Exception | None:
     try:
         found: Sample | Exception | None = next(batches, None)
     except Exception as error:
-        return _LostError(reason(error))
+        return _LostError(error)
     return found
 
 

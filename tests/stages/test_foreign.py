@@ -50,6 +50,7 @@ ASSERTED = (
     [
         (ASSERTED, ("(CUDA error: device-side assert triggered)", "CUDA_LAUNCH_BLOCKING=1")),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", ("FAILED)", "`runtime: {device: cpu}`")),
+        ("Caught an error in thread 1\nE: CUDA error: lost", ("(CUDA error: lost), of this",)),
         ("CUDA error: out of memory\nSearch for", ("out of memory)", "`nvidia-smi`")),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`", ("`nvidia-smi`",)),
     ],

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.stages.training import loading
 from ensdistill.stages.training.loading import load_batches
 from ensdistill.stages.training.samples import Batches, Sample
 
@@ -207,3 +208,13 @@ def test_the_second_that_cannot_be_started_is_told(monkeypatch, capfd):
     with pytest.raises(EnsdistillError, match="Cannot allocate memory"):
         next(load())
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "of_gpu"), [("CUDA error: lost", True), ("no room", False)])
+def test_what_a_gpu_reports_is_heard_of_where_samples_are_laid_ready(said, of_gpu):
+    def batches():
+        raise RuntimeError(f"Caught an error in a thread that pins\n{said}")
+        yield
+
+    lost = loading._next(batches())
+    assert (lost.of_gpu is not None) == of_gpu
