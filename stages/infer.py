@@ -17,6 +17,7 @@ import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.pictures import Decoder, UInt8
+from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
 from ensdistill.pipeline.node import Job, Work
@@ -69,20 +70,21 @@ def run_network(job: Job) -> dict[str, Any]:
     job.start("images")
     if not maps.missing:
         return _summary(job)
-    to_target = np.full(256, IGNORE_INDEX, np.uint8)
+    to_target = np.full(256, UNWRITTEN, np.uint8)  # which no class is called
+    to_target[IGNORE_INDEX] = IGNORE_INDEX
     for own, goal in local.to_target.items():
         to_target[own] = goal
-    legal = np.isin(np.arange(256), [*local.to_target, IGNORE_INDEX])
     missing = {place.id: place for place in maps.missing}
 
     def write(image_id: str, labels: UInt8) -> None:
-        if not legal[labels].all():
+        found = to_target.take(labels)
+        if (found == UNWRITTEN).any():
             raise DataError(
                 f"{image_id}: the network's output is an id that is neither one of its "
                 f"{len(local.to_target.keys() - {IGNORE_INDEX})} declared classes nor "
                 f"{IGNORE_INDEX}"
             )
-        maps.journal(missing[image_id], maps.write(missing[image_id], to_target[labels]))
+        maps.journal(missing[image_id], maps.write(missing[image_id], found))
         job.progress.advance()
 
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
