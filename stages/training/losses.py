@@ -85,8 +85,7 @@ class PixelLoss:
         counts = torch.bincount(flat, minlength=IGNORE_INDEX + 1)[:classes].double()
         mass = counts
         if weights is not None:
-            mass = torch.bincount(flat, weights.flatten().double(), minlength=IGNORE_INDEX + 1)
-            mass = mass[:classes] / _PERCENT
+            mass = _sums(flat, weights.flatten())[:classes] / _PERCENT
         counts, mass = self._total(torch.stack([counts, mass]))
         one = torch.ones_like(self.absence)
         small = torch.where(counts < _SMALL * images, self._balance * one, one)
@@ -150,3 +149,13 @@ class PixelLoss:
             # what is ignored has lost nothing, and must not be chosen for want of others
             out.view(-1)[torch.where(counts, loss, -1).flatten().topk(number).indices] = 1
         return chosen
+
+
+def _sums(labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of the uint8 weights of each of 256 labels, (256,) float64."""
+    values = IGNORE_INDEX + 1
+    if not torch.are_deterministic_algorithms_enabled():
+        return torch.bincount(labels, weights.double(), minlength=values)
+    # with weights, torch refuses it on a GPU, though sums of whole numbers know no order
+    pairs = torch.bincount(values * labels + weights, minlength=values**2).view(values, values)
+    return (pairs * torch.arange(values, device=labels.device)).sum(dim=1).double()

@@ -16,6 +16,7 @@ from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.stream import Clock, Request
 from ensdistill.stages.networks.students import build_student
+from ensdistill.stages.training.losses import PixelLoss
 
 on_cuda = [
     pytest.mark.gpu,
@@ -280,6 +281,24 @@ def test_a_killed_training_ends_in_the_same_bits(fused, device, network):
     done = train_apart(fused)
     assert done.returncode == 0, done.stderr
     assert trained(fused) == expected
+
+
+@pytest.mark.parametrize("hard", [1.0, 0.5])
+def test_weighted_pixels_are_summed_where_all_is_to_be_deterministic(device, hard):
+    labels = torch.randint(0, 4, (2, 32, 48), device=device)
+    weights = torch.randint(0, 101, labels.shape, dtype=torch.uint8, device=device)
+    logits = torch.randn(2, 4, 8, 12, device=device, requires_grad=True)
+    found = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            loss_of = PixelLoss(4, 7.0, 5.0, hard, torch.device(device))
+            loss_of.begin(labels, weights, len(labels))
+            part = loss_of.part(logits, labels, weights)
+            found.append((*torch.autograd.grad(part, logits), loss_of.end()[0]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 # --- what a GPU reports ----------------------------------------------------------------------

@@ -259,6 +259,18 @@ def test_pixel_weights_are_those_of_the_mean():
     torch.testing.assert_close(found, expected.detach())
 
 
+def test_pixel_weights_are_summed_alike_where_torch_is_told_to_be_deterministic():
+    logits, labels = logits_and_labels()
+    weights = torch.randint(0, 101, labels.shape, dtype=torch.uint8)
+    expected = step(PixelLoss(4, 7.0, 5.0, 0.5, CPU), logits, labels, weights)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = step(PixelLoss(4, 7.0, 5.0, 0.5, CPU), logits, labels, weights)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_mobilenet_has_torch_momentum_and_a_head():
     network = build_student("mobilenetv2-deeplabv3plus", 5, None, seed=0)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
