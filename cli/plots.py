@@ -24,7 +24,9 @@ _COLUMNS: Final = 3  # of panels
 
 
 def ablation(found: Mapping[str, Any], path: Path) -> None:
-    """Draw what bad teachers cost, and each composition beside its best member, in mIoU present.
+    """Draw what bad teachers cost, what each gives, and compositions beside their best members.
+
+    In mIoU present.
 
     Parameters
     ----------
@@ -33,9 +35,10 @@ def ablation(found: Mapping[str, Any], path: Path) -> None:
     path : Path
         The PNG file, left alone if it is this chart already.
     """
-    figure = _figure(11, 4.8)
-    left, right = figure.subplots(1, 2)
+    figure = _figure(16, 4.8)
+    left, middle, right = figure.subplots(1, 3)
     _losses(left, found["present"]["robustness"])
+    _gains(middle, found["present"]["leave_one_out"]["teachers"])
     _compositions(right, found["present"]["flexibility"]["compositions"])
     figure.suptitle(f"Which teachers help, on {found['split']}")
     _save(figure, path)
@@ -88,6 +91,24 @@ def _losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="bad teachers", ylabel="loss of mIoU present, points", title="Robustness")
     axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+
+
+def _gains(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(
+        xlabel="mIoU present that it gives, points", ylabel="teacher", title="Without one teacher"
+    )
+    if not rows:
+        axes.text(0.5, 0.5, "fewer than four teachers", ha="center", transform=axes.transAxes)
+        return
+    for method, (colour, marker) in reversed(_METHODS.items()):  # the label model on top
+        gives = [_or_nan(row["gives"][method]) for row in rows]
+        axes.plot(gives, range(len(rows)), marker, color=colour, label=method)
+    names = [escaped(row["teacher"]) for row in rows]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
     axes.legend()
 
 

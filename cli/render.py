@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
@@ -24,6 +24,7 @@ from ensdistill.stages.tables import (
     method_label,
     notes,
     overlap_note,
+    rivals_note,
     score_label,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ensdistill.pipeline.repair import Repair
     from ensdistill.pipeline.runner import Report
 
+_ABLATED: Final = ("label-model", "majority")
 _STYLES = {
     State.FRESH: "green",
     State.PARTIAL: "yellow",
@@ -394,6 +396,9 @@ def scores(results: Mapping[str, Any]) -> None:
     print_table(table)
     if note := overlap_note(results):
         echo(f"{results['split']}: {note}")
+    model = results["label_model"]
+    if model is not None and model["because"] is not None:
+        echo(f"label model: {model['because']}: the majority of the votes counts instead")
     absent = [c for c in results["classes"] if c not in shown]
     if absent and shown:
         echo(f"not in the ground truth, nor predicted where it is labelled: {', '.join(absent)}")
@@ -404,7 +409,6 @@ def scores(results: Mapping[str, Any]) -> None:
         )
     for note in notes(results):
         echo(note)
-    _margins(results)
 
 
 def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
@@ -431,7 +435,7 @@ def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> 
 
 
 def ablation(found: Mapping[str, Any]) -> None:
-    """Print what bad teachers cost, and which compositions beat their best member.
+    """Print what bad teachers cost, what real ones give, and which compositions beat their best.
 
     Parameters
     ----------
@@ -439,7 +443,8 @@ def ablation(found: Mapping[str, Any]) -> None:
         The content of ``ablation.json``.
     """
     split, present = found["split"], len(found["classes_present"])
-    rows = [*found["robustness"], *found["flexibility"]["compositions"]]
+    rows = [*found["robustness"], *found["leave_one_out"]["teachers"]]
+    rows += found["flexibility"]["compositions"]
     counts = {n for row in rows for n in row["classes"].values() if n is not None}
     _ablated(found, split, "mIoU", present)
     if counts == {present}:
@@ -455,43 +460,80 @@ def ablation(found: Mapping[str, Any]) -> None:
 
 
 def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> None:
-    """Print both tables by one score.
+    """Print all tables by one score.
 
     Rows may say over how many ``classes`` their means are; else they are over those `present`.
     """
-    methods = ("label-model", "majority")
-    title = f"bad teachers, {score} on {split} in percent"
+    _spoilt(found["robustness"], f"bad teachers, {score} on {split} in percent", score, present)
+    echo(rivals_note(found["beside"]))
+    echo()
+    _left_out(found["leave_one_out"], score, present)
+    echo()
+    _composed(found["flexibility"], score, present)
+
+
+def _spoilt(rows: Sequence[Mapping[str, Any]], title: str, score: str, present: int) -> None:
+    """Print what each further bad teacher costs."""
     table = Table(title=title)
     table.add_column("bad", justify="right")
     for column in ("the last of them", "made from"):
         table.add_column(column)
-    for column in (f"its {score}", *methods, *(f"{m} loses" for m in methods)):
+    for column in (f"its {score}", *_ABLATED, *(f"{m} loses" for m in _ABLATED)):
         table.add_column(column, justify="right")
-    for row in found["robustness"]:
+    for row in rows:
         texts = [Text(row[key] or "-") for key in ("added", "of")]
-        losses = [_number(row["loss"][m]) for m in methods]
-        table.add_row(str(row["bad"]), *texts, *_over(row, ("miou", *methods), present), *losses)
+        losses = [_number(row["loss"][m]) for m in _ABLATED]
+        table.add_row(str(row["bad"]), *texts, *_over(row, ("miou", *_ABLATED), present), *losses)
     print_table(table)
-    compositions = found["flexibility"]["compositions"]
-    if not compositions:
+
+
+def _left_out(found: Mapping[str, Any], score: str, present: int) -> None:
+    """Print what each real teacher gives, and which gives least."""
+    rows = found["teachers"]
+    if not rows:
+        echo("none is left out: of fewer than four teachers fewer than three would be left")
+        return
+    table = Table(title=f"without one of the teachers, {score}, what gives most first")
+    table.add_column("without")
+    columns = [
+        f"its {score}",
+        *(f"{m} without" for m in _ABLATED),
+        *(f"gives {m}" for m in _ABLATED),
+    ]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in sorted(rows, key=lambda r: r["gives"][_ABLATED[0]] or 0, reverse=True):
+        gives = [_signed(row["gives"][m]) for m in _ABLATED]
+        table.add_row(Text(row["teacher"]), *_over(row, ("miou", *_ABLATED), present), *gives)
+    print_table(table)
+    for m in _ABLATED:
+        teacher, gives = found["weakest"][m]["teacher"], found["weakest"][m]["gives"]
+        verb = "costs" if gives < 0 else "gives"
+        echo(f"the weakest real teacher of {m}, {teacher}, {verb} it {abs(gives):.2f} {score}")
+
+
+def _composed(found: Mapping[str, Any], score: str, present: int) -> None:
+    """Print every composition, and how often they are no worse than what is beside them."""
+    rows = found["compositions"]
+    if not rows:
         echo("compositions are of at least three teachers: there are none")
         return
-    echo()
-    title = f"compositions, {score}, label model's best first"
-    table = Table(title=title)
+    table = Table(title=f"compositions, {score}, label model's best first")
     table.add_column("teachers")
-    for column in (*methods, "best member's"):
+    for column in (*_ABLATED, "best member's"):
         table.add_column(column, justify="right")
     table.add_column("best member")
-    for row in sorted(compositions, key=lambda r: r["label-model"] or 0, reverse=True):
-        numbers = _over(row, (*methods, "best_miou"), present)
+    for row in sorted(rows, key=lambda r: r["label-model"] or 0, reverse=True):
+        numbers = _over(row, (*_ABLATED, "best_miou"), present)
         table.add_row(Text(", ".join(row["teachers"])), *numbers, Text(row["best"]))
     print_table(table)
-    for m in methods:
-        share, margin = found["flexibility"][m], found["flexibility"]["margin"][m]
+    on_majority = found["on_majority"]
+    told = [(m, "the best member", found[m], found["margin"][m]) for m in _ABLATED]
+    told.append((_ABLATED[0], "majority", on_majority["share"], on_majority["margin"]))
+    for m, other, share, margin in told:
         echo(
-            f"{m} is at or above the best member in {100 * share:.0f} % of {len(compositions)} "
-            f"compositions, by {margin:+.2f} {score} on average"
+            f"{m} is at or above {other} in {100 * share:.0f} % of {len(rows)} compositions, by "
+            f"{margin:+.2f} {score} on average"
         )
 
 
@@ -583,7 +625,7 @@ def _with_deltas(values: Sequence[float | None], deltas: Sequence[float | None])
     yield _number(values[0], 2)
     for value, delta in zip(values[1:], deltas[1:], strict=True):
         yield _number(value, 2)
-        yield "-" if delta is None else f"{delta:+.2f}"
+        yield _signed(delta)
 
 
 def _spent(cost: Mapping[str, Any] | None) -> str:
@@ -593,30 +635,12 @@ def _spent(cost: Mapping[str, Any] | None) -> str:
     return f"{cost['seconds']:.1f}{images}"
 
 
-def _margins(results: Mapping[str, Any]) -> None:
-    """Print what the fusion gains over the best teacher, over majority and over the oracle policy.
-
-    In mIoU present, as mIoU may be over different classes.
-    """
-    own = results["fusion"]
-    by_name, teachers = (
-        {m["name"]: m["miou_present"] for m in results["methods"] if m["kind"] == kind}
-        for kind in ("fusion", "teacher")
-    )
-    scored = [*by_name.values(), *teachers.values()]
-    if own == "majority" or own not in by_name or None in scored:
-        return
-    best = max(teachers, key=lambda t: teachers[t])
-    for text, other in (
-        (f"best teacher ({best})", teachers[best]),
-        ("majority", by_name["majority"]),
-        ("oracle policy", by_name["channel-oracle"]),
-    ):
-        echo(f"{own} against {text}: {by_name[own] - other:+.2f} mIoU present")
-
-
 def _number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _percent(value: float | None) -> str:

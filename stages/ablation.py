@@ -1,4 +1,4 @@
-"""`ablation`: what bad teachers cost, and which teachers together beat the best of them.
+"""`ablation`: what bad teachers cost, what each real one gives, which beat the best of them.
 
 The robustness and the flexibility of Chao, Cheng, Lee (CVPR Workshops 2021, Tables 2 and 3), for
 the label model and majority voting, scored by ground truth as `truth` decoded it.
@@ -27,6 +27,7 @@ from ensdistill.stages.compositions import (
     compositions,
     crowds,
     wanted,
+    without_one,
 )
 from ensdistill.stages.evaluation import require_labelled
 from ensdistill.stages.functional.fusion import majority
@@ -37,6 +38,7 @@ from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.labelmodel import IMAGES, spread
 from ensdistill.stages.parallel import for_each
+from ensdistill.stages.rivals import rivals
 
 SHARE: Final = 0.4
 """The part of the segments that the teacher `segments` has wrong."""
@@ -85,7 +87,7 @@ class _Teachers:
 
 @dataclass(frozen=True)
 class _Counting:
-    """Counts the votes in a training image."""
+    """Counts the votes in an image to fit to."""
 
     teachers: _Teachers
 
@@ -168,16 +170,17 @@ class _Making:
         self.job = job
         self.local: Local = job.work.local
         self.size = len(self.local.classes)
-        self.train, self.split = (
+        train, self.split = (
             [LabelMaps(job.inputs[role]) for role in sorted(job.inputs) if role.startswith(kind)]
             for kind in ("train", "split")
         )
-        self.constant = int(np.argmax(np.sum([m.shares() for m in self.train], axis=0)))
-        self.images = spread(sorted(self.train[0]), IMAGES)
+        self.fitted = train or self.split
+        self.constant = int(np.argmax(np.sum([m.shares() for m in self.fitted], axis=0)))
+        self.images = spread(sorted(self.fitted[0]), IMAGES)
         self.truth = LabelMaps(job.inputs["truth"])
         self.labelled = [[m.find(i) for m in (self.truth, *self.split)] for i in self.truth]
         ids = [item.id for item in job.work.items]
-        self.names = ids[: len(self.train)]
+        self.names = ids[: len(self.split)]
         self.ids = dict(zip(wanted(len(self.names)), ids, strict=True))
 
     def run(self) -> None:
@@ -202,7 +205,7 @@ class _Making:
         made_from = (self.names[0], self.local.classes.classes[self.constant], worst)
         return {
             "images": len(self.labelled),
-            "train_images": len(self.images),
+            "fitted_images": len(self.images),
             **_told(self.names, scores, made_from),
         }
 
@@ -220,12 +223,12 @@ class _Making:
         return _Teachers(tuple(m.reader for m in maps), self.size, self.constant, bad)
 
     def _count(self, *, bad: bool) -> Votes:
-        """Count the votes in the training images, with those of bad teachers or without."""
+        """Count the votes in the images to fit to, with those of bad teachers or without."""
         votes: dict[str, Votes] = {}
-        self.job.progress.start(len(self.images), 0, "training images")
+        self.job.progress.start(len(self.images), 0, "images to fit to")
         for_each(
-            [[m.find(image_id) for m in self.train] for image_id in self.images],
-            _Counting(self._teachers(self.train, bad=bad)),
+            [[m.find(image_id) for m in self.fitted] for image_id in self.images],
+            _Counting(self._teachers(self.fitted, bad=bad)),
             lambda stored, found: votes.update({stored[0].id: found}),
             workers=self.local.workers,
             progress=self.job.progress,
@@ -300,34 +303,59 @@ def with_present(
     Returns
     -------
     dict
-        The result, and in each of its rows ``classes``: the key of each mIoU to how many classes it
-        is over. ``classes_present``: those that occur in the ground truth. ``present``: teachers,
-        robustness and flexibility by the mean over these, which is over the same for all.
+        The result, and what follows from its items (see `_shown`). In each row ``classes``: the key
+        of each mIoU to how many classes it is over. ``classes_present``: those that occur in the
+        ground truth. ``present``: all again by the mean over these, which is over the same for all.
     """
     names = list(result["teachers"])
     made_from = [row["of"] for row in result["robustness"][1:]]
     confmats = _confmats(names, records)
     there = np.flatnonzero(present(confmats[0,][0])).tolist()
-    counts = _measured(confmats, lambda confmat: np.isfinite(iou(confmat)).sum())
-
-    def over(members: Members, key: str, alone: int | None) -> dict[str, int | None]:
-        found = dict(zip(METHODS, counts[members].tolist(), strict=True))
-        return found | {key: None if alone is None else int(counts[alone,][0])}
-
-    alone = [None, *_bad(names, made_from)]
-    crowded = zip(result["robustness"], crowds(len(names)), alone, strict=True)
-    flexibility = result["flexibility"]
-    composed = zip(flexibility["compositions"], compositions(len(names)), strict=True)
-    rows = [
-        row | {"classes": over(members, "best_miou", names.index(row["best"]))}
-        for row, members in composed
-    ]
+    found = _shown(names, _measured(confmats, _miou), made_from, "miou")
+    over_present = _measured(confmats, lambda confmat: _miou(confmat, there))
     return {
         **result,
-        "robustness": [row | {"classes": over(m, "miou", bad)} for row, m, bad in crowded],
-        "flexibility": {**flexibility, "compositions": rows},
+        **_with_classes(names, found, confmats, made_from),
         "classes_present": [classes[c] for c in there],
-        "present": _told(names, _measured(confmats, lambda c: _miou(c, there)), made_from),
+        "present": _shown(names, over_present, made_from, "miou_present"),
+    }
+
+
+def _with_classes(
+    names: Sequence[str],
+    found: Mapping[str, Any],
+    confmats: Mapping[Members, Int64],
+    made_from: Sequence[str],
+) -> dict[str, Any]:
+    """Return what is shown, and in each row over how many ``classes`` its means are."""
+    counts = _measured(confmats, lambda confmat: np.isfinite(iou(confmat)).sum())
+
+    def over(
+        rows: Sequence[Mapping[str, Any]],
+        composed: Sequence[Members],
+        key: str,
+        alone: Sequence[int | None],
+    ) -> list[dict[str, Any]]:
+        told = []
+        for row, members, one in zip(rows, composed, alone, strict=True):
+            of = dict(zip(METHODS, counts[members].tolist(), strict=True))
+            of[key] = None if one is None else int(counts[one,][0])
+            told.append({**row, "classes": of})
+        return told
+
+    size = len(names)
+    flexibility, left_out = found["flexibility"], found["leave_one_out"]
+    rows = flexibility["compositions"]
+    best = [names.index(row["best"]) for row in rows]
+    bad = [None, *_bad(names, made_from)]
+    rest = without_one(size)
+    return {
+        **found,
+        "robustness": over(found["robustness"], crowds(size), "miou", bad),
+        "leave_one_out": left_out
+        | {"teachers": over(left_out["teachers"], rest, "miou", range(len(rest)))},
+        "flexibility": flexibility
+        | {"compositions": over(rows, compositions(size), "best_miou", best)},
     }
 
 
@@ -378,6 +406,74 @@ def _told(
         "robustness": _robustness(spoilt, made_from, alone[_bad(names, made_from)]),
         "flexibility": _flexibility(names, alone, scores),
     }
+
+
+def _shown(
+    names: Sequence[str], scores: Mapping[Members, Float64], made_from: Sequence[str], score: str
+) -> dict[str, Any]:
+    """Return what `_told` says and what follows from it, which is not kept.
+
+    Parameters
+    ----------
+    names, scores, made_from
+        See `_told`.
+    score : str
+        The key of what the scores are, ``miou`` or ``miou_present``.
+
+    Returns
+    -------
+    dict
+        Also ``beside`` (see `rivals.rivals`) of the label model of all teachers,
+        ``leave_one_out``, and in ``flexibility`` also ``on_majority``.
+    """
+    told = _told(names, scores, made_from)
+    return told | {
+        "beside": rivals(METHODS[0], score, told["robustness"][0], told["teachers"]),
+        "leave_one_out": _leave_one_out(names, scores),
+        "flexibility": told["flexibility"] | {"on_majority": _on_majority(scores, len(names))},
+    }
+
+
+def _leave_one_out(names: Sequence[str], scores: Mapping[Members, Float64]) -> dict[str, Any]:
+    """Return what each teacher gives: the score of all, less that of all others.
+
+    Returns
+    -------
+    dict
+        ``teachers``: a row each with its own ``miou``, the scores by method without it, and what it
+        ``gives``, negative where it costs. ``weakest``: by method the one that gives least, None
+        where there are no rows.
+    """
+    rest = without_one(len(names))
+    if not rest:
+        return {"teachers": [], "weakest": dict.fromkeys(METHODS)}
+    without = np.array([scores[members] for members in rest])
+    gives = scores[tuple(range(len(names)))] - without
+    weakest = zip(METHODS, gives.argmin(axis=0).tolist(), gives.min(axis=0), strict=True)
+    return {
+        "teachers": [
+            {
+                "teacher": name,
+                "miou": _number(scores[t,][0]),
+                **_by_method(without[t]),
+                "gives": _by_method(gives[t]),
+            }
+            for t, name in enumerate(names)
+        ],
+        "weakest": {m: {"teacher": names[t], "gives": _number(v)} for m, t, v in weakest},
+    }
+
+
+def _on_majority(scores: Mapping[Members, Float64], teachers: int) -> dict[str, float | None]:
+    """Return in which share of compositions the label model is no worse than majority.
+
+    And by how much it is better on average; both None where there are no compositions.
+    """
+    composed = np.array([scores[members] for members in compositions(teachers)])
+    if not composed.size:
+        return {"share": None, "margin": None}
+    gained = composed[:, 0] - composed[:, 1]
+    return {"share": float((gained >= 0).mean()), "margin": _number(gained.mean())}
 
 
 def _robustness(

@@ -30,6 +30,17 @@ def compositions(teachers: int) -> list[Members]:
     return [members for size in sizes for members in combinations(range(teachers), size)]
 
 
+def without_one(teachers: int) -> list[Members]:
+    """Return all of so many teachers but the first, but the second, and so on.
+
+    Each is a composition; there is none where fewer than `LEAST` would be left.
+    """
+    if teachers <= LEAST:
+        return []
+    everyone = range(teachers)
+    return [tuple(t for t in everyone if t != left_out) for left_out in everyone]
+
+
 def crowds(teachers: int) -> list[Members]:
     """Return all of so many teachers without bad ones, with the first bad one, and so on."""
     return [tuple(range(teachers + bad)) for bad in range(len(BAD) + 1)]
@@ -41,25 +52,28 @@ def wanted(teachers: int) -> list[Members]:
     return list(dict.fromkeys([*alone, *compositions(teachers), *crowds(teachers)]))
 
 
-def as_items(names: Sequence[str]) -> list[Item]:
-    """Return what is `wanted` of teachers as items that read ``truth``, ``train00``, ``split00``...
+def as_items(names: Sequence[str], *, train: bool = False) -> list[Item]:
+    """Return what is `wanted` of teachers as items that read ``truth`` and ``split00``...
 
     Parameters
     ----------
     names : sequence of str
         The teachers, sorted. They are the first ids; the others are names joined by commas.
+    train : bool
+        Whether label models are fitted to ``train00``..., and not to what is fused.
     """
-    return [_item(members, names) for members in wanted(len(names))]
+    return [_item(members, names, train) for members in wanted(len(names))]
 
 
-def _item(members: Members, names: Sequence[str]) -> Item:
+def _item(members: Members, names: Sequence[str], train: bool) -> Item:
     bad = [member for member in members if member >= len(names)]
     read = range(len(names)) if bad else members
     told = {member: BAD[member - len(names)] for member in bad}
     places = {member: str(k) for k, member in enumerate(read)} | told
     called = {**dict(enumerate(names)), **{member: f"({kind})" for member, kind in told.items()}}
     # the votes in training images decide nothing of a teacher alone
-    kinds = ("split",) if not bad and len(members) == 1 else ("split", "train")
+    alone = not bad and len(members) == 1
+    kinds = ("split", "train") if train and not alone else ("split",)
     return Item(
         ",".join(called[member] for member in members),
         {"members": ",".join(places[member] for member in members)},

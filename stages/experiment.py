@@ -566,6 +566,12 @@ class Fusion(Section):
         return window
 
 
+class LabelModel(Section):
+    """What the label model is fitted to: the training images, or the split that is fused."""
+
+    fit: Literal["train", "fused"] = "fused"
+
+
 class Runtime(Section):
     """How the work is done. Recorded in manifests, never part of a fingerprint."""
 
@@ -608,6 +614,7 @@ class Config(Section):
     probe: Probe = Probe()
     policy: Policy = Policy()
     fusion: Fusion = Fusion()
+    label_model: LabelModel = LabelModel()
     student: Student = Student()
     runtime: Runtime = Runtime()
 

@@ -65,11 +65,12 @@ class _Certain(Foreign):
 class _Modelled(Foreign):
     images: Count
     weights: list[float]
-    prior: list[float]
+    prior: Numbers
     confusions: list[Numbers]
     reliability: Annotated[list[list[float | None]], AfterValidator(_rectangular)]
     rounds: Count
     converged: bool
+    fallback: str | None
 
 
 class _Policy(Foreign):
@@ -120,7 +121,7 @@ class _Flexibility(Foreign):
 
 class _Ablated(Foreign):
     images: Count
-    train_images: Count
+    fitted_images: Count
     teachers: dict[str, float | None]
     robustness: list[_Spoilt]
     flexibility: _Flexibility

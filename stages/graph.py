@@ -1,6 +1,7 @@
 """The whole graph on one screen: which node is made from what, and what enters its fingerprint.
 
-By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student`. As in the paper:
+By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student` (a labelled split has a
+label model of its own, unless `fit: train`). As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
 `student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
 and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`;
@@ -49,14 +50,14 @@ VERSIONS: Mapping[str, int] = {
     "soft-maps": 1,
     "probe": 2,
     "certainty": 1,
-    "label-model": 1,
+    "label-model": 2,
     "policy": 1,
     "fusion": 1,
-    "weights": 1,
+    "weights": 2,
     "student": 2,
     "truth": 1,
     "evaluation": 1,
-    "ablation": 1,
+    "ablation": 2,
 }
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
@@ -553,26 +554,32 @@ class _Graph:
             self.command("channel"),
         )
 
-    def label_model(self, names: list[str]) -> Node:
+    def label_model(self, names: list[str], split: str = TRAIN) -> Node:
         """How far each teacher is to be trusted with each class, from all teachers' labels."""
-        maps = {f"teacher{k:02}": infer_id(t) for k, t in enumerate(names)}
+        maps = {f"teacher{k:02}": infer_id(t, split) for k, t in enumerate(names)}
+        own = self.experiment.config.fusion.method == "label-model"
 
         def plan(upstream: Upstream) -> Work:
             return Work(
                 {"classes": list(self.experiment.classes.classes)},
                 uses=maps,
-                local=self.local(TRAIN, upstream),
+                local=self.local(split, upstream),
             )
 
         return self.node(
+            f"label-model{_at(split)}",
             "label-model",
-            "label-model",
-            "labels",
+            "labels" if split == TRAIN else f"labels-{split}",
             list(maps.values()),
             plan,
             "labelmodel:run",
-            self.command("label-model"),
+            self.command("label-model") if split == TRAIN else "evaluate" if own else _ALL_FUSIONS,
         )
+
+    def model_id(self, split: str) -> str:
+        """Return the node of the label model that a split is fused by."""
+        own = self.experiment.config.label_model.fit == "fused"
+        return f"label-model{_at(split if own else TRAIN)}"
 
     def policy(self, names: list[str], by: str | None = None) -> Node:
         """The policy pi: class to teacher (paper, section 3.2); `by` names another strategy."""
@@ -639,7 +646,8 @@ class _Graph:
             "channel-oracle": f"policy[oracle]{_at(split)}",
             "channel-reliability": _BY_RELIABILITY,
         }.get(method, "policy")
-        needs = {"majority": [], "label-model": ["label-model"]}.get(method, [policy])
+        model = self.model_id(split)
+        needs = {"majority": [], "label-model": [model]}.get(method, [policy])
         maps = {t: infer_id(t, split) for t in names}
 
         def plan(upstream: Upstream) -> Work:
@@ -650,7 +658,7 @@ class _Graph:
                     {"method": method, "classes": list(classes)},
                     # by name, for ties and for the model's teachers: the order is part of it
                     uses={f"teacher{k:02}": maps[t] for k, t in enumerate(names)}
-                    | ({"model": "label-model"} if needs else {}),
+                    | ({"model": model} if needs else {}),
                     items=items,
                     local=local,
                     item_bytes=self.label_bytes(split),
@@ -781,6 +789,9 @@ class _Graph:
         if names:
             nodes.append(self.oracle(split, names))
         fused = [s.name for s in found if s.kind == "fusion"]
+        by_model = all_fusions or "label-model" in fused
+        if by_model and names and self.model_id(split) != self.model_id(TRAIN):
+            nodes.append(self.label_model(names, split))
         nodes += [self.fusion(names, split, method, "evaluate") for method in fused]
         nodes.append(self.infer_trained("student", "student", exp.config.student, split))
         nodes.append(self.scores(split, found))
@@ -831,9 +842,10 @@ class _Graph:
         return found
 
     def scored_fusion(self, method: str, split: str) -> Scored:
-        """Return a fusion as it is scored: majority and the oracle need nothing made before."""
+        """Return a fusion as it is scored: of label maps alone it needs nothing made before."""
+        model = self.model_id(split)
         needs = {
-            "label-model": "label-model",
+            "label-model": model if model == self.model_id(TRAIN) else None,
             "channel": "policy",
             "channel-reliability": _BY_RELIABILITY,
         }.get(method)
@@ -868,9 +880,10 @@ class _Graph:
     def ablation(self, split: str) -> Node:
         """What bad teachers cost, and which teachers together beat the best of them."""
         exp = self.experiment
-        names = [t.name for t in exp.teachers]
-        uses = {f"train{k:02}": infer_id(t) for k, t in enumerate(names)}
-        uses |= {f"split{k:02}": infer_id(t, split) for k, t in enumerate(names)}
+        names, fit = [t.name for t in exp.teachers], exp.config.label_model.fit
+        uses = {f"split{k:02}": infer_id(t, split) for k, t in enumerate(names)}
+        if fit == "train":
+            uses |= {f"train{k:02}": infer_id(t) for k, t in enumerate(names)}
         uses["truth"] = truth_id(split)
 
         def plan(upstream: Upstream) -> Work:
@@ -879,9 +892,10 @@ class _Graph:
                     "classes": list(exp.classes.classes),
                     # whose arithmetic it uses without reading what they publish
                     "versions": {s: VERSIONS[s] for s in ("label-model", "fusion", "evaluation")},
+                    "fit": fit,
                 },
                 uses=uses,
-                items=as_items(names),
+                items=as_items(names, train=fit == "train"),
                 local=self.local(split, upstream),
                 item_bytes=lambda: _BYTES_PER_CONFUSION * len(exp.classes) ** 2,
             )

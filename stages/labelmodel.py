@@ -44,7 +44,7 @@ class _Counting:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Count the votes in the training images and fit the model to them.
+    """Count the votes in the images of a split and fit the model to them.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def run(job: Job) -> dict[str, Any]:
     if (every.patterns == IGNORE_INDEX).all():
         raise DataError(f"{job.node.id}: no teacher labels any pixel of {len(ids)} images")
     model, met = fit(every, len(local.classes)), opinions(every, len(local.classes))
-    if not model.converged:
-        job.progress.message(f"the label model did not settle in {model.rounds} rounds")
+    if model.fallback is not None:
+        job.progress.message(f"{job.node.id}: {model.fallback}: the majority of the votes counts")
     if (doubt := doubts.of_model(len(maps), met)) is not None:
         job.progress.message(f"{job.node.id}: {doubt}")
     return {"images": len(ids), "opinions": met, **_to_json(model)}
@@ -88,6 +88,7 @@ def read_model(result: Mapping[str, Any]) -> LabelModel:
         reliability=np.array(result["reliability"], float),  # None is NaN
         rounds=result["rounds"],
         converged=result["converged"],
+        fallback=result["fallback"],
     )
 
 
@@ -105,4 +106,5 @@ def _to_json(model: LabelModel) -> dict[str, Any]:
         "reliability": reliability,
         "rounds": model.rounds,
         "converged": model.converged,
+        "fallback": model.fallback,
     }

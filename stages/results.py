@@ -23,6 +23,7 @@ from ensdistill.stages.graph import (
     uncovered,
 )
 from ensdistill.stages.outputs import RESULTS, Output, write_fixed
+from ensdistill.stages.rivals import rivals
 
 _DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
@@ -113,6 +114,7 @@ def results(
         that is in the ground truth or in the method's own prediction, which are ``miou_classes``
         many and may be others for another method; and ``miou_present``: the mean over
         ``classes_present``, those that are in the ground truth, the same for every method.
+        ``beside``: what majority and the best teacher have of the latter (see `rivals.rivals`).
     """
     classes = list(experiment.classes.classes)
     found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
@@ -139,6 +141,7 @@ def results(
         "subsets": {name: list(members) for name, members in experiment.classes.subsets.items()},
         "fusion": experiment.config.fusion.method,
         "methods": methods,
+        "beside": _beside(experiment.config.fusion.method, methods),
         "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
         "student_selected_on": student.watch if student.keep == "best" else None,
         "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
@@ -147,11 +150,33 @@ def results(
         "certainty": sure,
         "reliability": reliable,
         "doubt": doubt(decisions),
+        "label_model": _rule(experiment, split, made),
         "suspicions": _of_truth(split, found, classes),
         "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
         "seconds": {n: manifest.seconds for n, manifest in made.items()},
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
     }
+
+
+def _rule(
+    experiment: Experiment, split: str, made: Mapping[str, Manifest]
+) -> dict[str, Any] | None:
+    """Return what the label model of a split is fitted to, and why it is none; None without one."""
+    fit = experiment.config.label_model.fit
+    model = made.get(f"label-model@{split}" if fit == "fused" else "label-model")
+    if model is None:
+        return None
+    fallback = model.result["fallback"]
+    return {"fit": fit, "rule": "majority" if fallback else "label-model", "because": fallback}
+
+
+def _beside(own: str, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what stands beside the experiment's own fusion, None where that is not scored."""
+    fusions, teachers = (
+        {m["name"]: m["miou_present"] for m in methods if m["kind"] == kind}
+        for kind in ("fusion", "teacher")
+    )
+    return rivals(own, "miou_present", fusions, teachers)
 
 
 def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "missing",
     "notes",
     "overlap_note",
+    "rivals_note",
     "score_label",
     "to_csv",
     "to_json",
@@ -215,8 +216,29 @@ def overlap_note(results: Mapping[str, Any]) -> str:
     return " and ".join(f"{n} of its images are also in {split}" for split, n in shared.items())
 
 
+def rivals_note(beside: Mapping[str, Any]) -> str:
+    """Return a fusion's score, and how far it is above majority and the best teacher.
+
+    Parameters
+    ----------
+    beside : mapping
+        See `rivals.rivals`.
+    """
+    method, value, score = beside["method"], beside["value"], score_label(beside["score"])
+    told = []
+    for key, name in (("majority", "majority"), ("teacher", "the best teacher")):
+        if (of := beside[key]) is not None:
+            called = f"{of['name']}, " if "name" in of else ""
+            told.append(f"{of['difference']:+.1f} on {name} ({called}{of['value']:.1f})")
+    return f"{method} {value:.1f} {score}: {', '.join(told)}"
+
+
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know: over which classes the means are, and what is missing."""
+    """Return what a reader must know.
+
+    What majority and the best teacher would have given, over which classes the means are, and what
+    is missing.
+    """
     split, methods, present = (results[key] for key in ("split", "methods", "classes_present"))
     if not present:
         found = [f"no pixel of the ground truth of {split} is labelled: nothing is scored"]
@@ -233,6 +255,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"mIoU present is over the {len(present)} classes in the ground truth of {split}; mIoU "
             f"counts as 0 what a method predicts beside them: {', '.join(told)}"
         ]
+    if results["beside"] is not None:
+        found.insert(0, rivals_note(results["beside"]))
     found += [f"warning: {text}" for text in results["suspicions"]]
     found += missing(results["not_scored"])
     fused = [m["name"] for m in methods if m["kind"] == "fusion"]

@@ -82,6 +82,7 @@ def one_pixel_further(self, path, *more):
 
 READ = pictures.Decoder.read
 SCORES = FrozenNetwork._scores
+ALIKE = labelmodel._alike
 CHANGES = {
     "predictions one pixel further": ("infer", pictures.Decoder, "read", one_pixel_further),
     "a network's least likely class": (
@@ -140,8 +141,14 @@ CHANGES = {
         "mean_iou",
         lambda values, *some: mean_iou(np.nan_to_num(values), *some),
     ),
-    "a general teacher that is less often right": ("label-model", labelmodel, "RIGHT", 0.5),
-    "more of the global prior": ("weights", labelmodel, "HELD", 1.0),
+    "shared errors that temper less": (
+        "label-model",
+        labelmodel,
+        "_alike",
+        lambda *given: ALIKE(*given) / 2,
+    ),
+    "less of the band's prior": ("fusion", labelmodel, "HELD", 0.1),
+    "a model that is less sure": ("weights", labelmodel, "ODDS", (0.1, 0.5, 3.0, 0.995)),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 

@@ -28,9 +28,10 @@ def command(
     The label model and majority voting fuse the split's label maps by every composition of at
     least three teachers, and by all teachers with up to three bad ones added: a copy of the first
     teacher with 40 % of its segments relabelled, one that sees the most frequent class everywhere,
-    and a copy of the worst teacher. No network is trained. With T teachers there are about 2 to
-    the power of T compositions, each kept as soon as a few of them are done: one more teacher asks
-    only for those with it.
+    and a copy of the worst teacher. Of four teachers or more it says what each gives: the score of
+    all, less that of all others; negative where it costs. No network is trained. With T teachers
+    there are about 2 to the power of T compositions, each kept as soon as a few of them are done:
+    one more teacher asks only for those with it.
 
     Tables and a chart are also kept as ablation.json and ablation.png in the workspace.
 

@@ -17,6 +17,7 @@ Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
 _SILENT: Final = np.uint8(IGNORE_INDEX)
+_TIE: Final = 1e-9  # of sums of weights, whose last digits hang on the order
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -272,6 +273,21 @@ def sum_shares(
 
 
 @jit
+def sum_all_shares(
+    starts: Int64,
+    places: Int32,
+    pixels: Int64,
+    candidates: UInt8,
+    shares: Float64,
+    mass: Float64,
+) -> None:
+    """Add to (cells, C) the pixels of each class in all cells, as `sum_shares` does in one."""
+    for i in range(len(starts) - 1):
+        begin, end = starts[i], starts[i + 1]
+        sum_shares(places[begin:end], pixels[begin:end], candidates, shares, mass[i])
+
+
+@jit
 def expect(
     places: Int32,
     pixels: Int64,
@@ -291,17 +307,16 @@ def expect(
     candidates, likelihood
         (P, T) of `list_candidates` and `weigh`.
     prior
-        (C,) of all images.
+        (C,) of the band.
     held
         How much of `prior` there is in the cell's, as a fraction of the cell's pixels.
     mass
         (C,) in and out: the pixels of each class in the cell.
     posterior
-        (R, T) out.
+        (R, T) out, of the candidates; as it was where the cell has no mass.
     """
     total = mass.sum()
     if total == 0.0:
-        posterior[: len(places)] = 0.0
         return 0.0
     before = (mass / total + held * prior) / (1.0 + held)
     mass[:] = 0.0
@@ -311,8 +326,7 @@ def expect(
         for j in range(candidates.shape[1]):
             c = candidates[m, j]
             if c == _SILENT:
-                posterior[r, j] = 0.0
-                continue
+                break
             posterior[r, j] = likelihood[m, j] * before[c]
             scale += posterior[r, j]
         for j in range(candidates.shape[1]):
@@ -328,6 +342,7 @@ def expect(
 @jit
 def expect_all(
     starts: Int64,
+    bands: UInt8,
     places: Int32,
     pixels: Int64,
     candidates: UInt8,
@@ -339,25 +354,30 @@ def expect_all(
 ) -> None:
     """Make one E step in all cells; `found` (P, T) gets the pixels of each candidate.
 
-    Cell i has the rows `starts[i]` to `starts[i + 1]` and (C,) `mass[i]`.
+    Cell i has the rows `starts[i]` to `starts[i + 1]`, (C,) `mass[i]` and `prior[bands[i]]`.
     """
     posterior = np.empty((np.diff(starts).max(), candidates.shape[1]))
     found[:] = 0.0
     for i in range(len(starts) - 1):
         begin, end = starts[i], starts[i + 1]
+        if not mass[i].any():  # nobody who is heard votes here
+            continue
         expect(
             places[begin:end],
             pixels[begin:end],
             candidates,
             likelihood,
-            prior,
+            prior[bands[i]],
             held,
             mass[i],
             posterior,
         )
         for r in range(begin, end):
+            m = places[r]
             for j in range(candidates.shape[1]):
-                found[places[r], j] += pixels[r] * posterior[r - begin, j]
+                if candidates[m, j] == _SILENT:
+                    break
+                found[m, j] += pixels[r] * posterior[r - begin, j]
 
 
 @jit
@@ -374,62 +394,73 @@ def count_votes(patterns: UInt8, candidates: UInt8, found: Float64, counts: Floa
 
 
 @jit
-def _plurality(votes: UInt8, candidates: UInt8, weights: Float64, without: int, too: int) -> int:
-    """The label with the most weight among all teachers but two; -1 without a vote."""
-    best, most = -1, 0.0
-    for j in range(len(votes)):
-        if candidates[j] == _SILENT:
-            break
-        total = 0.0
-        for u in range(len(votes)):
-            if u not in (without, too) and votes[u] == candidates[j]:
-                total += weights[u]
-        if total > most:
-            best, most = int(candidates[j]), total
-    return best
-
-
-@jit
 def count_deviations(
     patterns: UInt8, candidates: UInt8, pixels: Float64, weights: Float64, labelled: Float64
 ) -> Any:
     """Return how often t deviates from the rest, and s alike, each label of t weighing the same.
 
     `labelled` is (T, 256): the pixels of each label. Both results are (T, T), by t and s; the rest
-    is all but these two.
+    is the label with the most weight among all but these two, the first of several.
     """
     teachers = patterns.shape[1]
     deviations, alike = np.zeros((teachers, teachers)), np.zeros((teachers, teachers))
+    said = np.empty(teachers)
+    place = np.empty(teachers, np.int64)
     for m in range(len(patterns)):
         if candidates[m, 1] == _SILENT:
             continue
+        known = 0
+        while known < teachers and candidates[m, known] != _SILENT:
+            said[known] = 0.0
+            known += 1
+        for t in range(teachers):
+            place[t] = -1
+            for j in range(known):
+                if patterns[m, t] == candidates[m, j]:
+                    place[t] = j
+                    said[j] += weights[t]
         for t in range(teachers):
             for s in range(t):
-                rest = _plurality(patterns[m], candidates[m], weights, t, s)
+                if place[t] < 0 and place[s] < 0:
+                    continue
+                rest, most = -1, 0.0
+                for j in range(known):
+                    others = said[j]
+                    if place[t] == j:
+                        others -= weights[t]
+                    if place[s] == j:
+                        others -= weights[s]
+                    if others > most + _TIE:
+                        rest, most = j, others
                 if rest < 0:
                     continue
-                same = patterns[m, t] == patterns[m, s]
                 for one, other in ((t, s), (s, t)):
-                    vote = patterns[m, one]
-                    if vote != _SILENT and vote != rest:
-                        weight = pixels[m] / labelled[one, vote]
+                    if place[one] >= 0 and place[one] != rest:
+                        weight = pixels[m] / labelled[one, patterns[m, one]]
                         deviations[one, other] += weight
-                        alike[one, other] += weight * same
+                        alike[one, other] += weight * (place[t] == place[s])
     return deviations, alike
 
 
 @jit
 def compare_with_others(
-    patterns: UInt8, candidates: UInt8, pixels: Float64, weights: Float64, confmats: Float64
+    patterns: UInt8, candidates: UInt8, pixels: Float64, confmats: Float64
 ) -> None:
-    """Add to (T, C, C + 1) each teacher's labels by the plurality of the others.
-
-    `weights` is (T, T): by teacher, what the vote of each other one weighs to it.
+    """Add to (T, C, C + 1) each teacher's labels by what most of the others say, the first of
+    several.
     """
     teachers, silent = patterns.shape[1], confmats.shape[2] - 1
     for m in range(len(patterns)):
         for t in range(teachers):
-            others = _plurality(patterns[m], candidates[m], weights[t], t, t)
+            others, most = -1, 0
+            for j in range(teachers):
+                if candidates[m, j] == _SILENT:
+                    break
+                votes = 0
+                for s in range(teachers):
+                    votes += s != t and patterns[m, s] == candidates[m, j]
+                if votes > most:
+                    others, most = int(candidates[m, j]), votes
             if others >= 0:
                 vote = patterns[m, t]
                 confmats[t, others, silent if vote == _SILENT else vote] += pixels[m]
@@ -438,6 +469,7 @@ def compare_with_others(
 @jit
 def settle(
     starts: Int64,
+    bands: UInt8,
     places: Int32,
     pixels: Int64,
     candidates: UInt8,
@@ -449,21 +481,24 @@ def settle(
     rounds: int,
     priors: Float64,
 ) -> None:
-    """Find the prior of each cell: `priors` (cells, C) out; the rest as in `expect`."""
-    mass = np.empty(len(prior))
+    """Find the prior of each cell: `priors` (cells, C) out; the rest as in `expect_all`."""
+    mass = np.empty(prior.shape[1])
     posterior = np.empty((np.diff(starts).max(), candidates.shape[1]))
     for i in range(len(starts) - 1):
         here, counted = places[starts[i] : starts[i + 1]], pixels[starts[i] : starts[i + 1]]
         mass[:] = 0.0
         sum_shares(here, counted, candidates, shares, mass)
         for _ in range(rounds):
-            change = expect(here, counted, candidates, likelihood, prior, held, mass, posterior)
+            change = expect(
+                here, counted, candidates, likelihood, prior[bands[i]], held, mass, posterior
+            )
             if change < tolerance:
                 break
         total = mass.sum()
-        for c in range(len(prior)):
-            own = mass[c] / total if total > 0.0 else prior[c]
-            priors[i, c] = (own + held * prior[c]) / (1.0 + held)
+        for c in range(len(mass)):
+            general = prior[bands[i], c]
+            own = mass[c] / total if total > 0.0 else general
+            priors[i, c] = (own + held * general) / (1.0 + held)
 
 
 @jit
@@ -565,10 +600,56 @@ def write_labels(
 
 
 @jit
+def calibrate(share: float, voters: int, unanimous: bool, odds: Float64) -> float:
+    """How often a candidate with such a share of the posterior is right.
+
+    `odds` is (4,), see `labelmodel.ODDS`.
+    """
+    share = min(max(share, 1.0 - odds[3]), odds[3])
+    right = odds[0] * np.sqrt(voters) * (share / (1.0 - share)) ** odds[1]
+    if unanimous:
+        right *= odds[2]
+    return float(right / (1.0 + right))
+
+
+@jit
+def count_voters(patterns: UInt8, m: int, weights: Float64) -> int:
+    """How many teachers who are heard vote in a pattern."""
+    voters = 0
+    for t in range(len(weights)):
+        voters += weights[t] > 0.0 and patterns[m, t] != _SILENT
+    return voters
+
+
+@jit
+def calibrate_all(
+    patterns: UInt8,
+    candidates: UInt8,
+    weights: Float64,
+    odds: Float64,
+    found: Float64,
+    right: Float64,
+) -> None:
+    """Write to (P, T) the pixels of which a candidate is right, from those that have it."""
+    for m in range(len(patterns)):
+        total = found[m].sum()
+        voters = count_voters(patterns, m, weights)
+        right[m] = 0.0
+        for j in range(patterns.shape[1]):
+            if candidates[m, j] == _SILENT or total == 0.0:
+                break
+            alone = j == 0 and (patterns.shape[1] == 1 or candidates[m, 1] == _SILENT)
+            right[m, j] = total * calibrate(found[m, j] / total, voters, alone, odds)
+
+
+@jit
 def write_posterior(
     runs: Int32,
     n_runs: int,
+    patterns: UInt8,
     candidates: UInt8,
+    weights: Float64,
+    odds: Float64,
     likelihood: Float64,
     priors: Float64,
     step: int,
@@ -582,6 +663,10 @@ def write_posterior(
     ----------
     runs, n_runs, candidates, likelihood, priors, step
         As in `write_labels`.
+    patterns, weights
+        (P, T) and (T,), for how many voices there are.
+    odds
+        As in `calibrate`.
     fused
         (H, W), of any method.
     percent
@@ -596,6 +681,7 @@ def write_posterior(
         y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
         several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
         found[0] = total = 1.0  # of the one label that was given
+        voters = count_voters(patterns, m, weights)
         above = (y + 0.5) / height * rows
         while begin < end:
             stop = end
@@ -610,7 +696,8 @@ def write_posterior(
                 sure = 0
                 for j in range(candidates.shape[1]):
                     if candidates[m, j] == label and label != _SILENT:
-                        sure = int(100.0 * found[j] / total + 0.5)
+                        share = calibrate(found[j] / total, voters, not several, odds)
+                        sure = int(100.0 * share + 0.5)
                 percent[y, first:begin] = sure
                 counts[0, label] += begin - first
                 counts[1, label] += sure * (begin - first)

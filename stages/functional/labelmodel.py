@@ -8,22 +8,25 @@ what the teachers mean, where errors are shared and classes are rare:
 
 - *Candidates.* The class of a pixel is one of the labels that it was given (as in learning from
   candidate labels; Cour, Sapp, Taskar, 2011). Without it hidden classes wander off.
-- *A regional prior*, as in the local STAPLE of Commowick, Akhondi-Asl, Warfield (2012): the classes
-  of a cell of `GRID` rows of the image have a prior of their own, which goes over from the middle
-  of one cell to that of the next.
-- *Weights.* Teachers share their errors, so that their votes are tempered: p ~ theta ** weight. The
-  weights are those of the best linear unbiased combination of estimates with correlated errors,
-  R^-1 1, times each teacher's agreement with the others. What is alike in both is counted once.
-  Who agrees less than `HEARD` times as well as the best is not heard: a teacher who knows nothing
-  would make his label a candidate everywhere.
-- *Shrinkage* of theta to a teacher who is right with probability `RIGHT` and else labels as often
-  as it does elsewhere.
+- *A prior by place.* What is at the top of an image is seldom what is at its bottom: each of
+  `BANDS` bands has a prior of its own, over all images. And the classes of a cell of a band, about
+  square, have one that holds to its band's, as in the local STAPLE of Commowick, Akhondi-Asl,
+  Warfield (2012); it goes over from the middle of one cell to that of the next.
+- *Tempering.* Teachers share their errors, so that their votes say less than independent ones:
+  p ~ theta ** weight. Estimates that correlate by r are worth 1 / (1 + (T - 1) r) each; for r
+  stands how often two teachers deviate alike from the others. Its mean tempers all votes to the
+  same degree, as whoever contradicts a wrong plurality deviates alike, too: by teacher it would
+  punish the good ones. Copies only are counted by teacher, as one.
+- *Quality.* A first fit hears every teacher by that alone, a second one also by the square root of
+  what the first found of him: the mean IoU of his labels with the model's classes. Who agrees less
+  than `HEARD` times as well with the others as the best does is not heard at all: a teacher who
+  knows nothing would make his label a candidate everywhere.
 
-The constants were chosen on generated cities (see stages/DESIGN.md).
+The constants were chosen on three kinds of worlds together (see stages/DESIGN.md).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -44,31 +47,32 @@ __all__ = [
     "join",
     "opinions",
     "posterior",
-    "vote_weights",
     "warm_up",
 ]
 
-GRID: Final = 4
+BANDS: Final = 6
 """Rows of cells of an image."""
-HELD: Final = 1 / 8
-"""How much of the global prior there is in a cell's, as a fraction of the cell's pixels."""
-SHRINKAGE: Final = 0.35
-"""The part of a confusion matrix that is the general teacher's."""
-RIGHT: Final = 0.75
-"""How often the general teacher is right."""
-TOLERANCE: Final = 1e-4
+HELD: Final = 3
+"""How much of its band's prior there is in a cell's, as a multiple of the cell's pixels."""
+COPY: Final = 8
+"""The power of two teachers' alikeness by which a vote counts as a copy of the other."""
+TOLERANCE: Final = 1e-3
 """EM ends when no probability of a confusion matrix changes by more."""
 ROUNDS: Final = 200
 """The most rounds of EM."""
-LEAST_WEIGHT: Final = 0.02
-"""What a teacher weighs at least that is heard, before its agreement counts."""
+FIRST: Final = 7
+"""The rounds of the first fit, of which only each teacher's quality is wanted."""
 HEARD: Final = 0.1
+"""The part of the best teacher's agreement with the others below which one is not heard."""
+ODDS: Final = (0.22, 0.5, 3.0, 0.995)
+"""The odds that a candidate is right: ODDS[0] times the root of the number of voices, times the
+odds of its share of the posterior (at most ODDS[3]) to the power of ODDS[1], times ODDS[2] where
+nobody contradicts it. EM is too sure of itself, as errors are shared."""
 COPIES: Final = 0.005
 """Who contradicts another on less of the pixels that both label has the same opinion."""
 
 _CELL_TOLERANCE: Final = 1e-3
 _CELL_ROUNDS: Final = 20
-_WEIGHT_ROUNDS: Final = 3
 _STEPS: Final = 8  # steps of the prior from one cell to the next
 _ROOM: Final = 1 << 15  # patterns of an image, at first
 
@@ -87,11 +91,14 @@ class Votes:
         (R,) int64, how many pixels of the cell they say it of.
     starts
         (cells + 1,) int64: cell i has the rows `starts[i]` to `starts[i + 1]`.
+    bands
+        (cells,) uint8, which of the `BANDS` of its image a cell is in, from the top.
     """
 
     patterns: NDArray[np.uint8]
     pixels: NDArray[np.int64]
     starts: NDArray[np.int64]
+    bands: NDArray[np.uint8]
 
     def of(self, teachers: Sequence[int]) -> "Votes":
         """Return the votes of some teachers only, just as if no other had been counted."""
@@ -106,7 +113,7 @@ class Votes:
         rows = voting.merge(
             self.starts, places, self.pixels, np.full(known, -1), merged, pixels, starts
         )
-        return Votes(patterns[merged[:rows]], pixels[:rows].copy(), starts)
+        return Votes(patterns[merged[:rows]], pixels[:rows].copy(), starts, self.bands)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +127,16 @@ class LabelModel:
     confusions
         (T, C, C) float64 above 0, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
     prior
-        (C,) float64, the classes' shares of all images; sums to 1.
+        (BANDS, C) float64 above 0, the classes' shares of each band of all images; rows sum to 1.
     reliability
-        (T, C) float64, the IoU of each teacher's class with the model's; NaN where neither has it.
+        (T, C) float64, the IoU that is expected of each teacher's class; NaN where neither the
+        teacher nor the model has it. Closer in rank than in height.
     rounds
         How many rounds EM took.
     converged
         Whether EM ended of itself.
+    fallback
+        Why the majority of the votes counts instead; None where it does not.
     """
 
     weights: Float64
@@ -135,6 +145,7 @@ class LabelModel:
     reliability: Float64
     rounds: int = 0
     converged: bool = True
+    fallback: str | None = None
 
 
 def grid(height: int, width: int) -> NDArray[np.int64]:
@@ -165,7 +176,7 @@ def count(label_maps: NDArray[np.uint8], n_classes: int) -> Votes:
         If it is not (T, H, W), or a label is neither a class id nor 255.
     """
     image = _Image(label_maps, n_classes)
-    return Votes(image.patterns[image.places], image.pixels, image.starts)
+    return Votes(image.patterns[image.places], image.pixels, image.starts, image.bands)
 
 
 def join(votes: Sequence[Votes]) -> Votes:
@@ -176,6 +187,7 @@ def join(votes: Sequence[Votes]) -> Votes:
         np.concatenate([v.patterns for v in votes]),
         np.concatenate([v.pixels for v in votes]),
         np.append(np.concatenate(starts), ends[-1]),
+        np.concatenate([v.bands for v in votes]),
     )
 
 
@@ -194,43 +206,14 @@ def fit(votes: Votes, n_classes: int) -> LabelModel:
     ValueError
         If nobody votes at all.
     """
-    from ensdistill.stages.functional import _voting as voting
-
     table = _Table(votes, n_classes)
-    weights = _weights(table)
-    table.listen(weights > 0)
-    shares = np.empty(table.candidates.shape)
-    voting.share_votes(table.patterns, len(table.patterns), table.candidates, weights, shares)
-    found = shares * table.pixels[:, None]
-    mass = np.zeros((len(votes.starts) - 1, n_classes))
-    for i, (begin, end) in enumerate(zip(votes.starts[:-1], votes.starts[1:], strict=True)):
-        voting.sum_shares(
-            table.places[begin:end], votes.pixels[begin:end], table.candidates, shares, mass[i]
-        )
-    confusions = np.zeros((len(weights), n_classes, n_classes))
-    rounds, converged = 0, False
-    while rounds < ROUNDS and not converged:
-        counts, prior = _maximise(table, found)
-        before, confusions = confusions, _shrink(counts)
-        converged = bool(np.abs(confusions - before).max() < TOLERANCE)
-        voting.expect_all(
-            votes.starts,
-            table.places,
-            votes.pixels,
-            table.candidates,
-            _likelihood(table.patterns, table.candidates, weights, confusions),
-            prior,
-            HELD,
-            mass,
-            found,
-        )
-        rounds += 1
-    return LabelModel(weights, confusions, prior, _reliability(table, found), rounds, converged)
-
-
-def vote_weights(votes: Votes, n_classes: int) -> Float64:
-    """Return (T,) float64, how much each teacher's vote weighs: in [0, 1], little for a copy."""
-    return _weights(_Table(votes, n_classes))
+    tempered = _tempering(table)
+    table.listen(tempered > 0)
+    quality = _mean_reliability(_em(table, tempered, FIRST).reliability)
+    # equal teachers stay equal, whatever order their pixels were summed in: sums of votes tie
+    weights = tempered * np.sqrt(np.maximum(quality / quality.max(), HEARD)).round(12)
+    model = _em(table, weights, ROUNDS)
+    return replace(model, fallback=_fallback(table, model))
 
 
 def opinions(votes: Votes, n_classes: int) -> int:
@@ -276,6 +259,8 @@ def fuse(
 ) -> tuple[NDArray[np.uint8], FusionCounts]:
     """Give each pixel the likeliest of the labels that the teachers give it.
 
+    By a model with a `fallback` it is the label that most of them give it.
+
     Parameters
     ----------
     label_maps
@@ -300,11 +285,12 @@ def fuse(
     """
     from ensdistill.stages.functional import _voting as voting
 
-    n_classes = len(model.prior)
+    n_classes = model.prior.shape[1]
     settled = _settle(label_maps, model)
     fused = np.empty(label_maps.shape[1:], np.uint8)
     counts = np.zeros((4, 256), np.int64)
-    voting.write_labels(*settled, fused, counts)
+    runs, n_runs, _, candidates, likelihood, priors, step = settled
+    voting.write_labels(runs, n_runs, candidates, likelihood, priors, step, fused, counts)
     claimed, conflict, won, label = counts[:, :n_classes]
     return fused, FusionCounts(
         claimed=claimed,
@@ -357,14 +343,27 @@ def posterior(
     """
     from ensdistill.stages.functional import _voting as voting
 
-    n_classes = len(model.prior)
+    n_classes = model.prior.shape[1]
     settled = _settle(label_maps, model)
     check_form("fused", fused, ndim=2)
     if fused.shape != label_maps.shape[1:]:
         raise ValueError(f"fused is {fused.shape}, the label maps are {label_maps.shape[1:]}")
     percent = np.empty(fused.shape, np.uint8)
     counts = np.zeros((2, 256), np.int64)
-    voting.write_posterior(*settled, frozen(fused), percent, counts)
+    voting.write_posterior(
+        settled.runs,
+        settled.n_runs,
+        settled.patterns,
+        settled.candidates,
+        model.weights,
+        np.array(ODDS),
+        settled.likelihood,
+        settled.priors,
+        settled.step,
+        frozen(fused),
+        percent,
+        counts,
+    )
     check_highest("fused", int(np.flatnonzero(counts[0, :-1]).max(initial=-1)), n_classes)
     return percent, counts[0, :n_classes], counts[1, :n_classes]
 
@@ -372,7 +371,7 @@ def posterior(
 def warm_up() -> None:
     """Compile, or load, what `fuse` needs."""
     one = np.ones((1, 1, 1))
-    fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, one[0, 0], one[0]))
+    fuse(np.zeros((1, 1, 1), np.uint8), LabelModel(one[0, 0], one, np.ones((BANDS, 1)), one[0]))
 
 
 class _Settled(NamedTuple):
@@ -380,6 +379,7 @@ class _Settled(NamedTuple):
 
     runs: NDArray[np.int32]
     n_runs: int
+    patterns: NDArray[np.uint8]
     candidates: NDArray[np.uint8]
     likelihood: Float64
     priors: Float64
@@ -389,7 +389,7 @@ class _Settled(NamedTuple):
 def _settle(label_maps: NDArray[np.uint8], model: LabelModel) -> _Settled:
     from ensdistill.stages.functional import _voting as voting
 
-    n_classes = len(model.prior)
+    n_classes = model.prior.shape[1]
     check_form("label_maps", label_maps, ndim=3)
     if len(label_maps) != len(model.weights):
         raise ValueError(
@@ -401,27 +401,33 @@ def _settle(label_maps: NDArray[np.uint8], model: LabelModel) -> _Settled:
     voting.list_candidates(image.patterns, known, model.weights > 0, candidates)
     shares, likelihood = np.empty((2, *candidates.shape))
     voting.share_votes(image.patterns, known, candidates, model.weights, shares)
-    evidence = model.weights[:, None, None] * np.log(model.confusions)
-    voting.weigh(image.patterns, known, candidates, evidence, likelihood)
-    priors = np.empty((len(image.starts) - 1, n_classes))
-    voting.settle(
-        image.starts,
-        image.places,
-        image.pixels,
-        candidates,
-        shares,
-        likelihood,
-        model.prior,
-        HELD,
-        _CELL_TOLERANCE,
-        _CELL_ROUNDS,
-        priors,
-    )
+    priors = np.ones((len(image.bands), n_classes))
+    if model.fallback is not None:
+        heard = np.where(model.weights > 0, 1.0, 0.0)
+        voting.share_votes(image.patterns, known, candidates, heard, likelihood)
+    else:
+        evidence = model.weights[:, None, None] * np.log(model.confusions)
+        voting.weigh(image.patterns, known, candidates, evidence, likelihood)
+        voting.settle(
+            image.starts,
+            image.bands,
+            image.places,
+            image.pixels,
+            candidates,
+            shares,
+            likelihood,
+            model.prior,
+            HELD,
+            _CELL_TOLERANCE,
+            _CELL_ROUNDS,
+            priors,
+        )
     height, width = label_maps.shape[1:]
     rows, columns = _cells(height, width)
     return _Settled(
         image.runs,
         len(image.runs),
+        image.patterns,
         candidates,
         likelihood,
         priors.reshape(rows, columns, n_classes),
@@ -465,6 +471,8 @@ class _Image:
                 runs,
             )
             room *= 4
+        rows, columns = _cells(height, width)
+        self.bands = np.repeat(np.arange(rows) * BANDS // rows, columns).astype(np.uint8)
         self.patterns, self.runs = patterns[:known], runs[:n_runs]
         self.places, self.pixels = places[: self.starts[-1]], pixels[: self.starts[-1]]
 
@@ -479,7 +487,7 @@ class _Table:
         check_highest("votes", _highest(votes.patterns), n_classes)
         slots, epochs = _hash_table(len(votes.patterns))
         patterns = np.empty_like(votes.patterns)
-        self.n_classes = n_classes
+        self.votes, self.n_classes = votes, n_classes
         self.places = np.empty(len(votes.patterns), np.int32)
         known = voting.enrol(frozen(votes.patterns), epochs, slots, patterns, self.places)
         self.patterns = patterns[:known]
@@ -496,60 +504,111 @@ class _Table:
         voting.list_candidates(self.patterns, len(self.patterns), heard, self.candidates)
 
 
-def _weights(table: _Table) -> Float64:
-    """R^-1 1 times agreement; each estimate of both uses the weights of the one before."""
+def _fallback(table: _Table, model: LabelModel) -> str | None:
+    """Say why the evidence does not carry the model, if it does not.
+
+    Two teachers, one family or a single image do carry it: see stages/DESIGN.md for what the model
+    gains on majority there.
+    """
+    if (table.candidates[:, 1:] == IGNORE_INDEX).all():
+        return "no teacher contradicts another"
+    if not model.converged:
+        return f"the model did not settle in {model.rounds} rounds"
+    return None
+
+
+def _tempering(table: _Table) -> Float64:
+    """(T,) what a vote of each teacher is worth before its quality counts; 0 if it is not heard."""
     from ensdistill.stages.functional import _voting as voting
 
     teachers, n_classes = table.patterns.shape[1], table.n_classes
-    if teachers == 1:
-        return np.ones(1)
+    confmats = np.zeros((teachers, n_classes, n_classes + 1))
+    voting.compare_with_others(table.patterns, table.candidates, table.pixels, confmats)
+    agreement = np.array([mean_iou(iou(c)) for c in confmats.astype(np.int64)])
+    agreement = np.nan_to_num(agreement)
+    heard = agreement >= HEARD * agreement.max()
+    unique = np.ones(teachers)
+    for _ in range(2):
+        alike = _alike(table, unique)
+        copy = alike**COPY
+        unique = 1 / (1 + copy.sum(axis=1))
+        if unique.min() > 0.9:
+            break  # else what all but two say is asked anew, where copies count once
+    voices = unique * heard
+    shared = voices @ (alike * (1 - copy)) @ voices / voices.sum()
+    return np.asarray((voices / (1 + shared)).round(12))
+
+
+def _alike(table: _Table, weights: Float64) -> Float64:
+    """(T, T), the part of where t or s deviates from the others that both call the same; 0 to 1."""
+    from ensdistill.stages.functional import _voting as voting
+
+    teachers = table.patterns.shape[1]
+    if teachers < 3:  # nobody to compare two with
+        return np.zeros((teachers, teachers))
     labelled = np.stack([np.bincount(v, table.pixels, 256) for v in table.patterns.T]).astype(float)
-    weights = np.ones(teachers)
-    for _ in range(_WEIGHT_ROUNDS):
-        if teachers > 2:
-            deviations, alike = voting.count_deviations(
-                table.patterns, table.candidates, table.pixels, weights, labelled
-            )
-            shared = np.divide(alike, deviations, out=np.zeros_like(alike), where=deviations > 0)
-        else:  # nobody to compare two with
-            shared = np.full((2, 2), 0.5)
-        correlation = (shared + shared.T) / 2
-        np.fill_diagonal(correlation, 1.0)
-        heard = np.flatnonzero(weights)
-        among = correlation[np.ix_(heard, heard)] + 1e-3 * np.eye(len(heard))
-        solved = np.linalg.solve(among, np.ones(len(heard)))
-        weights[heard] = np.clip(solved, LEAST_WEIGHT, 1.0)
-        confmats = np.zeros((teachers, n_classes, n_classes + 1))
-        own = np.clip(weights * (1 - correlation), 0.0, None)
-        voting.compare_with_others(table.patterns, table.candidates, table.pixels, own, confmats)
-        agreement = np.array([mean_iou(iou(np.rint(c).astype(np.int64))) for c in confmats])
-        agreement = np.nan_to_num(agreement)
-        if agreement.max() > 0:
-            agreement = agreement / agreement.max()
-            weights = np.where(agreement < HEARD, 0.0, weights * agreement)
-        # equal teachers stay equal, whatever order they were solved in: sums of votes tie
-        weights = weights.round(12)
-    return weights
+    deviations, alike = voting.count_deviations(
+        table.patterns, table.candidates, table.pixels, weights, labelled
+    )
+    shared = np.divide(alike, deviations, out=np.zeros_like(alike), where=deviations > 0)
+    shared = (shared + shared.T) / 2
+    np.fill_diagonal(shared, 0.0)
+    return np.asarray(shared)
 
 
-def _maximise(table: _Table, found: Float64) -> tuple[Float64, Float64]:
-    """The M step: (T, C, C) counts of class and label, and the (C,) prior."""
+def _em(table: _Table, weights: Float64, most: int) -> LabelModel:
+    """Let EM run from the votes to where nothing changes, or for so many rounds."""
+    from ensdistill.stages.functional import _voting as voting
+
+    votes, n_classes = table.votes, table.n_classes
+    shares = np.empty(table.candidates.shape)
+    voting.share_votes(table.patterns, len(table.patterns), table.candidates, weights, shares)
+    found = shares * table.pixels[:, None]
+    mass = np.zeros((len(votes.bands), n_classes))
+    voting.sum_all_shares(votes.starts, table.places, votes.pixels, table.candidates, shares, mass)
+    confusions = np.zeros((len(weights), n_classes, n_classes))
+    rounds, converged = 0, False
+    while rounds < most and not converged:
+        before, confusions = confusions, _maximise(table, found)
+        converged = bool(np.abs(confusions - before).max() < TOLERANCE)
+        prior = _by_band(mass, votes.bands)
+        voting.expect_all(
+            votes.starts,
+            votes.bands,
+            table.places,
+            votes.pixels,
+            table.candidates,
+            _likelihood(table.patterns, table.candidates, weights, confusions),
+            prior,
+            HELD,
+            mass,
+            found,
+        )
+        rounds += 1
+    reliability = _reliability(table, weights, found)
+    return LabelModel(weights, confusions, prior, reliability, rounds, converged)
+
+
+def _maximise(table: _Table, found: Float64) -> Float64:
+    """The M step: (T, C, C) p(label | class)."""
+    counts = _count(table, found) + 1
+    return np.asarray(counts / counts.sum(axis=2, keepdims=True))
+
+
+def _by_band(mass: Float64, bands: NDArray[np.uint8]) -> Float64:
+    """(BANDS, C), the prior, from (cells, C) the pixels of each class."""
+    prior = np.ones((BANDS, mass.shape[1]))
+    np.add.at(prior, bands, mass)
+    return np.asarray(prior / prior.sum(axis=1, keepdims=True))
+
+
+def _count(table: _Table, found: Float64) -> Float64:
+    """(T, C, C), how many pixels of each class each teacher gave each label."""
     from ensdistill.stages.functional import _voting as voting
 
     counts = np.zeros((table.patterns.shape[1], table.n_classes, table.n_classes))
     voting.count_votes(table.patterns, table.candidates, found, counts)
-    of_class = np.bincount(table.candidates.ravel(), found.ravel(), 256)[: table.n_classes] + 1
-    return counts, of_class / of_class.sum()
-
-
-def _shrink(counts: Float64) -> Float64:
-    """(T, C, C) counts as probabilities, shrunk to the general teacher's."""
-    n_classes = counts.shape[1]
-    confusions = (counts + 1) / (counts + 1).sum(axis=2, keepdims=True)
-    labels = counts.sum(axis=1) + 1
-    general = (1 - RIGHT) * (labels / labels.sum(axis=1, keepdims=True))[:, None, :]
-    general = general + RIGHT * np.eye(n_classes)
-    return np.asarray((1 - SHRINKAGE) * confusions + SHRINKAGE * general)
+    return counts
 
 
 def _likelihood(
@@ -566,19 +625,28 @@ def _likelihood(
     return likelihood
 
 
-def _reliability(table: _Table, found: Float64) -> Float64:
-    """(T, C): the IoU of a teacher's label with the model's class, in expected pixels."""
-    counts, _ = _maximise(table, found)
-    hits = np.diagonal(counts, axis1=1, axis2=2)
+def _reliability(table: _Table, weights: Float64, found: Float64) -> Float64:
+    """(T, C): the IoU of a teacher's label with the class, in expected pixels."""
+    from ensdistill.stages.functional import _voting as voting
+
+    right = np.empty_like(found)
+    voting.calibrate_all(table.patterns, table.candidates, weights, np.array(ODDS), found, right)
+    hits = np.diagonal(_count(table, right), axis1=1, axis2=2)
     of_class = np.bincount(table.candidates.ravel(), found.ravel(), 256)[: table.n_classes]
-    union = of_class + counts.sum(axis=1) - hits
+    union = of_class + _count(table, found).sum(axis=1) - hits
     reliability = np.full(hits.shape, np.nan)
     np.divide(hits, union, out=reliability, where=union > 0)
     return reliability
 
 
+def _mean_reliability(reliability: Float64) -> Float64:
+    """(T,), over the classes that teacher or model knows; 0 for who knows none."""
+    known = ~np.isnan(reliability)
+    return np.asarray(np.where(known, reliability, 0).sum(1) / np.maximum(known.sum(1), 1))
+
+
 def _cells(height: int, width: int) -> tuple[int, int]:
-    rows = min(GRID, height)
+    rows = min(BANDS, height)
     return rows, min(max(1, round(rows * width / height)), width)
 
 

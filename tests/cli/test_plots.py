@@ -59,11 +59,13 @@ def test_ablation(tmp_path, compositions):
     ]
     none = {"label-model": None, "majority": None}
     bad = {"label-model": 0.1, "majority": 2.0}
+    one_out = [{"teacher": f"$_{k}", "gives": bad} for k in range(compositions)]
     present = {
         "robustness": [
             {"bad": 0, "added": None, "loss": none},
             {"bad": 1, "added": "segments", "loss": bad},
         ],
+        "leave_one_out": {"teachers": one_out},
         "flexibility": {"compositions": rows},
     }
     plots.ablation({"split": "val", "present": present}, tmp_path / "chart.png")

@@ -334,8 +334,9 @@ def _policy_numbers(folder):
 
 def _label_model_numbers(folder):
     result = rerun(folder, "label-model", LABEL_MODEL).result
-    near = {"prior": result["prior"], "weights": result["weights"]}
-    near |= {f"reliability {k}": row for k, row in enumerate(result["reliability"])}
+    near = {"weights": result["weights"]}
+    for rows in ("prior", "reliability"):
+        near |= {f"{rows} {k}": row for k, row in enumerate(result[rows])}
     return {"near": {n: {str(k): v for k, v in enumerate(vs)} for n, vs in near.items()}}
 
 

@@ -19,11 +19,12 @@ from ensdistill.data.toy import CLASSES
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.node import Work
 from ensdistill.stages import ablation, graph
-from ensdistill.stages.compositions import as_items, wanted
+from ensdistill.stages.compositions import as_items, compositions, wanted, without_one
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.functional.spoiling import relabel_segments
+from ensdistill.stages.tables import rivals_note
 
 TEACHERS = "abcd"
 
@@ -119,7 +120,7 @@ def present_in(world):
 def test_structure(ablated):
     world, found = ablated
     assert found["split"] == "val"
-    assert (found["images"], found["train_images"]) == (3, 5)
+    assert (found["images"], found["fitted_images"]) == (3, 3)
     assert list(found["teachers"]) == list(TEACHERS)
     assert [row["added"] for row in found["robustness"]] == [None, "segments", "constant", "copy"]
     assert [row["of"] for row in found["robustness"]] == [None, "a", "road", "d"]
@@ -151,7 +152,7 @@ def test_bad_teachers_are_what_they_say(ablated, bad):
     world, found = ablated
     row, size = found["robustness"][bad], len(TEACHERS) + bad
     assert row["bad"] == bad
-    votes = [labelmodel.count(maps[:size], 19) for maps in maps_of(world, "train").values()]
+    votes = [labelmodel.count(maps[:size], 19) for maps in maps_of(world, "val").values()]
     model = labelmodel.fit(labelmodel.join(votes), 19)
     expected = {
         "label-model": scores(world, lambda maps: labelmodel.fuse(maps[:size], model)[0]),
@@ -220,6 +221,99 @@ def test_shares_and_margins_follow_from_the_compositions(ablated):
         assert flexibility[method] == np.mean([g >= 0 for g in gains])
         assert flexibility["margin"][method] == pytest.approx(np.mean(gains))
     assert flexibility["compositions"][-1]["label-model"] == found["robustness"][0]["label-model"]
+
+
+def test_without_a_teacher_stands_what_the_composition_of_the_others_has(ablated):
+    _, whole = ablated
+    for found in (whole, whole["present"]):
+        by_members = {"".join(r["teachers"]): r for r in found["flexibility"]["compositions"]}
+        rows = found["leave_one_out"]["teachers"]
+        assert [row["teacher"] for row in rows] == list(TEACHERS)
+        for row in rows:
+            others = by_members[TEACHERS.replace(row["teacher"], "")]
+            assert row["miou"] == found["teachers"][row["teacher"]]
+            for m in ablation.METHODS:
+                assert row[m] == others[m]
+                assert row["gives"][m] == by_members[TEACHERS][m] - others[m]
+                if found is whole:
+                    assert row["classes"][m] == others["classes"][m]
+        for m in ablation.METHODS:
+            weakest = min(rows, key=lambda row, m=m: row["gives"][m])
+            told = {"teacher": weakest["teacher"], "gives": weakest["gives"][m]}
+            assert found["leave_one_out"]["weakest"][m] == told
+        gains = [r["label-model"] - r["majority"] for r in by_members.values()]
+        assert found["flexibility"]["on_majority"] == {
+            "share": np.mean([g >= 0 for g in gains]),
+            "margin": pytest.approx(np.mean(gains)),
+        }
+    bad = {row["added"]: row["classes"]["miou"] for row in whole["robustness"]}
+    assert whole["leave_one_out"]["teachers"][3]["classes"]["miou"] == bad["copy"]  # of d
+
+
+def test_what_a_teacher_gives_is_counted_by_hand():
+    names = ["one", "two", "three", "four"]
+    alone = {(0,): 50.0, (1,): 60.0, (2,): 55.0, (3,): 20.0, (4,): 1.0, (5,): 2.0}
+    scores = {members: np.array([miou, miou]) for members, miou in alone.items()}
+    scores |= {
+        (1, 2, 3): np.array([61.0, 52.0]),
+        (0, 2, 3): np.array([58.0, 50.0]),
+        (0, 1, 3): np.array([64.0, 55.0]),
+        (0, 1, 2): np.array([66.5, 67.0]),
+        (0, 1, 2, 3): np.array([66.0, 57.0]),
+        (0, 1, 2, 3, 4): np.array([65.0, 50.0]),
+        (0, 1, 2, 3, 4, 5): np.array([65.0, 49.0]),
+        (0, 1, 2, 3, 4, 5, 6): np.array([64.0, 48.0]),
+    }
+    found = ablation._shown(names, scores, ["one", "road", "four"], "miou")
+    rows = found["leave_one_out"]["teachers"]
+    assert [row["miou"] for row in rows] == [50.0, 60.0, 55.0, 20.0]
+    assert [row["label-model"] for row in rows] == [61.0, 58.0, 64.0, 66.5]
+    assert [row["gives"]["label-model"] for row in rows] == [5.0, 8.0, 2.0, -0.5]
+    assert [row["gives"]["majority"] for row in rows] == [5.0, 7.0, 2.0, -10.0]
+    assert found["leave_one_out"]["weakest"] == {
+        "label-model": {"teacher": "four", "gives": -0.5},
+        "majority": {"teacher": "four", "gives": -10.0},
+    }
+    # 9, 8, 9, -0.5 and 9 points in the compositions
+    assert found["flexibility"]["on_majority"] == {"share": 0.8, "margin": pytest.approx(6.9)}
+    assert found["beside"] == {
+        "method": "label-model",
+        "score": "miou",
+        "value": 66.0,
+        "majority": {"value": 57.0, "difference": 9.0},
+        "teacher": {"name": "two", "value": 60.0, "difference": 6.0},
+    }
+
+
+@pytest.mark.parametrize("teachers", range(1, 7))
+def test_whoever_is_left_out_the_others_are_a_composition(teachers):
+    found = without_one(teachers)
+    assert set(found) <= set(compositions(teachers))
+    everyone = set(range(teachers))
+    assert [everyone - set(members) for members in found] == [
+        {t} for t in range(teachers if teachers > 3 else 0)
+    ]
+
+
+def test_none_of_three_teachers_is_left_out(world):
+    world.add_teacher("c", lambda label: np.where(label == 13, 14, label))
+    text = world.call("ablate", "--upstream")
+    assert "none is left out: of fewer than four teachers" in text
+    assert "of 1 compositions" in text
+    found = in_json(world)
+    for part in (found, found["present"]):
+        none = {"label-model": None, "majority": None}
+        assert part["leave_one_out"] == {"teachers": [], "weakest": none}
+        assert part["flexibility"]["on_majority"]["share"] in (0.0, 1.0)
+
+
+def test_what_an_earlier_version_kept_is_told_as_well(again):
+    """All that is told of compositions follows from what is kept of them."""
+    found = in_json(again)
+    (made,) = (a.manifest.result for a in again.artifacts() if a.manifest.node == "ablation@val")
+    assert made.keys() == {"images", "fitted_images", "teachers", "robustness", "flexibility"}
+    assert made["flexibility"].keys() == {"compositions", "label-model", "majority", "margin"}
+    assert made["teachers"] == found["teachers"]
 
 
 def test_one_more_teacher_asks_only_for_compositions_with_it(again, made):
@@ -375,8 +469,15 @@ def test_it_is_made_once_and_is_no_garbage(ablated):
     assert len(files) == 2
     text = world.call("ablate")
     assert "nothing to do" in text
-    for words in ("segments", "majority loses", "best member", "of 5 compositions"):
-        assert words in text
+    words = ("segments", "majority loses", "best member", "of 5 compositions", "gives majority")
+    for told in (*words, "label-model is at or above majority in"):
+        assert told in text
+    found = in_json(world)
+    for m, weakest in found["leave_one_out"]["weakest"].items():
+        verb = "costs" if weakest["gives"] < 0 else "gives"
+        told = f"of {m}, {weakest['teacher']}, {verb} it {abs(weakest['gives']):.2f} mIoU\n"
+        assert f"the weakest real teacher {told}" in text
+    assert rivals_note(found["beside"]) in text and rivals_note(found["present"]["beside"]) in text
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert not [row for row in world.json("gc") if row["reason"] is None]
     assert world.states()["ablation@val"] == "fresh"
@@ -428,6 +529,7 @@ def test_neither_workers_nor_any_order_change_anything(ablated, tmp_path, monkey
 
 def test_two_teachers_have_no_compositions(world):
     text = world.call("ablate", "--upstream")
+    assert "none is left out" in text and "on the best teacher (" in text
     assert "at least three teachers: there are none" in text
     found = world.json("ablate")
     assert found["flexibility"]["compositions"] == []

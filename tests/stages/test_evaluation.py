@@ -12,6 +12,7 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.tables import rivals_note
 
 
 def naive_iou(pairs, c, covered=False):
@@ -154,14 +155,59 @@ def test_the_table_says_over_which_classes_its_means_are(imagined):
     assert f"over the {len(present)} classes in the ground truth of val" in note
     assert f"{first} (a" in note and f"{second} (b" in note
     # and what is compared is compared over the same
-    best = max(m["miou_present"] for m in found["methods"] if m["kind"] == "teacher")
-    own = next(m["miou_present"] for m in found["methods"] if m["name"] == "label-model")
-    assert f"label-model against best teacher (c): {own - best:+.2f} mIoU present" in lines
+    assert rivals_note(found["beside"]) in lines
+    assert " on the best teacher (c, 100.0)" in rivals_note(found["beside"])
     oracle = next(m["miou_present"] for m in found["methods"] if m["name"] == "channel-oracle")
     regrets = {m["name"]: f"{oracle - m['miou_present']:.1f}" for m in found["methods"]}
     assert row("regret, mIoU present") == regrets
     shares = {m["name"]: f"{100 * m['coverage']:.1f}" for m in found["methods"]}
     assert row("coverage of labelled pixels") == shares
+
+
+def test_majority_and_the_best_teacher_stand_beside_the_fusion(imagined):
+    """By what is scored anyway: no flag, and no training."""
+    world, _, _, found = imagined
+    by_name = {m["name"]: m["miou_present"] for m in found["methods"]}
+    own, majority = by_name["label-model"], by_name["majority"]
+    assert found["beside"] == {
+        "method": "label-model",
+        "score": "miou_present",
+        "value": own,
+        "majority": {"value": majority, "difference": own - majority},
+        "teacher": {"name": "c", "value": 100.0, "difference": own - 100},
+    }
+    assert not [a for a in world.artifacts() if a.manifest.stage in ("probe", "student")]
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text()
+    assert f"<li>{rivals_note(found['beside'])}</li>" in page
+    assert f"; majority {majority:.1f}; best teacher (c) 100.0</small>" in page
+
+
+@pytest.mark.parametrize("method", ["majority", "channel"])
+def test_beside_majority_stands_the_best_teacher_and_beside_nothing_nothing(world, method):
+    world.settings["fusion"] = {"method": method}
+    world.write()
+    world.call("infer-teacher")
+    found = world.json("evaluate")  # no policy is chosen
+    text = world.call("evaluate")
+    world.call("report")
+    page = (world.root / "work" / "report.html").read_text()
+    if method == "channel":
+        assert found["beside"] is None
+        assert "best teacher" not in text and "; best teacher (" not in page
+        return
+    by_name = {m["name"]: m["miou_present"] for m in found["methods"]}
+    best = max("ab", key=by_name.get)
+    difference = by_name["majority"] - by_name[best]
+    assert found["beside"]["majority"] is None
+    assert found["beside"]["teacher"] == {
+        "name": best,
+        "value": by_name[best],
+        "difference": difference,
+    }
+    assert f": {difference:+.1f} on the best teacher ({best}, {by_name[best]:.1f})" in text
+    assert f"; best teacher ({best}) {by_name[best]:.1f}</small>" in page
+    assert "; majority " not in page
 
 
 def test_the_report_says_over_which_classes_its_means_are(imagined):

@@ -625,6 +625,7 @@ CASES = {
     "fusion.window": ({}, {"fusion.window": 7}, MAPS),
     "fusion.conflict": ({}, {"fusion.conflict": "certainty"}, MAPS),
     "fusion.holes": ({}, {"fusion.holes": "ignore"}, MAPS),
+    "label_model.fit": ({}, {"label_model.fit": "train"}, {"fusion[label-model]@val"}),
 }
 # These fields are in no key, by design.
 NO_KEY = {

@@ -203,3 +203,54 @@ def test_an_image_list_without_a_label_is_refused_in_words(world, monkeypatch):
     text = world.refuse("train-student", "--upstream")
     assert "student: none of the pixels of its 5 label maps has a label" in text
     assert world.artifact("student") is None
+
+
+@pytest.mark.parametrize("fit", ["fused", "train"])
+def test_what_a_split_is_fused_by(world, fit):
+    """By default a model of its own, as the labels of a split tell most of that split."""
+    world.settings["label_model"] = {"fit": fit}
+    world.write()
+    world.call("evaluate", "--upstream")
+    split = "val" if fit == "fused" else "train"
+    at = {"train": "", "val": "@val"}
+    maps = {s: [LabelMaps(world.artifact(f"infer[{t}]{at[s]}")) for t in "abc"] for s in at}
+    images = {
+        s: [np.stack([m.read(i) for m in of]) for i in sorted(of[0])] for s, of in maps.items()
+    }
+    votes = functional.join([functional.count(label_maps, 19) for label_maps in images[split]])
+    model = functional.fit(votes, 19)
+    published = read_model(world.artifact(f"label-model{at[split]}").manifest.result)
+    np.testing.assert_allclose(published.confusions, model.confusions, atol=1e-6)
+    fused = LabelMaps(world.artifact("fusion[label-model]@val"))
+    for image_id, label_maps in zip(sorted(fused), images["val"], strict=True):
+        np.testing.assert_array_equal(
+            fused.read(image_id), functional.fuse(label_maps, published)[0]
+        )
+    results = json.loads((world.root / "work/results.json").read_text())
+    assert results["label_model"] == {"fit": fit, "rule": "label-model", "because": None}
+
+
+def test_another_fit_asks_for_nothing_of_training(world):
+    world.settings["label_model"] = {"fit": "train"}
+    world.write()
+    world.call("run")
+    world.settings["label_model"] = {"fit": "fused"}
+    world.write()
+    assert ran(world, "run") == {"label-model@val", "fusion[label-model]@val", "evaluation@val"}
+
+
+def test_where_nobody_contradicts_the_majority_counts_and_it_is_said(world):
+    for teacher in world.settings["teachers"][1:]:
+        teacher["labels"] = world.settings["teachers"][0]["labels"]
+    world.write()
+    text = "no teacher contradicts another"
+    assert f"label-model: {text}: the majority" in lines(world, "fuse", "--upstream")[1]
+    assert f"label model: {text}: the majority" in world.call("evaluate", "--upstream")
+    found = json.loads((world.root / "work/results.json").read_text())
+    assert found["label_model"] == {"fit": "fused", "rule": "majority", "because": text}
+
+
+def test_another_word_than_train_or_fused_is_refused(world):
+    world.settings["label_model"] = {"fit": "val"}
+    world.write()
+    assert "label_model.fit" in world.refuse("check")

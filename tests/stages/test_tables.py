@@ -44,6 +44,7 @@ RESULTS = {
         method("probe", "x", 0.0, 1.0, None, miou=None, present=None, coverage=0.5),
         method("student", "student", 1.0, 2.0, None, miou=3.0),
     ],
+    "beside": None,
     "not_scored": [],
     "suspicions": [],
 }
@@ -131,6 +132,15 @@ def test_a_mean_is_alike_only_over_the_classes_of_the_ground_truth(data):
     )
     assert found["miou_present"].alike
     assert [len(of) for of in found["miou"].classes] == [len(of) for of in scored]
+
+
+def test_what_stands_beside_the_fusion_is_told_first():
+    teacher = {"name": "a|b", "value": 51.0, "difference": 13.0}
+    beside = {"method": "channel", "score": "miou_present", "value": 64.0, "majority": None}
+    found = {**RESULTS, "beside": {**beside, "teacher": teacher}}
+    text = "channel 64.0 mIoU present: +13.0 on the best teacher (a|b, 51.0)"
+    assert tables.notes(found) == [text, *tables.notes(RESULTS)]
+    assert text in tables.to_markdown(found)
 
 
 def test_what_is_not_scored_is_told_everywhere():

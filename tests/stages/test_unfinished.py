@@ -22,6 +22,7 @@ PROBES = {"probe a", "probe b"}
 def world(tmp_path):
     world = World(tmp_path, train=3, val=2, size=(32, 48))
     world.settings["fusion"] = {"method": "label-model", "window": 5}
+    world.settings["label_model"] = {"fit": "train"}  # `fused` needs nothing but label maps
     for training in ("probe", "student"):
         world.settings[training] |= {"steps": 1, "crop": [16, 32]}
     world.write()
@@ -81,6 +82,12 @@ def test_each_step_adds_what_it_made(world):
     again = world.json("evaluate")
     timeless = {"seconds": 0, "seconds_per_image": 0}
     assert again | timeless == found | timeless
+
+
+def test_a_label_model_of_the_split_itself_needs_nothing_made_before(world):
+    world.settings["label_model"] = {"fit": "fused"}
+    world.write()
+    assert evaluate(world)[0] == OWN | {MODEL}
 
 
 def test_what_is_there_is_told_by_every_command(world, tmp_path):

@@ -78,7 +78,7 @@ def test_the_stage_does_what_the_function_says(world, method):
         percent, pixels, sums = posterior(labels, label, model)
         found, record = weights.read(image_id), weights.records[image_id]
         np.testing.assert_array_equal(found, percent)
-        assert found.max() == 100 and not found[label == 255].any()
+        assert 50 < found.max() < 100 and not found[label == 255].any()
         assert (record["labels"], record["sums"]) == (pixels.tolist(), sums.tolist())
         assert record["sha256"] == checksum(percent)
         assert record["mean"] == pytest.approx(found[label != 255].mean() / 100)
@@ -90,7 +90,7 @@ def test_the_stage_does_what_the_function_says(world, method):
     for c, mean in enumerate(result["classes"].values()):
         there = found[label == c]
         assert mean == (pytest.approx(there.mean() / 100) if len(there) else None)
-    assert None in result["classes"].values() and 0 < result["mean"] < 1
+    assert 0 < result["mean"] < 1
 
 
 def test_who_does_not_ask_for_them_has_none(world):
