@@ -63,7 +63,8 @@ ROUNDS: Final = 200
 FIRST: Final = 7
 """The rounds of the first fit, of which only each teacher's quality is wanted."""
 HEARD: Final = 0.1
-"""The part of the best teacher's agreement with the others below which one is not heard."""
+"""The part of the best teacher's agreement with the others below which one is not heard. Also the
+floor of quality: who is heard counts as if his were at least this part of the best one's."""
 ODDS: Final = (0.22, 0.5, 3.0, 0.995)
 """The odds that a candidate is right: ODDS[0] times the root of the number of voices, times the
 odds of its share of the posterior (at most ODDS[3]) to the power of ODDS[1], times ODDS[2] where
@@ -123,14 +124,15 @@ class LabelModel:
     Attributes
     ----------
     weights
-        (T,) float64 in [0, 1], the exponent of each teacher's likelihood; 0 for one not heard.
+        (T,) float64 in [0, 1], how much each teacher's vote counts, as the exponent of its
+        likelihood: less the more errors are shared and the worse the teacher is, 0 if not heard.
     confusions
         (T, C, C) float64 above 0, `confusions[t, c, l]` = p(label l | class c); rows sum to 1.
     prior
         (BANDS, C) float64 above 0, the classes' shares of each band of all images; rows sum to 1.
     reliability
         (T, C) float64, the IoU that is expected of each teacher's class; NaN where neither the
-        teacher nor the model has it. Closer in rank than in height.
+        teacher nor the model has it. Its order is more to be trusted than its values.
     rounds
         How many rounds EM took.
     converged
@@ -310,9 +312,10 @@ def posterior(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """Say how probable each pixel's fused label is by the model, whatever method fused it.
 
-    The probability is that of `fuse`, who takes the label that has most of it: among the labels
-    that teachers who are heard give the pixel. A label that none of them gives (a window may fill
-    or settle a pixel with it) has none.
+    It is how often such a label is right, calibrated (`ODDS`) by its share of the posterior (of
+    the votes, by a model with a `fallback`), by how many vote and by whether all agree: no label is
+    more probable than that of `fuse`, and those of a pixel need not add up to 100 percent. A label
+    that no teacher who is heard gives (a window may fill or settle a pixel with it) has none.
 
     Parameters
     ----------
@@ -326,8 +329,8 @@ def posterior(
     Returns
     -------
     percent
-        (H, W) uint8, 0 to 100, rounded to the nearest; 100 where all who vote agree with the fused
-        label; 0 where it is 255 or no candidate.
+        (H, W) uint8, 0 to 100, rounded to the nearest; where all who are heard and vote give the
+        fused label, from 90 for one of them to 96 for six; 0 where it is 255 or no candidate.
     pixels
         (C,) int64, the pixels of each fused label.
     sums
