@@ -499,6 +499,17 @@ def test_without_contradictions_the_majority_counts():
     assert 0 < percent[0, 0] < percent[0, 1]
 
 
+def test_where_the_model_does_not_settle_the_majority_counts(monkeypatch):
+    monkeypatch.setattr(labelmodel, "ROUNDS", 3)
+    maps = streets(1, 3, 2, (48, 96), silence=0)  # no vote of three teachers on two classes ties
+    model = fit(count(maps, 2), 2)
+    assert (model.rounds, model.converged) == (3, False)
+    assert model.fallback == "the model did not settle in 3 rounds"
+    expected = majority(maps, 2)
+    np.testing.assert_array_equal(fuse(maps, model)[0], expected)
+    assert (fuse(maps, replace(model, fallback=None))[0] != expected).any()
+
+
 def test_a_label_that_a_window_gave_and_no_teacher_does_not_count():
     label_maps = np.zeros((2, 7, 9), np.uint8)
     label_maps[:, 3, 4] = 255  # a hole that the window fills
