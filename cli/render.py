@@ -396,9 +396,6 @@ def scores(results: Mapping[str, Any]) -> None:
     print_table(table)
     if note := overlap_note(results):
         echo(f"{results['split']}: {note}")
-    model = results["label_model"]
-    if model is not None and model["because"] is not None:
-        echo(f"label model: {model['because']}: the majority of the votes counts instead")
     absent = [c for c in results["classes"] if c not in shown]
     if absent and shown:
         echo(f"not in the ground truth, nor predicted where it is labelled: {', '.join(absent)}")

@@ -236,8 +236,8 @@ def rivals_note(beside: Mapping[str, Any]) -> str:
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know.
 
-    What majority and the best teacher would have given, over which classes the means are, and what
-    is missing.
+    What majority and the best teacher would have given, over which classes the means are, whether
+    the majority counts instead of the label model, and what is missing.
     """
     split, methods, present = (results[key] for key in ("split", "methods", "classes_present"))
     if not present:
@@ -257,6 +257,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         ]
     if results["beside"] is not None:
         found.insert(0, rivals_note(results["beside"]))
+    model = results["label_model"]
+    if model is not None and model["because"] is not None:
+        found.append(f"label model: {model['because']}: the majority of the votes counts instead")
     found += [f"warning: {text}" for text in results["suspicions"]]
     found += missing(results["not_scored"])
     fused = [m["name"] for m in methods if m["kind"] == "fusion"]

@@ -45,6 +45,7 @@ RESULTS = {
         method("student", "student", 1.0, 2.0, None, miou=3.0),
     ],
     "beside": None,
+    "label_model": None,
     "not_scored": [],
     "suspicions": [],
 }
@@ -140,6 +141,16 @@ def test_what_stands_beside_the_fusion_is_told_first():
     found = {**RESULTS, "beside": {**beside, "teacher": teacher}}
     text = "channel 64.0 mIoU present: +13.0 on the best teacher (a|b, 51.0)"
     assert tables.notes(found) == [text, *tables.notes(RESULTS)]
+    assert text in tables.to_markdown(found)
+
+
+def test_a_label_model_that_gives_way_to_the_majority_is_told():
+    model = {"fit": "fused", "rule": "label-model", "because": None}
+    assert tables.notes({**RESULTS, "label_model": model}) == tables.notes(RESULTS)
+    because = "no teacher contradicts another"
+    found = {**RESULTS, "label_model": {**model, "rule": "majority", "because": because}}
+    text = f"label model: {because}: the majority of the votes counts instead"
+    assert tables.notes(found) == [*tables.notes(RESULTS), text]
     assert text in tables.to_markdown(found)
 
 
