@@ -274,6 +274,12 @@ def truth_id(split: str) -> str:
     return f"truth{_at(split)}"
 
 
+def model_id(experiment: Experiment, split: str) -> str:
+    """Return the node id of the label model that a split is fused by."""
+    own = experiment.config.label_model.fit == "fused"
+    return f"label-model{_at(split if own else TRAIN)}"
+
+
 def ablation_id(split: str) -> str:
     """Return the node id of the ablation on a split."""
     return f"ablation{_at(split)}"
@@ -578,8 +584,7 @@ class _Graph:
 
     def model_id(self, split: str) -> str:
         """Return the node of the label model that a split is fused by."""
-        own = self.experiment.config.label_model.fit == "fused"
-        return f"label-model{_at(split if own else TRAIN)}"
+        return model_id(self.experiment, split)
 
     def policy(self, names: list[str], by: str | None = None) -> Node:
         """The policy pi: class to teacher (paper, section 3.2); `by` names another strategy."""

@@ -19,6 +19,7 @@ from ensdistill.stages.graph import (
     build,
     evaluation_id,
     infer_id,
+    model_id,
     scored,
     uncovered,
 )
@@ -162,10 +163,10 @@ def _rule(
     experiment: Experiment, split: str, made: Mapping[str, Manifest]
 ) -> dict[str, Any] | None:
     """Return what the label model of a split is fitted to, and why it is none; None without one."""
-    fit = experiment.config.label_model.fit
-    model = made.get(f"label-model@{split}" if fit == "fused" else "label-model")
+    model = made.get(model_id(experiment, split))
     if model is None:
         return None
+    fit = experiment.config.label_model.fit
     fallback = model.result["fallback"]
     return {"fit": fit, "rule": "majority" if fallback else "label-model", "because": fallback}
 
