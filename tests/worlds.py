@@ -24,6 +24,22 @@ TINY = {
     "crop": [32, 48],
     "lr": 0.01,
 }
+# a student whose training has every part at once
+EVERYTHING = {
+    "batch_size": 4,
+    "accumulate": 2,
+    "class_mix": 0.5,
+    "colour": 0.3,
+    "blur": 0.5,
+    "rare_class_temperature": 0.1,
+    "class_balance": 3,
+    "often_balance": 3,
+    "hard_share": 0.5,
+    "clip": 1.0,
+    "ema": 0.95,
+    "warmup": 5,
+    "precision": "bfloat16",
+}
 
 
 # what `checks.files.check` returns where it looks at nothing

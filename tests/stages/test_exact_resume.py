@@ -10,27 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from worlds import TINY, World, files_of
+from worlds import EVERYTHING, TINY, World, files_of
 
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.checkpoints import checkpoints
 from ensdistill.stages.training.samples import Samples
-
-EVERYTHING = {
-    "batch_size": 4,
-    "accumulate": 2,
-    "class_mix": 0.5,
-    "colour": 0.3,
-    "blur": 0.5,
-    "rare_class_temperature": 0.1,
-    "class_balance": 3,
-    "often_balance": 3,
-    "hard_share": 0.5,
-    "clip": 1.0,
-    "ema": 0.95,
-    "warmup": 5,
-    "precision": "bfloat16",
-}
 
 
 def segformer(folder):

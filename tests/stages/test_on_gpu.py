@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
-from worlds import TINY, World, files_of, network_world, segformer
+from worlds import EVERYTHING, TINY, World, files_of, network_world, segformer
 
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.frozen import FrozenNetwork
@@ -214,22 +214,6 @@ def test_losses_are_those_of_the_cpu(fused, device, exact, workers):
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-EVERYTHING = {
-    "steps": 12,
-    "batch_size": 4,
-    "accumulate": 2,
-    "class_mix": 0.5,
-    "colour": 0.3,
-    "blur": 0.5,
-    "rare_class_temperature": 0.1,
-    "class_balance": 3,
-    "often_balance": 3,
-    "hard_share": 0.5,
-    "clip": 1.0,
-    "ema": 0.95,
-    "warmup": 5,
-    "precision": "bfloat16",
-}
 # `stop` is the step at which the process is gone, with nothing tidied up
 DETERMINISTIC = """
 import os, sys, torch
@@ -270,7 +254,7 @@ def trained(world):
 )
 def test_a_killed_training_ends_in_the_same_bits(fused, device, network):
     segformer(fused.root / "net")
-    student(fused, device, **EVERYTHING, network=network)
+    student(fused, device, **EVERYTHING, steps=12, network=network)
     fused.settings["runtime"]["checkpoint_every"] = 3
     fused.write()
     done = train_apart(fused)
