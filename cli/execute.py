@@ -16,9 +16,10 @@ from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import Decision, State, awaiting, closure, plan
 from ensdistill.pipeline.runner import Report, run
-from ensdistill.stages.chains import aside
-from ensdistill.stages.experiment import TRAIN, Experiment, load
+from ensdistill.stages.experiment.experiment import Experiment, load
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import build, infer_id, probe_chains
+from ensdistill.stages.jobs.chains import aside
 
 Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
 

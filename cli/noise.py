@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Final
 
 from ensdistill.pipeline.escaping import plain
-from ensdistill.stages.warned import Warned, heard_by, write
+from ensdistill.stages.work.warned import Warned, heard_by, write
 
 Say = Callable[[str], object]
 

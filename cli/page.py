@@ -14,7 +14,7 @@ from markupsafe import Markup
 from ensdistill.cli import charts
 from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
-from ensdistill.stages.tables import means, method_label, notes
+from ensdistill.stages.reading.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
 

@@ -18,7 +18,7 @@ from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State, left_out
-from ensdistill.stages.tables import (
+from ensdistill.stages.reading.tables import (
     covered,
     means,
     method_label,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from ensdistill.data.images import expanded
+from ensdistill.data.splits import expanded
 from ensdistill.pipeline.errors import ConfigError, shortened, shown
 
 IGNORE_INDEX: Final = 255

@@ -26,9 +26,9 @@ from ensdistill.pipeline.node import Job, Node, Progress, Upstream, Work
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
-from ensdistill.stages.outputs import RESULTS, Output
+from ensdistill.stages.reading.outputs import RESULTS, Output
 
 SIZE: Final = (96, 192)
 SOURCE_SCENES: Final = {"train": 48}

@@ -21,20 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensdistill.data import images
+from ensdistill.data import splits
 from ensdistill.data.classes import ClassTable, to_target_ids
-from ensdistill.data.images import Picture
+from ensdistill.data.splits import Picture
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest, file_digest
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
 from ensdistill.pipeline.opening import real_path
-from ensdistill.stages.compositions import MOST, as_items
-from ensdistill.stages.experiment import (
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import (
     TRAIN,
     Built,
-    Experiment,
     Init,
     Network,
     Student,
@@ -42,6 +41,7 @@ from ensdistill.stages.experiment import (
     Training,
 )
 from ensdistill.stages.networks.folders import onnx_data_files, require_own_files
+from ensdistill.stages.nodes.ablation.compositions import MOST, as_items
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
 VERSIONS: Mapping[str, int] = {
@@ -266,7 +266,7 @@ def training(experiment: Experiment, section: str) -> Node:
     def plan(upstream: Upstream) -> Work:
         return Work(graph.training_recipe(settings), local=graph.training_local(settings, upstream))
 
-    return graph.node(section, section, section, [], plan, f"{section}:run", "check")
+    return graph.node(section, section, section, [], plan, f"{section}.run:run", "check")
 
 
 def truth_id(split: str) -> str:
@@ -336,7 +336,7 @@ class _Graph:
             if teacher.labels is not None:
                 where = f"teachers[{teacher.name}].labels.{split}"
                 folder = exp.folder(teacher.labels[split])
-                pngs = images.predictions(folder, [item.id for item in items], where)
+                pngs = splits.predictions(folder, [item.id for item in items], where)
                 digests = exp.files.digests(list(pngs.values()))
                 legal = table.legal_values(teacher.ids)
                 recipe |= {"source": "labels", "ids": teacher.ids}
@@ -373,7 +373,7 @@ class _Graph:
             f"{teacher.name}-{split}",
             [],
             plan,
-            "infer:run_labels" if teacher.labels is not None else "infer:run_network",
+            "infer.run:run_labels" if teacher.labels is not None else "infer.run:run_network",
             f"infer-teacher {teacher.name}" if split == TRAIN else f"evaluate --split {split}",
         )
 
@@ -403,7 +403,7 @@ class _Graph:
             f"{teacher.name}-{TRAIN}",
             [],
             plan,
-            f"kept:{run}",
+            f"kept.run:{run}",
             f"infer-teacher {teacher.name}",
         )
 
@@ -413,7 +413,7 @@ class _Graph:
         assert teacher.certainty is not None
         folder = exp.folder(teacher.certainty[TRAIN])
         where = f"teachers[{teacher.name}].certainty.{TRAIN}"
-        pngs = images.predictions(folder, [item.id for item in items], where)
+        pngs = splits.predictions(folder, [item.id for item in items], where)
         digests = exp.files.digests(list(pngs.values()))
         return Work(
             {"source": "labels"},
@@ -531,7 +531,7 @@ class _Graph:
             teacher.name,
             [infer_id(teacher.name)],
             plan,
-            "probe:run",
+            "probe.run:run",
             self.command("channel"),
         )
 
@@ -556,7 +556,7 @@ class _Graph:
             teacher.name,
             [f"probe[{teacher.name}]", infer_id(teacher.name)],
             plan,
-            "certainty:run",
+            "certainty.run:run",
             self.command("channel"),
         )
 
@@ -578,7 +578,7 @@ class _Graph:
             "labels" if split == TRAIN else f"labels-{split}",
             list(maps.values()),
             plan,
-            "labelmodel:run",
+            "labelmodel.run:run",
             self.command("label-model") if split == TRAIN else "evaluate" if own else _ALL_FUSIONS,
         )
 
@@ -633,7 +633,7 @@ class _Graph:
             strategy,
             needs,
             plan,
-            "policy:run",
+            "policy.run:run",
             self.command("channel") if by is None else _ALL_FUSIONS,
         )
 
@@ -699,7 +699,7 @@ class _Graph:
             f"{method}-{split}",
             [*maps.values(), *needs],
             plan,
-            "fusion:run",
+            "fusion.run:run",
             command,
         )
 
@@ -723,7 +723,7 @@ class _Graph:
             f"posterior-{TRAIN}",
             list(uses.values()),
             plan,
-            "weights:run",
+            "pixel_weights.run:run",
             "fuse",
         )
 
@@ -756,7 +756,7 @@ class _Graph:
             "student",
             list(uses.values()),
             plan,
-            "student:run",
+            "student.run:run",
             "train-student",
         )
 
@@ -779,7 +779,7 @@ class _Graph:
             split,
             [],
             plan,
-            "infer:run_labels",
+            "infer.run:run_labels",
             f"evaluate --split {split}",
         )
 
@@ -877,7 +877,7 @@ class _Graph:
             f"all-{split}" if beside else split,
             list(uses.values()),
             plan,
-            "evaluation:run",
+            "evaluation.run:run",
             _ALL_FUSIONS if beside else "evaluate",
             any_of={s.maps: s.needs for s in found},
         )
@@ -911,7 +911,7 @@ class _Graph:
             split,
             list(uses.values()),
             plan,
-            "ablation:run",
+            "ablation.run:run",
             f"ablate --split {split}",
             "compositions",
         )
@@ -934,7 +934,7 @@ class _Graph:
             f"oracle-{split}",
             list(uses.values()),
             plan,
-            "policy:run_oracle",
+            "policy.run:run_oracle",
             "evaluate",
         )
 
@@ -964,7 +964,7 @@ class _Graph:
             f"{name.replace(':', '-')}-{split}",
             [trained],
             plan,
-            "infer:run_network",
+            "infer.run:run_network",
             "evaluate" if settings is exp.config.student else _ALL_FUSIONS,
         )
 
@@ -980,8 +980,8 @@ class _Graph:
         unit: str = "images",
         any_of: Mapping[str, str | None] | None = None,
     ) -> Node:
-        """Return a node whose `run` lies in a module of this package."""
-        function = f"ensdistill.stages.{run}"
+        """Return a node whose `run` lies in a room of `nodes`."""
+        function = f"ensdistill.stages.nodes.{run}"
         version, some = VERSIONS[stage], any_of or {}
         return Node(node_id, stage, name, version, needs, plan, function, command, unit, some)
 
@@ -1031,7 +1031,7 @@ class _Graph:
         """Return what tells about how much a label map of a split takes on disk."""
 
         def find() -> int:
-            from ensdistill.data.pictures import image_size
+            from ensdistill.data.decoding import image_size
 
             height, width = image_size(self.experiment.pictures(split)[0].image)
             return round(per_pixel * height * width) + _BYTES_PER_RECORD

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ensdistill.data.pictures import image_size
+from ensdistill.data.decoding import image_size
 from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
 from ensdistill.pipeline.draft import Spare
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError

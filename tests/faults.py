@@ -576,7 +576,7 @@ def run_student(job):
 
 def produce(file, targets=(), rehash=False):
     """Make nodes of an experiment, all by default, and return what was said."""
-    from ensdistill.stages.experiment import load
+    from ensdistill.stages.experiment.experiment import load
     from ensdistill.stages.graph import build
 
     said, experiment = Said(), load(Path(file), rehash=rehash)
@@ -591,7 +591,7 @@ def produce(file, targets=(), rehash=False):
 
 def produce_other(file, targets):
     """Make nodes as another device might: the fused maps come out different in a pixel."""
-    from ensdistill.stages import fusion
+    from ensdistill.stages.nodes.fusion import run as fusion
 
     real = fusion.channel_wise
 
@@ -628,7 +628,7 @@ def warm_stages():
     from ensdistill.stages.functional.fusion import channel_wise, majority
 
     for stage in ("infer", "probe", "certainty", "policy", "fusion", "student", "evaluation"):
-        importlib.import_module(f"ensdistill.stages.{stage}")
+        importlib.import_module(f"ensdistill.stages.nodes.{stage}.run")
     importlib.import_module("torch._dynamo")  # which the first optimizer would import
     labels = np.zeros((2, 8, 8), np.uint8)
     majority(labels, 3)

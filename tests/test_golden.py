@@ -12,10 +12,10 @@ from golden import make as golden
 from ensdistill.data.store import checksum
 from ensdistill.pipeline.plan import State, plan
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.results import results
+from ensdistill.stages.reading.results import results
 
 
 @pytest.fixture

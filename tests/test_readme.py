@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from ensdistill.stages.experiment import Config
+from ensdistill.stages.experiment.schema import Config
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from golden import make as golden
 
-from ensdistill.data import pictures
-from ensdistill.stages import ablation, certainty, evaluation, fusion, graph, infer
+from ensdistill.data import decoding
+from ensdistill.stages import graph
 from ensdistill.stages.functional import labelmodel, policy
 from ensdistill.stages.functional.certainty import mean_certainty
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
@@ -21,6 +21,11 @@ from ensdistill.stages.functional.unify import unify
 from ensdistill.stages.graph import VERSIONS
 from ensdistill.stages.networks import frozen
 from ensdistill.stages.networks.frozen import FrozenNetwork
+from ensdistill.stages.nodes.ablation import run as ablation
+from ensdistill.stages.nodes.certainty import run as certainty
+from ensdistill.stages.nodes.evaluation import run as evaluation
+from ensdistill.stages.nodes.fusion import run as fusion
+from ensdistill.stages.nodes.infer import run as infer
 from ensdistill.stages.training import loop, samples
 
 RECORDED = json.loads((golden.GOLDEN / "numbers.json").read_text())
@@ -80,11 +85,11 @@ def one_pixel_further(self, path, *more):
     return np.roll(READ(self, path, *more), 1, axis=1)
 
 
-READ = pictures.Decoder.read
+READ = decoding.Decoder.read
 SCORES = FrozenNetwork._scores
 ALIKE = labelmodel._alike
 CHANGES = {
-    "predictions one pixel further": ("infer", pictures.Decoder, "read", one_pixel_further),
+    "predictions one pixel further": ("infer", decoding.Decoder, "read", one_pixel_further),
     "a network's least likely class": (
         "infer",
         FrozenNetwork,
@@ -134,7 +139,7 @@ CHANGES = {
     "the last of equals": ("policy", policy, "_best", lambda v: max(v, key=lambda n: (v[n], n))),
     "ties of the vote": ("fusion", fusion, "majority", ties_to_the_last_teacher),
     "ties of the window": ("fusion", fusion, "channel_wise", ties_to_the_highest_class),
-    "ground truth one pixel further": ("truth", pictures.Decoder, "read", one_pixel_further),
+    "ground truth one pixel further": ("truth", decoding.Decoder, "read", one_pixel_further),
     "absent classes count as wrong": (
         "evaluation",
         evaluation,

@@ -14,7 +14,7 @@ from ensdistill.data import toy
 from ensdistill.pipeline.manifest import read_manifest
 from ensdistill.pipeline.ownership import MARK
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 
 TINY = {

@@ -11,10 +11,11 @@ from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.execute import execute, say
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
-from ensdistill.stages.compositions import MOST
-from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import ablation_id, infer_id, truth_id, uncovered
-from ensdistill.stages.results import file_of, write_ablation
+from ensdistill.stages.nodes.ablation.compositions import MOST
+from ensdistill.stages.reading.results import file_of, write_ablation
 
 
 @click.command()

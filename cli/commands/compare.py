@@ -8,7 +8,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.screen import echo_json
-from ensdistill.stages.comparison import compare, summary
+from ensdistill.stages.reading.comparison import compare, summary
 
 
 @click.command()

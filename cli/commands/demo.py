@@ -16,8 +16,8 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages import results
 from ensdistill.stages.graph import evaluation_ids
+from ensdistill.stages.reading import results
 
 SPLIT = "val"
 

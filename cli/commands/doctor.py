@@ -35,8 +35,8 @@ def command(config: Path | None, as_json: bool) -> None:
       ensdistill doctor
       ensdistill doctor -c experiment.yaml
     """
-    from ensdistill.stages.doctor import gather, judge
-    from ensdistill.stages.experiment import load
+    from ensdistill.stages.checks.doctor import gather, judge
+    from ensdistill.stages.experiment.experiment import load
 
     facts = gather(None if config is None else load(config))
     findings = judge(facts)

@@ -13,17 +13,18 @@ from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
-from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import evaluation_id, evaluation_ids
-from ensdistill.stages.outputs import TABLES, Output
-from ensdistill.stages.results import (
+from ensdistill.stages.reading.outputs import TABLES, Output
+from ensdistill.stages.reading.results import (
     confmats,
     file_of,
     not_scored,
     write_results,
     write_tables,
 )
-from ensdistill.stages.tables import WRITERS, missing
+from ensdistill.stages.reading.tables import WRITERS, missing
 
 
 def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -13,7 +13,8 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, plan
-from ensdistill.stages.experiment import TRAIN, Experiment, load
+from ensdistill.stages.experiment.experiment import Experiment, load
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import build
 
 _TARGET = click.argument("target", metavar="OUT", type=click.Path(path_type=Path))

@@ -21,8 +21,8 @@ from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.opening import real_path
 
 if TYPE_CHECKING:
-    from ensdistill.stages.experiment import Experiment
-    from ensdistill.stages.importing import Found
+    from ensdistill.stages.checks.importing import Found
+    from ensdistill.stages.experiment.experiment import Experiment
 
 _SHOWN = 3  # files that are not needed
 
@@ -72,10 +72,11 @@ def command(
       ensdistill import --images "leftImg8bit/train/**/*.png" \\
         DACS=gtFine/DACS_PL_GTA CBST=gtFine/CBST_PL_GTA --certainties certainties
     """
-    from ensdistill.stages import importing
+    from ensdistill.stages.checks import importing
     from ensdistill.stages.checks.files import check
-    from ensdistill.stages.experiment import TRAIN, load
-    from ensdistill.stages.outputs import Output
+    from ensdistill.stages.experiment.experiment import load
+    from ensdistill.stages.experiment.schema import TRAIN
+    from ensdistill.stages.reading.outputs import Output
 
     output = Output(config, "import", overwrite=overwrite)
     output.require_free()
@@ -168,7 +169,7 @@ def _named(folders: Sequence[str]) -> dict[str, str]:
     """Return name to folder, in the order given."""
     from pydantic import ValidationError
 
-    from ensdistill.stages.experiment import TRAIN, Teacher
+    from ensdistill.stages.experiment.schema import TRAIN, Teacher
 
     named: dict[str, str] = {}
     for text in folders:
@@ -195,7 +196,7 @@ def _certainty_folders(
     found: Sequence[Found], certainties: Path | None, config: Path
 ) -> dict[str, str]:
     """Return where the PNGs of each teacher's certainties go, for those that have any."""
-    from ensdistill.stages import importing
+    from ensdistill.stages.checks import importing
 
     having = [f for f in found if f.certainties]
     if having and certainties is None:
@@ -239,7 +240,8 @@ def _experiment(config: Path, text: str) -> Experiment:
     import yaml
 
     from ensdistill.pipeline.files import FileCache
-    from ensdistill.stages.experiment import Config, Experiment
+    from ensdistill.stages.experiment.experiment import Experiment
+    from ensdistill.stages.experiment.schema import Config
 
     content = Config.model_validate(yaml.safe_load(text))
     return Experiment(config, content, FileCache(config.parent / content.workspace / "files.json"))

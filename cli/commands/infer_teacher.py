@@ -12,7 +12,7 @@ from ensdistill.cli.execute import execute, report_json, say, teachers_named
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
-from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.graph import infer_id, kept_ids
 
 

@@ -15,7 +15,7 @@ from ensdistill.cli import options
 from ensdistill.cli.screen import echo
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.opening import real_path
-from ensdistill.stages.outputs import Output
+from ensdistill.stages.reading.outputs import Output
 
 TEMPLATES = ("folders", "cityscapes", "camvid")
 CAMVID = "ENSDISTILL_CAMVID"

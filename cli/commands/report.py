@@ -12,8 +12,8 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.figures import size
-from ensdistill.stages.experiment import load
-from ensdistill.stages.outputs import PAGE, Output, write_fixed
+from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.reading.outputs import PAGE, Output, write_fixed
 
 
 @click.command()
@@ -48,7 +48,7 @@ def command(
         output.require_free()
 
     from ensdistill.cli.page import page
-    from ensdistill.stages.report import gather
+    from ensdistill.stages.reading.report import gather
 
     with display() as shown, experiment.workspace.kept():
         content = as_utf8(page(gather(experiment, split, shown.bar)))

@@ -11,9 +11,10 @@ from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, report_json, say
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Node
-from ensdistill.stages import results
-from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import evaluation_ids, kept_ids
+from ensdistill.stages.reading import results
 
 
 @click.command()

@@ -13,9 +13,9 @@ from ensdistill.cli.execute import execute, report_json, say, teachers_named
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
-from ensdistill.stages import results
-from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.graph import policy_ids, probe_chains
+from ensdistill.stages.reading import results
 
 
 @click.command()

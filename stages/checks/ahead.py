@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from ensdistill.data.pictures import image_size
+from ensdistill.data.decoding import image_size
 from ensdistill.pipeline.errors import DataError, raise_all
 from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.node import Progress
@@ -17,7 +17,8 @@ from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.checks.networks import try_networks
 from ensdistill.stages.checks.teachers import on_some_images
 from ensdistill.stages.checks.trainings import try_trainings
-from ensdistill.stages.experiment import TRAIN, Experiment, Teacher, Training
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
 from ensdistill.stages.graph import infer_id, kept_ids
 from ensdistill.stages.networks.frozen import pick_device
 

@@ -10,10 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ensdistill.data import images
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
-from ensdistill.data.images import Picture
-from ensdistill.data.pictures import (
+from ensdistill.data.decoding import (
     image_size,
     inspect_certainty,
     inspect_image,
@@ -22,14 +20,16 @@ from ensdistill.data.pictures import (
     times_larger,
     values_size,
 )
+from ensdistill.data.splits import Picture, predictions
 from ensdistill.pipeline.errors import DataError, EnsdistillError, grouped, raise_all
 from ensdistill.pipeline.node import Progress
-from ensdistill.stages import doubts
 from ensdistill.stages.checks import labels
 from ensdistill.stages.checks.labels import LabelFiles
 from ensdistill.stages.checks.networks import require_declared, require_module
-from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
-from ensdistill.stages.parallel import for_each
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.work.items import for_each
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def check(
             jobs += [_Job(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
         for expected, folder in _folders(experiment, split):
             try:
-                found = images.predictions(folder, [p.id for p in pictures[split]], expected.of)
+                found = predictions(folder, [p.id for p in pictures[split]], expected.of)
             except EnsdistillError as error:
                 problems.append(str(error))
                 continue

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.images import Picture
-from ensdistill.data.pictures import UInt8, image_size
+from ensdistill.data.decoding import UInt8, image_size
+from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.checks.labels import LITTLE
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
-from ensdistill.stages.experiment import TRAIN, Experiment, Teacher
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.graph import VERSIONS, Local, infer_id
-from ensdistill.stages.labelmodel import spread
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,
@@ -31,6 +31,7 @@ from ensdistill.stages.networks.folders import (
 )
 from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.networks.whole import SAVED, require_whole
+from ensdistill.stages.nodes.labelmodel.run import spread
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Request
@@ -313,8 +314,8 @@ def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dic
     when it sees the whole batch; ``taken``: which of its outputs that is; ``seconds``: how long an
     image took; ``starting``: until the first was seen; ``said``: what it had to say.
     """
-    from ensdistill.stages.infer import open_network
     from ensdistill.stages.networks.stream import Clock
+    from ensdistill.stages.nodes.infer.run import open_network
 
     said: list[str] = []
     opened = time.perf_counter()

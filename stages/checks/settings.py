@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ensdistill.stages.experiment import TRAIN, Config, Experiment, Training
-from ensdistill.stages.recipes import PAPER
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.presets import PAPER
+from ensdistill.stages.experiment.schema import TRAIN, Config, Training
 
 ALL_FUSIONS: Final = "only by `evaluate --fusions all`"
 NOTHING: Final = "by nothing"

@@ -16,17 +16,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.data.pictures import Decoder, UInt8
+from ensdistill.data.decoding import Decoder, UInt8
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment import TRAIN, Experiment
-from ensdistill.stages.functional.agreement import joint, kappa, turned
-from ensdistill.stages.functional.scores import class_counts
-from ensdistill.stages.graph import Local, infer_id
-from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.labelmodel import spread
-from ensdistill.stages.suspicion import (
+from ensdistill.stages.checks.suspicion import (
     COPIES,
     FEW,
     of_copies,
@@ -34,6 +28,13 @@ from ensdistill.stages.suspicion import (
     of_turned,
     suspicions,
 )
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
+from ensdistill.stages.functional.agreement import joint, kappa, turned
+from ensdistill.stages.functional.scores import class_counts
+from ensdistill.stages.graph import Local, infer_id
+from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.nodes.labelmodel.run import spread
 
 IMAGES: Final = 8
 """The most images of which label maps are compared, spread evenly over the ids."""

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ensdistill.data.pixels import Pixels
+from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Progress, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages.checks.here import here
-from ensdistill.stages.experiment import TRAIN, Experiment, Training
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN, Training
 from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, Local, build, training
 from ensdistill.stages.networks.fitting import beginnings
@@ -35,12 +36,12 @@ from ensdistill.stages.networks.frozen import (
 from ensdistill.stages.networks.initial import describe_initial
 from ensdistill.stages.networks.state_dicts import some_of
 from ensdistill.stages.networks.students import plain_name
-from ensdistill.stages.parallel import portable, processes
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
 from ensdistill.stages.training.ranks import Ranks, together
 from ensdistill.stages.training.samples import Sample
-from ensdistill.stages.warned import Warned, issue, kept, taken
+from ensdistill.stages.work.items import portable, processes
+from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
 _KIND: Final = "training"  # in the memory of facts; change it when what is found out changes
 _CROPS: Final = 2  # of which every batch has as many, whatever it is cut into

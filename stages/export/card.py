@@ -10,7 +10,8 @@ import yaml
 from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
-from ensdistill.stages.experiment import Experiment, Teacher
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import Teacher
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.networks.preprocessing import Preprocessing
 

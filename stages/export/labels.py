@@ -18,15 +18,16 @@ import numpy as np
 from PIL import Image
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable
-from ensdistill.data.images import Picture
-from ensdistill.data.pictures import UInt8, read_image
+from ensdistill.data.decoding import UInt8, read_image
+from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment import TRAIN, Experiment
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.export.guides import guide
 from ensdistill.stages.export.target import (
     Written,
@@ -38,7 +39,7 @@ from ensdistill.stages.export.target import (
 )
 from ensdistill.stages.graph import infer_id
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
-from ensdistill.stages.parallel import for_each
+from ensdistill.stages.work.items import for_each
 
 Ids = Literal["train-ids", "label-ids", "palette"]
 

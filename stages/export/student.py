@@ -19,7 +19,7 @@ from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment import Experiment
+from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh
 from ensdistill.stages.graph import Local

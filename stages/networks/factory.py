@@ -33,7 +33,7 @@ from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.stream import Clock, Request, Want
-from ensdistill.stages.warned import Warned, heard_by, issue, taken
+from ensdistill.stages.work.warned import Warned, heard_by, issue, taken
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.frozen import FrozenNetwork

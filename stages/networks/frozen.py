@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ensdistill.data.pictures import UInt8
+from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.stages.functional.unify import (

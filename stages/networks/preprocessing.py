@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ensdistill.data.pictures import UInt8
+from ensdistill.data.decoding import UInt8
 
 _LEAST = 0.02  # of the largest pixel value, below which no mean or deviation of photographs is
 _OF_TEACHERS = ("factor", "flip", "scales", "tiles")  # left out of a student's own description

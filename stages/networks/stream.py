@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ensdistill.data.pictures import STEPS, read_image
+from ensdistill.data.decoding import STEPS, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.foreign import blaming_device
 

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.stages.networks.foreign import device_failure, reason
-from ensdistill.stages.parallel import no_interrupt, portable
 from ensdistill.stages.training.samples import Sample
-from ensdistill.stages.warned import are_heard, speak_alone
+from ensdistill.stages.work.items import no_interrupt, portable
+from ensdistill.stages.work.warned import are_heard, speak_alone
 
 _SHARED: Final = "/dev/shm"  # where samples lie on their way here
 _AGAIN: Final = "run again (checkpoints are kept)"

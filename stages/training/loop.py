@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ensdistill.data.pictures import Decoder, image_size, read_image
-from ensdistill.data.pixels import Pixels
+from ensdistill.data.decoded import Pixels
+from ensdistill.data.decoding import Decoder, image_size, read_image
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 
-from ensdistill.data.pixels import PixelCache, Pixels, cached_bytes, is_free
+from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes, is_free
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.ownership import is_own, own
-from ensdistill.stages.experiment import PIXELS_MARK
+from ensdistill.stages.experiment.experiment import PIXELS_MARK
 from ensdistill.stages.graph import Local
-from ensdistill.stages.parallel import for_each
+from ensdistill.stages.work.items import for_each
 
 _SHARE = 0.9  # of the free disk that may be filled: the training writes as well
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.pictures import UInt8
-from ensdistill.data.pixels import Pixels
+from ensdistill.data.decoded import Pixels
+from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.graph import Local

@@ -16,10 +16,11 @@ from PIL import Image
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.runner import run
-from ensdistill.stages import fusion, parallel
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.functional.fusion import channel_wise
 from ensdistill.stages.graph import build
+from ensdistill.stages.nodes.fusion import run as fusion
+from ensdistill.stages.work import items
 
 from . import maps
 from .measure import ROUNDS, cpu, extra_memory, figure, turns
@@ -133,7 +134,7 @@ def spread(processes):
     """Return `for_each` with that many worker processes from the start."""
 
     def for_each(ids, work, done, *, workers, progress):
-        parallel._spread(ids, work, done, processes, progress)
+        items._spread(ids, work, done, processes, progress)
 
     return for_each
 
@@ -202,7 +203,7 @@ def processes(root):
 
 def dask(few, many):
     """CPU time of an image more, so that starting a process does not count."""
-    assert MANY >= parallel._PARTITION * parallel._SPREAD  # tasks as large as they are at work
+    assert MANY >= items._PARTITION * items._SPREAD  # tasks as large as they are at work
     works = {
         (name, made.images): partial(made.through, way)
         for made in (few, many)
@@ -229,7 +230,7 @@ def workers(made, packed):
                 stamps.append(stamp)
                 done(item_id, result)
 
-            parallel._spread(ids, Stamped(work), unpack, processes, progress)
+            items._spread(ids, Stamped(work), unpack, processes, progress)
 
         made.through(for_each)
         ends = {pid: sorted(end for p, end in stamps if p == pid) for pid, _ in stamps}
@@ -285,7 +286,7 @@ def scheduling(root):
         cost = 1e6 * (seconds(spread(1), count) - start) / count
         goal = 10 if count == 1_000_000 else None
         yield figure(f"dask, {count:,} images without work", cost, "us/image", goal)
-    cost = seconds(parallel.for_each, 100_000) * 10
+    cost = seconds(items.for_each, 100_000) * 10
     yield figure("one process, 100,000 images without work", cost, "us/image")
 
 

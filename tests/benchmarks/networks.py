@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 
 from .measure import figure

@@ -10,13 +10,13 @@ import yaml
 from PIL import Image
 from torch.utils.data import default_collate
 
-from ensdistill.data.images import Picture
-from ensdistill.data.pictures import read_image
-from ensdistill.data.pixels import PixelCache, Pixels
+from ensdistill.data.decoded import PixelCache, Pixels
+from ensdistill.data.decoding import read_image
+from ensdistill.data.splits import Picture
 from ensdistill.data.store import LabelStore
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import Local, build
 from ensdistill.stages.training.loop import Order, Silence, Training
 from ensdistill.stages.training.pixels import prepare

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from ensdistill.data.classes import TABLES
-from ensdistill.data.pictures import Decoder
+from ensdistill.data.decoding import Decoder
 from ensdistill.data.store import LabelStore, chunk_name
-from ensdistill.stages.evaluation import _Counting
 from ensdistill.stages.functional.scores import confusion, iou
-from ensdistill.stages.infer import _Reading
 from ensdistill.stages.labelmaps import STORE, LabelMaps, LabelWriter, Place
+from ensdistill.stages.nodes.evaluation.run import _Counting
+from ensdistill.stages.nodes.infer.run import _Reading
 
 from . import maps
 from .measure import figure, turns

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ensdistill.cli.__main__ import COMMANDS, cli
 from ensdistill.pipeline.config import read_model
-from ensdistill.stages.experiment import Config, Teacher
+from ensdistill.stages.experiment.schema import Config, Teacher
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

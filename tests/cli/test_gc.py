@@ -163,7 +163,7 @@ def add_image(world):
 
 
 def test_what_a_running_process_reads_stays(made):
-    from ensdistill.stages.experiment import load
+    from ensdistill.stages.experiment.experiment import load
 
     used = made.artifact("fusion").path
     made.settings["fusion"]["window"] = 3
@@ -357,8 +357,8 @@ def test_a_command_that_begins_while_garbage_is_deleted_keeps_it(left_behind, mo
 
 @pytest.mark.parametrize("command", [("report",), ("export", "labels", "OUT")])
 def test_what_is_read_for_somebody_stays(left_behind, monkeypatch, command):
-    from ensdistill.stages import report
     from ensdistill.stages.export import labels
+    from ensdistill.stages.reading import report
 
     seen = []
     for module, name in ((report, "gather"), (labels, "export")):

@@ -14,7 +14,7 @@ from worlds import World, files_of
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.labelmaps import LabelMaps
 
 CLASSES = 19
@@ -130,7 +130,7 @@ def test_label_maps_are_matched_by_name_and_not_by_position(published):
     (published.root / "kept.png").rename(published.root / "a" / "z" / f"{first}.png")
     published.call()
     experiment = load(published.file)
-    from ensdistill.stages.importing import find
+    from ensdistill.stages.checks.importing import find
 
     found = {f.name: f for f in find(experiment)}["A"]
     assert Path(found.labels[first]).parent.name == "z"

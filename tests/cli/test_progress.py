@@ -15,7 +15,7 @@ from screens import COLUMNS, at_terminal
 
 from ensdistill.cli import noise, progress
 from ensdistill.cli.progress import Bar, Display, display
-from ensdistill.stages.warned import Warned
+from ensdistill.stages.work.warned import Warned
 
 NOISY = """
 import logging, os, subprocess, sys, threading, time, warnings

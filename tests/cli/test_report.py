@@ -14,8 +14,8 @@ from golden import make as golden
 
 from ensdistill.cli.page import page as rendered
 from ensdistill.stages.checks import labels
-from ensdistill.stages.experiment import load
-from ensdistill.stages.report import gather
+from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.reading.report import gather
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 

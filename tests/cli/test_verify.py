@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from worlds import World, files_of, forge
 
-from ensdistill.data.pictures import Decoder
+from ensdistill.data.decoding import Decoder
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 
 
 @pytest.fixture(scope="module")

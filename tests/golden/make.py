@@ -23,10 +23,10 @@ from ensdistill.pipeline.manifest import MANIFEST
 from ensdistill.pipeline.node import Job
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys, run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.labelmaps import STORE, LabelMaps
-from ensdistill.stages.results import results
+from ensdistill.stages.reading.results import results
 
 GOLDEN = Path(__file__).parent
 OPENS = ("student", "truth")

@@ -6,7 +6,7 @@ import sys
 import time
 
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build, infer_id
 from tests.benchmarks.measure import figure
 

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 from transformers.utils import logging
 
-from ensdistill.data.pictures import read_image
+from ensdistill.data.decoding import read_image
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from tests.benchmarks.measure import figure
 

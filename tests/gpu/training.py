@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment import load
+from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.networks.students import build_student
 from ensdistill.stages.training.loop import Order, Silence, Training

@@ -28,7 +28,8 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys
 from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages import graph
-from ensdistill.stages.experiment import Config, load
+from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.experiment.schema import Config
 from ensdistill.stages.graph import VERSIONS, build
 
 OPENS = ("student", "truth")

@@ -1,0 +1,1 @@
+"""Chains of nodes that processes of their own make, here or on a cluster."""

@@ -1,0 +1,1 @@
+"""What each teacher gives, and what bad ones cost."""

@@ -1,0 +1,1 @@
+"""How sure a probe is of each class."""

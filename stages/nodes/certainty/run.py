@@ -1,0 +1,60 @@
+"""`certainty[t]`: how sure the probe of teacher t is of each class (paper, section 3.2, Fig. 6)."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensdistill.data.decoding import UInt8
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.networks.frozen import load_network
+from ensdistill.stages.nodes.infer.run import see_all
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Sum the probe's largest softmax value per predicted class over the training images.
+
+    Per-image float64 sums are journalled and added in image-id order, so neither a kill nor the
+    number of workers changes a bit.
+    """
+    local: Local = job.work.local
+    classes = local.classes.classes
+    for image_id, spare in job.spares.items():
+        job.draft.adopt(image_id, spare)
+    missing = set(job.todo())
+    job.start("images")
+
+    def sum_up(image_id: str, labels: UInt8, sure: NDArray[np.float32]) -> None:
+        found = certainty_sums(labels, sure, len(classes))
+        job.draft.record(image_id, sums=found.sums.tolist(), support=found.support.tolist())
+        job.progress.advance()
+
+    if missing:
+        network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
+        see_all(job, network, missing, "both", sum_up)
+    total = reduce(
+        add,
+        (
+            CertaintySums(
+                np.array(record["sums"], np.float64), np.array(record["support"], np.int64)
+            )
+            for record in job.records()
+        ),
+    )
+    mean = [None if np.isnan(v) else float(v) for v in mean_certainty(total)]
+    labelled = LabelMaps(job.inputs["labels"]).shares()
+    reached = job.work.recipe["reached"]
+    assert isinstance(reached, list)
+    return {
+        "certainty": dict(zip(classes, mean, strict=True)),
+        "support": dict(zip(classes, total.support.tolist(), strict=True)),
+        "labelled": dict(zip(classes, labelled.tolist(), strict=True)),
+        "has_class": {c: c in reached for c in classes},
+    }

@@ -1,0 +1,152 @@
+"""`evaluation`: scores on a labelled split.
+
+The target's ground truth is a node of label maps (`truth`), made for this one and for the oracle,
+so that its PNGs are decoded once. Beside it only the ablation and training told to watch a split
+open it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ensdistill.data.classes import ClassTable
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.scores import (
+    confusion,
+    coverage,
+    iou,
+    mean_iou,
+    pixel_accuracy,
+)
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.work.items import for_each
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Counts one image's confusions; its maps are the ground truth and all P predictions."""
+
+    readers: tuple[LabelReader, ...]
+    n_classes: int
+
+    def __call__(self, stored: list[Stored]) -> Int64:
+        (read, truth), *predictions = zip(self.readers, stored, strict=True)
+        target = read(truth)
+        confmats = np.empty((len(predictions), self.n_classes, self.n_classes + 1), np.int64)
+        one = np.empty((1, *truth.size), np.uint8)  # all at once would be new memory every time
+        for confmat, (read, prediction) in zip(confmats, predictions, strict=True):
+            read(prediction, one[0])
+            confmat[:] = confusion(target, one, self.n_classes)[0]
+        return confmats
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Count confusions of every method against the ground truth and score them."""
+    table = job.work.local.classes
+    methods = []
+    for role, confmat in confusions(job).items():
+        kind, name = role.split(":", 1)
+        scores = method_scores(confmat, table)
+        methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
+    return {"classes": list(table.classes), "methods": methods}
+
+
+def confusions(job: Job) -> dict[str, Int64]:
+    """Return the confusions of each input with the one whose role is ``truth``.
+
+    Returns
+    -------
+    dict
+        Role to (C, C + 1) int64, ``confmat[target, prediction]``, summed over all images.
+
+    Raises
+    ------
+    DataError
+        If no pixel of the ground truth is labelled.
+    """
+    require_labelled(job)
+    local: Local = job.work.local
+    size = len(local.classes)
+    roles = [role for role in job.inputs if role != "truth"]
+    maps = [LabelMaps(job.inputs[role]) for role in ("truth", *roles)]
+    confmats = np.zeros((len(roles), size, size + 1), np.int64)
+    job.progress.start(len(local.pictures), 0, "images")
+    for_each(
+        [[m.find(p.id) for m in maps] for p in local.pictures],
+        _Counting(tuple(m.reader for m in maps), size),
+        lambda _, found: np.add(confmats, found, out=confmats),  # integers, in any order
+        workers=local.workers,
+        progress=job.progress,
+    )
+    return dict(zip(roles, confmats, strict=True))
+
+
+def require_labelled(job: Job) -> None:
+    """Refuse a ground truth without a labelled pixel, by which nothing can be judged.
+
+    Raises
+    ------
+    DataError
+        If it is one.
+    """
+    if not any(job.inputs["truth"].manifest.result["labels"].values()):
+        raise DataError(
+            f"{job.node.id}: the ground truth has no labelled pixel, so nothing can be scored; "
+            "look into the files that `labels:` of the split names, and set `ids:` to what they "
+            "hold"
+        )
+
+
+def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
+    """Return a method's scores as they stand in ``results.json``.
+
+    Parameters
+    ----------
+    confmat : (C, C + 1) int64
+        ``confmat[target, prediction]``, last column: predicted 255.
+    table : ClassTable
+        The classes and the declared subsets.
+
+    Returns
+    -------
+    dict
+        ``miou``, ``iou``, ``miou_covered``, ``iou_covered``, ``miou_subsets`` and
+        ``pixel_accuracy`` in percent, ``coverage`` as a fraction; None for a class that is absent
+        from both prediction and ground truth.
+    """
+    values: dict[str, Any] = {}
+    treatments: tuple[tuple[str, Literal["wrong", "left_out"]], ...] = (
+        ("", "wrong"),
+        ("_covered", "left_out"),
+    )
+    for suffix, ignored in treatments:
+        per_class = iou(confmat, ignored=ignored)
+        values["miou" + suffix] = _percent(mean_iou(per_class))
+        values["iou" + suffix] = {
+            c: _percent(v) for c, v in zip(table.classes, per_class.tolist(), strict=True)
+        }
+    values["coverage"] = _number(coverage(confmat))
+    values["pixel_accuracy"] = _percent(pixel_accuracy(confmat))
+    wrong = iou(confmat)
+    values["miou_subsets"] = {
+        name: _percent(mean_iou(wrong, [table.classes.index(c) for c in members]))
+        for name, members in table.subsets.items()
+    }
+    return values
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else 100 * value

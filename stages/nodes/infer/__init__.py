@@ -1,0 +1,1 @@
+"""Label maps of a teacher."""

@@ -1,0 +1,1 @@
+"""Scores of a teacher, kept beside its label maps."""

@@ -1,0 +1,110 @@
+"""`label-model`: how far each teacher is to be trusted with each class, from labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.labelmodel import (
+    LabelModel,
+    Votes,
+    count,
+    fit,
+    join,
+    opinions,
+)
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
+from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.work.items import for_each
+
+T = TypeVar("T")
+
+IMAGES: Final = 512
+"""The most images that the model is fitted to, spread evenly over the sorted ids."""
+
+_DIGITS: Final = 6
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """Counts the votes in one image."""
+
+    readers: tuple[LabelReader, ...]
+    n_classes: int
+
+    def __call__(self, stored: list[Stored]) -> Votes:
+        return count(read_all(self.readers, stored), self.n_classes)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Count the votes in the images of a split and fit the model to them.
+
+    Raises
+    ------
+    DataError
+        If no teacher labels any pixel.
+    """
+    local: Local = job.work.local
+    maps = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
+    ids = spread(sorted(maps[0]), IMAGES)
+    votes: dict[str, Votes] = {}
+    job.progress.start(len(ids), 0, "images")
+    for_each(
+        [[m.find(image_id) for m in maps] for image_id in ids],
+        _Counting(tuple(m.reader for m in maps), len(local.classes)),
+        lambda stored, found: votes.update({stored[0].id: found}),
+        workers=local.workers,
+        progress=job.progress,
+    )
+    every = join([votes[image_id] for image_id in ids])
+    if (every.patterns == IGNORE_INDEX).all():
+        raise DataError(f"{job.node.id}: no teacher labels any pixel of {len(ids)} images")
+    model, met = fit(every, len(local.classes)), opinions(every, len(local.classes))
+    if model.fallback is not None:
+        job.progress.message(f"{job.node.id}: {model.fallback}: the majority of the votes counts")
+    if (doubt := doubts.of_model(len(maps), met)) is not None:
+        job.progress.message(f"{job.node.id}: {doubt}")
+    return {"images": len(ids), "opinions": met, **_to_json(model)}
+
+
+def spread(given: list[T], most: int) -> list[T]:
+    """Return at most so many of what was given, such as ids, spread evenly."""
+    return [given[k * len(given) // most] for k in range(most)] if len(given) > most else given
+
+
+def read_model(result: Mapping[str, Any]) -> LabelModel:
+    """Return the model of a published result."""
+    return LabelModel(
+        weights=np.array(result["weights"]),
+        confusions=np.array(result["confusions"]),
+        prior=np.array(result["prior"]),
+        reliability=np.array(result["reliability"], float),  # None is NaN
+        rounds=result["rounds"],
+        converged=result["converged"],
+        fallback=result["fallback"],
+    )
+
+
+def _to_json(model: LabelModel) -> dict[str, Any]:
+    """The model as a result: by the teachers' order, and rounded, as nothing hangs on the rest."""
+    reliability = [
+        [None if np.isnan(v) else round(v, _DIGITS) for v in row]
+        for row in model.reliability.tolist()
+    ]
+    return {
+        "weights": model.weights.round(_DIGITS).tolist(),
+        "prior": model.prior.round(12).tolist(),
+        # never 0, whose logarithm would forbid what was seen
+        "confusions": np.maximum(model.confusions.round(9), 1e-9).tolist(),
+        "reliability": reliability,
+        "rounds": model.rounds,
+        "converged": model.converged,
+        "fallback": model.fallback,
+    }

@@ -1,0 +1,1 @@
+"""How sure the label model is of each fused label."""

@@ -1,0 +1,83 @@
+"""`weights`: how sure the label model is of each fused label, for the student's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.functional.labelmodel import LabelModel, posterior
+from ensdistill.stages.graph import Local
+from ensdistill.stages.labelmaps import (
+    LabelMaps,
+    LabelMapsDraft,
+    LabelReader,
+    LabelWriter,
+    Place,
+    Stored,
+    read_all,
+)
+from ensdistill.stages.nodes.labelmodel.run import read_model
+from ensdistill.stages.work.items import for_each
+
+
+@dataclass(frozen=True)
+class _Weighing:
+    """Reads, weighs and writes one image: where to, and where labels and fused labels lie.
+
+    Attributes
+    ----------
+    readers : tuple of LabelReader
+        The teachers', in the order of the roles, which is that of the names; then the fusion's.
+    model : LabelModel
+        Fitted to the same teachers.
+    write : LabelWriter
+        Stores the percents.
+    """
+
+    readers: tuple[LabelReader, ...]
+    model: LabelModel
+    write: LabelWriter
+
+    def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
+        place, stored = item
+        maps = read_all(self.readers, stored)
+        percent, pixels, sums = posterior(maps[:-1], maps[-1], self.model)
+        record = self.write(place, percent, pixels)
+        return {**record, "sums": sums.tolist(), "mean": _mean(sums.sum(), pixels.sum())}
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Weigh every fused label of the training images: 0 to 100 percent, 0 where there is none.
+
+    Means are fractions, of whole numbers that add up exactly: neither a kill nor the number of
+    workers changes a bit.
+    """
+    local: Local = job.work.local
+    inputs = dict(job.inputs)
+    model, fused = read_model(inputs.pop("model").manifest.result), LabelMaps(inputs.pop("fused"))
+    sources = [*(LabelMaps(inputs[role]) for role in sorted(inputs)), fused]
+    maps = LabelMapsDraft(job, {item.id: fused.size(item.id) for item in job.work.items})
+    job.start("images")
+    for_each(
+        [(place, [s.find(place.id) for s in sources]) for place in maps.missing],
+        _Weighing(tuple(s.reader for s in sources), model, maps.write),
+        lambda item, record: maps.journal(item[0], record),
+        workers=local.workers,
+        progress=job.progress,
+    )
+    records = job.records()
+    pixels = np.sum([record["labels"] for record in records], axis=0)
+    sums = np.sum([record["sums"] for record in records], axis=0)
+    means = map(_mean, sums, pixels)
+    return {
+        "images": len(records),
+        "mean": _mean(sums.sum(), pixels.sum()),
+        "classes": dict(zip(local.classes.classes, means, strict=True)),
+    }
+
+
+def _mean(percents: np.int64, pixels: np.int64) -> float | None:
+    return float(percents / (100 * pixels)) if pixels else None

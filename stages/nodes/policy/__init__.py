@@ -1,0 +1,1 @@
+"""Which teacher each class is taken from."""

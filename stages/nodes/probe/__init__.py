@@ -1,0 +1,1 @@
+"""The small student that measures a teacher."""

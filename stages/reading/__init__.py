@@ -1,0 +1,1 @@
+"""What is read off published artifacts: results, tables, the report, comparisons."""

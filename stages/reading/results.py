@@ -1,0 +1,412 @@
+"""What is read off published artifacts: the policy, and ``results.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ensdistill.pipeline import atomic
+from ensdistill.pipeline.errors import NotReadyError
+from ensdistill.pipeline.escaping import as_utf8
+from ensdistill.pipeline.manifest import Manifest
+from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.stages.checks import suspicion
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
+from ensdistill.stages.graph import (
+    ablation_id,
+    build,
+    evaluation_id,
+    infer_id,
+    model_id,
+    scored,
+    uncovered,
+)
+from ensdistill.stages.nodes.evaluation.rivals import rivals
+from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.reading import tables
+from ensdistill.stages.reading.outputs import RESULTS, Output, write_fixed
+
+_DIGITS: Final = 6
+_ORDER: Final = ("teacher", "fusion", "probe", "student")
+_NOT_MADE: Final = {
+    "student": "not trained",
+    "probe": "not trained",
+    "label-model": "label model not fitted",
+    "policy": "policy not chosen",
+}
+
+
+def policy(decisions: Mapping[str, Decision]) -> dict[str, Any] | None:
+    """Return the result of the policy node, None where the experiment has none."""
+    artifact = decisions["policy"].artifact if "policy" in decisions else None
+    return None if artifact is None else artifact.manifest.result
+
+
+def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    """Return teacher to the result of its certainty node, where there is one."""
+    found = {}
+    for teacher in experiment.teachers:
+        decision = decisions.get(f"certainty[{teacher.name}]")
+        if decision is not None and decision.artifact is not None:
+            found[teacher.name] = decision.artifact.manifest.result
+    return found
+
+
+def reliability(
+    experiment: Experiment, decisions: Mapping[str, Decision]
+) -> dict[str, dict[str, float | None]]:
+    """Return teacher to the IoU per class that the label model expects of it.
+
+    Empty where there is no model, or it cannot tell (see `doubt`).
+    """
+    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    if artifact is None or doubt(decisions) is not None:
+        return {}
+    rows = artifact.manifest.result["reliability"]
+    return {
+        t.name: dict(zip(experiment.classes.classes, row, strict=True))
+        for t, row in zip(experiment.teachers, rows, strict=True)
+    }
+
+
+def doubt(decisions: Mapping[str, Decision]) -> str | None:
+    """Return why the label model cannot tell which teacher errs; None where it can, or is none."""
+    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    if artifact is None:
+        return None
+    found = artifact.manifest.result
+    return doubts.of_model(len(found["weights"]), found.get("opinions"))  # older ones did not count
+
+
+def evaluated(
+    experiment: Experiment, split: str | None, *, opens: Collection[str] = ()
+) -> dict[str, Decision]:
+    """Plan with the nodes of all fusions if they are scored on `split`, else without.
+
+    `opens` as for `graph.build`.
+    """
+    snapshot = experiment.workspace.scan()
+    if split is not None:
+        every = plan(build(experiment, opens=opens, all_fusions=True), snapshot)
+        beside = every.get(evaluation_id(split, beside=True))
+        if beside is not None and beside.artifact is not None:
+            return every
+    return plan(build(experiment, opens=opens), snapshot)
+
+
+def results(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    """Return the content of ``results.json``.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment.
+    split : str
+        A labelled split whose evaluation is published.
+    decisions : mapping
+        Node id to decision, of a plan made afterwards.
+
+    Returns
+    -------
+    dict
+        Among others ``methods`` with, in percent, ``miou``: the mean of the IoU of every class
+        that is in the ground truth or in the method's own prediction, which are ``miou_classes``
+        many and may be others for another method; and ``miou_present``: the mean over
+        ``classes_present``, those that are in the ground truth, the same for every method.
+        ``beside``: what majority and the best teacher have of the latter (see `rivals.rivals`).
+    """
+    classes = list(experiment.classes.classes)
+    found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
+    made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
+    methods = [_with_present(m) for m in found]
+    there = {(m["kind"], m["name"]) for m in found}
+    missing = not_scored(experiment, split, decisions)
+    fusions = {
+        m["name"]: made[node_id]
+        for m in methods
+        if m["kind"] == "fusion" and (node_id := f"fusion[{m['name']}]@{split}") in made
+    }
+    chosen = policy(decisions) or {"teacher": {}, "fallback": []}
+    sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
+    reliable = reliability(experiment, decisions)
+    student = experiment.config.student
+    shared = len(experiment.overlap(split))
+    return {
+        "experiment": experiment.path.name,
+        "split": split,
+        "overlap": {TRAIN: shared} if shared else {},
+        "classes": classes,
+        "classes_present": _present(found, classes),
+        "subsets": {name: list(members) for name, members in experiment.classes.subsets.items()},
+        "fusion": experiment.config.fusion.method,
+        "methods": methods,
+        "beside": _beside(experiment.config.fusion.method, methods),
+        "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
+        "student_selected_on": student.watch if student.keep == "best" else None,
+        "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
+        "policy": chosen["teacher"],
+        "policy_fallback": chosen["fallback"],
+        "certainty": sure,
+        "reliability": reliable,
+        "doubt": doubt(decisions),
+        "label_model": _rule(experiment, split, made),
+        "suspicions": _of_truth(split, found, classes),
+        "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
+        "seconds": {n: manifest.seconds for n, manifest in made.items()},
+        "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
+    }
+
+
+def _rule(
+    experiment: Experiment, split: str, made: Mapping[str, Manifest]
+) -> dict[str, Any] | None:
+    """Return what the label model of a split is fitted to, and why it is none; None without one."""
+    model = made.get(model_id(experiment, split))
+    if model is None:
+        return None
+    fit = experiment.config.label_model.fit
+    fallback = model.result["fallback"]
+    return {"fit": fit, "rule": "majority" if fallback else "label-model", "because": fallback}
+
+
+def _beside(own: str, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what stands beside the experiment's own fusion, None where that is not scored."""
+    fusions, teachers = (
+        {m["name"]: m["miou_present"] for m in methods if m["kind"] == kind}
+        for kind in ("fusion", "teacher")
+    )
+    return rivals(own, "miou_present", fusions, teachers)
+
+
+def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method as it stands in ``results.json``, of which an evaluation holds most."""
+    import numpy as np
+
+    from ensdistill.stages.functional.scores import iou, mean_iou, present
+
+    confmat = np.array(method["confmat"], np.int64)
+    mean = mean_iou(iou(confmat), np.flatnonzero(present(confmat)).tolist())
+    means = {
+        "miou": method["miou"],
+        "miou_classes": sum(v is not None for v in method["iou"].values()),
+        "miou_present": None if math.isnan(mean) else 100 * mean,
+    }
+    kept = {k: v for k, v in method.items() if k != "confmat"}
+    return {"name": method["name"], "kind": method["kind"], **means} | kept
+
+
+def _of_truth(
+    split: str, methods: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> list[str]:
+    """Return what is suspicious about the ground truth, by what the teachers say."""
+    import numpy as np
+
+    from ensdistill.stages.functional.agreement import kappa, turned
+
+    confmats = [np.array(m["confmat"], np.int64) for m in methods if m["kind"] == "teacher"]
+    joints = [confmat[:, : len(classes)] for confmat in confmats]
+    if not joints:
+        return []
+    names = {classes[c]: classes[d] for c, d in turned(np.sum(joints, axis=0)).items()}
+    return suspicion.of_truth(split, [kappa(joint) for joint in joints], names)
+
+
+def _present(methods: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    """Return the classes that occur in the ground truth, which is that of every method."""
+    rows = methods[0]["confmat"]
+    return [c for c, row in zip(classes, rows, strict=True) if sum(row)]
+
+
+def not_scored(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> list[dict[str, str]]:
+    """Return what an evaluation does not score, or would not now, because it is not there.
+
+    Parameters
+    ----------
+    experiment, split : Experiment, str
+        Whose evaluation it is.
+    decisions : mapping
+        Of its plan; with all fusions these are looked at too.
+
+    Returns
+    -------
+    list of dict
+        ``kind`` and ``name`` as in ``results.json``, and ``why``.
+    """
+    lacking = uncovered(experiment, split)
+    found = [_left_out("teacher", t, f"no label maps of {split} are declared") for t in lacking]
+    method = experiment.config.fusion.method
+    if lacking and method != "majority":
+        why = f"needs the label maps of all teachers on {split}"
+        found.append(_left_out("fusion", method, why))
+    for beside in (False, True):
+        if evaluation_id(split, beside=beside) not in decisions:
+            continue
+        for one in scored(experiment, split, beside=beside):
+            needed = None if one.needs is None else decisions[one.needs]
+            if needed is None or State.FRESH in (needed.state, decisions[one.maps].state):
+                continue
+            found.append(_left_out(one.kind, one.name, _why_not(needed, decisions)))
+    return found
+
+
+def _left_out(kind: str, name: str, why: str) -> dict[str, str]:
+    return {"kind": kind, "name": name, "why": why}
+
+
+def _why_not(d: Decision, decisions: Mapping[str, Decision]) -> str:
+    """Say that a node is not there as the experiment file wants it, and what makes it."""
+    text = _NOT_MADE[d.node.stage]
+    if d.state is State.CORRUPT:
+        return f"{text} any more ({d.reason})"
+    ready = all(decisions[n].state is State.FRESH for n in d.node.needs)
+    command = f"`ensdistill {d.node.command}{'' if ready else ' --upstream'}`"
+    if d.state is State.MISSING:
+        return f"{text} ({command})"
+    return f"{text} as the file says ({d.reason}; {command})"
+
+
+def estimates(
+    methods: Sequence[Mapping[str, Any]],
+    estimated: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return how well what was estimated of the teachers' classes goes with their IoU.
+
+    Parameters
+    ----------
+    methods : sequence of mapping
+        As in ``results.json``; their `iou` by class, in percent.
+    estimated : mapping
+        Kind of estimate to teacher to class to a fraction, None where there is none.
+
+    Returns
+    -------
+    dict
+        Teacher to kind to ``cosine`` similarity and ``rank`` correlation over the classes that
+        have both (paper, Fig. 6), None where these are too few; and how many ``classes`` these are,
+        which may be others for another teacher. Only what was estimated.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for method in (m for m in methods if m["kind"] == "teacher"):
+        kinds = {k: of[method["name"]] for k, of in estimated.items() if method["name"] in of}
+        if kinds:
+            found[method["name"]] = {k: _alike(v, method["iou"]) for k, v in kinds.items()}
+    return found
+
+
+def _alike(
+    estimate: Mapping[str, float | None], iou: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    import numpy as np
+
+    from ensdistill.stages.functional.scores import cosine_similarity, rank_correlation
+
+    # as floats None is NaN; the percents of the IoU change neither number
+    a, b = (np.array([values[c] for c in iou], float) for values in (estimate, iou))
+    values = {"cosine": cosine_similarity(a, b), "rank": rank_correlation(a, b)}
+    # rounded, as the last digits depend on the processor
+    alike = {k: None if math.isnan(v) else round(v, _DIGITS) for k, v in values.items()}
+    return {**alike, "classes": int(np.isfinite(a + b).sum())}
+
+
+def write_results(
+    experiment: Experiment,
+    split: str,
+    decisions: Mapping[str, Decision],
+    *,
+    all_fusions: bool = False,
+) -> dict[str, Any]:
+    """Write ``results.json`` into the workspace and return its content.
+
+    Only the first labelled split has that name; a further one writes ``results-<split>.json``,
+    and the scores of all fusions stand in ``results-all.json`` or ``results-all-<split>.json``.
+    """
+    found = results(experiment, split, decisions)
+    file = file_of(experiment, split, "results" + "-all" * all_fusions, "json")
+    write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
+    return found
+
+
+def confmats(split: str, decisions: Mapping[str, Decision]) -> dict[tuple[str, str], Any]:
+    """Return the confusion matrix of every method of a split's evaluation.
+
+    Returns
+    -------
+    dict
+        Kind and name of the method to C lists of C + 1 pixel counts, ``[target][prediction]``; the
+        last is of predictions of 255.
+    """
+    return {(m["kind"], m["name"]): m["confmat"] for m in _methods(split, decisions)}
+
+
+def write_tables(
+    found: Mapping[str, Any], matrices: Mapping[tuple[str, str], Any], outputs: Sequence[Output]
+) -> None:
+    """Write scores as tables, each in the format that the file's suffix names.
+
+    Parameters
+    ----------
+    found : mapping
+        The content of ``results.json``.
+    matrices : mapping
+        Of the same evaluation, see `confmats`; only JSON holds them.
+    outputs : sequence of Output
+        The suffixes of their paths are among those of `tables.WRITERS`.
+    """
+    methods = [{**m, "confmat": matrices[m["kind"], m["name"]]} for m in found["methods"]]
+    for output in outputs:
+        text = tables.WRITERS[output.path.suffix]({**found, "methods": methods})
+        output.write(as_utf8(text))
+
+
+def write_ablation(
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
+) -> dict[str, Any]:
+    """Write ``ablation.json`` into the workspace, named as `write_results` does; return it."""
+    artifact = decisions[ablation_id(split)].artifact
+    if artifact is None:
+        raise NotReadyError(f"{ablation_id(split)} is not there any more; run again")
+
+    from ensdistill.stages.nodes.ablation.run import with_present
+
+    classes = experiment.classes.classes
+    told = with_present(artifact.manifest.result, artifact.items, classes)
+    found = {"split": split, **told}
+    file = file_of(experiment, split, "ablation", "json")
+    write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
+    return found
+
+
+def file_of(experiment: Experiment, split: str, stem: str, suffix: str) -> Path:
+    """Return a file in the workspace, whose name has no split if it is the first labelled one."""
+    name = stem if split == experiment.labelled[0] else f"{stem}-{split}"
+    return experiment.workspace.root / f"{name}.{suffix}"
+
+
+def _methods(split: str, decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+    """Return all that the published evaluations of a split scored; that of its own must be one."""
+    found = []
+    for beside in (False, True):
+        node_id = evaluation_id(split, beside=beside)
+        artifact = decisions[node_id].artifact if node_id in decisions else None
+        if artifact is not None:
+            found += artifact.manifest.result["methods"]
+        elif not beside:
+            raise NotReadyError(f"{node_id} is not there any more; run again")
+    return found
+
+
+def _per_image(made: Manifest) -> float | None:
+    """The seconds an image took; None where not all were made at once."""
+    return made.seconds / made.written if made.written == made.result["images"] else None
+
+
+def not_covered(experiment: Experiment, split: str, decisions: Mapping[str, Decision]) -> list[str]:
+    """Return the teachers without label maps on a split."""
+    return [t.name for t in experiment.teachers if infer_id(t.name, split) not in decisions]

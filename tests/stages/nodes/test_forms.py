@@ -1,0 +1,163 @@
+"""What results and records are by type: real ones fit, and whatever is changed in them is told."""
+
+import copy
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+from worlds import forge
+
+from ensdistill.pipeline.errors import CorruptError
+from ensdistill.pipeline.journal import read_journal, seal
+from ensdistill.pipeline.manifest import Artifact, SpoiltManifestError, read_manifest
+from ensdistill.pipeline.verify import damages
+from ensdistill.stages.graph import VERSIONS
+from ensdistill.stages.nodes.forms import FORMS
+
+WORKSPACE = Path(__file__).parents[2] / "golden" / "workspace"
+
+
+@pytest.fixture(scope="module")
+def artifacts():
+    """One artifact of each stage, as recorded in the golden workspace."""
+    found = {}
+    for file in sorted(WORKSPACE.glob("*/*/manifest.json")):
+        manifest = read_manifest(file.parent, FORMS)
+        found[manifest.stage] = Artifact(file.parent, manifest, FORMS[manifest.stage])
+    return found
+
+
+def test_every_stage_has_its_form(artifacts):
+    assert set(FORMS) == set(VERSIONS)
+    assert {stage: form.version for stage, form in FORMS.items()} == dict(VERSIONS)
+    for stage, artifact in artifacts.items():
+        assert FORMS[stage].result(artifact.manifest.result) is None
+        for record in artifact.items:
+            assert FORMS[stage].record(record) is None
+
+
+NEEDED = {
+    "infer": ["images", "labels"],
+    "truth": ["images", "labels"],
+    "fusion": ["images", "labels", "coverage"],
+    "certainty-maps": ["images", "mean"],
+    "soft-maps": ["images", "mean"],
+    "weights": ["images", "mean", "classes"],
+    "certainty": ["certainty", "support", "labelled", "has_class"],
+    "label-model": ["weights", "prior", "confusions", "reliability", "rounds", "converged"],
+    "policy": ["strategy", "teacher", "certainty", "fallback"],
+    "probe": ["steps", "loss"],
+    "student": ["steps", "loss"],
+    "evaluation": ["classes", "methods"],
+    "ablation": ["images", "teachers", "robustness", "flexibility"],
+}
+
+
+@pytest.mark.parametrize(("stage", "field"), [(s, f) for s, of in NEEDED.items() for f in of])
+def test_a_field_that_is_read_is_there_and_of_its_type(artifacts, stage, field):
+    result = artifacts[stage].manifest.result
+    without = {name: value for name, value in result.items() if name != field}
+    assert FORMS[stage].result(without) == f"the key {field!r} is missing"
+    for wrong in ("x" if field != "strategy" else 3, ["x", None], {"x": ["y"]}, float("nan")):
+        why = FORMS[stage].result({**result, field: wrong})
+        assert why is not None and why.removeprefix("the key '").startswith(field), wrong
+        assert len(why) < 300
+
+
+def test_values_within_a_field_are_looked_at(artifacts):
+    for stage, at, wrong in (
+        ("infer", ("labels", "road"), "12"),
+        ("infer", ("labels", "road"), True),
+        ("policy", ("teacher", "road"), ["own"]),
+        ("certainty", ("certainty", "road"), "0.5"),
+        ("label-model", ("confusions", 0, 0), 0.5),
+        ("label-model", ("confusions", 0, 0, 0), None),
+        ("label-model", ("confusions", 0), [[0.5], [0.5, 0.5]]),
+        ("evaluation", ("methods", 0), None),
+        ("evaluation", ("methods", 0, "iou"), []),
+        ("ablation", ("flexibility", "compositions", 0, "best"), 3),
+    ):
+        result = copy.deepcopy(artifacts[stage].manifest.result)
+        *way, last = at
+        holder = result
+        for key in way:
+            holder = holder[key]
+        holder[last] = wrong
+        told = FORMS[stage].result(result)
+        assert (told.startswith(str(at[0])) and "expected" in told) or "rows of one" in told, at
+
+
+@pytest.mark.parametrize(
+    ("field", "new"),
+    [
+        ("size", None),
+        ("size", [0, 4]),
+        ("size", [22]),
+        ("size", [22, 31, 3]),
+        ("size", ["22", "31"]),
+        ("labels", None),
+        ("labels", [-1]),
+        ("labels", [1.5]),
+        ("labels", "12"),
+    ],
+)
+def test_a_record_of_other_types_is_damage(artifacts, tmp_path, field, new):
+    made = artifacts["infer"]
+    folder = tmp_path / made.path.name
+    shutil.copytree(made.path, folder)
+    records = read_journal(folder / "items.jsonl")
+    records[1][field] = new
+    for record in records:
+        record.pop("check", None)
+    index = b"".join(seal(record) for record in records)
+    (folder / "items.jsonl").write_bytes(index)
+    files = made.manifest.files | {"items.jsonl": [len(index), hashlib.sha256(index).hexdigest()]}
+    forge(folder, files=files)
+    found = damages(folder, forms=FORMS)
+    assert [(d.file, d.item) for d in found] == [("items.jsonl", records[1]["id"])]
+    assert field in found[0].reason
+    with pytest.raises(CorruptError, match=f"line 2: {field}"):
+        list(Artifact(folder, read_manifest(folder), FORMS["infer"]).items)
+
+
+def test_a_result_of_another_version_is_not_looked_at(artifacts, tmp_path):
+    folder = tmp_path / artifacts["policy"].path.name
+    shutil.copytree(artifacts["policy"].path, folder)
+    forge(folder, result={"old": "form"}, version=0)
+    assert read_manifest(folder, FORMS).result == {"old": "form"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (lambda m: {"recipe": m.recipe | {"source": "network"}}, "fingerprint"),
+        (lambda m: {"inputs": {"labels": "0" * 64}}, "fingerprint"),
+        (lambda m: {"stage": "truth"}, "fingerprint"),
+        (lambda m: {"files": {k: v for k, v in m.files.items() if k != "items.jsonl"}}, "files"),
+    ],
+    ids=["recipe", "inputs", "stage", "no index"],
+)
+def test_a_manifest_whose_fields_do_not_go_together_is_corrupt(artifacts, tmp_path, changes, field):
+    folder = tmp_path / artifacts["infer"].path.name
+    shutil.copytree(artifacts["infer"].path, folder)
+    forge(folder, **changes(read_manifest(folder)))
+    with pytest.raises(SpoiltManifestError) as caught:
+        read_manifest(folder, FORMS)
+    assert caught.value.spoilt == [field]
+    assert [d.field for d in damages(folder, forms=FORMS)] == [field]
+
+
+@pytest.mark.parametrize("kept", [(0,), (0, 0)], ids=["one less", "one twice"])
+def test_an_index_of_another_number_of_items_is_damage(artifacts, tmp_path, kept):
+    made = artifacts["infer"]
+    folder = tmp_path / made.path.name
+    shutil.copytree(made.path, folder)
+    lines = (folder / "items.jsonl").read_bytes().splitlines(keepends=True)
+    index = b"".join(lines[k] for k in kept)
+    (folder / "items.jsonl").write_bytes(index)
+    entry = [len(index), hashlib.sha256(index).hexdigest()]
+    forge(folder, files=made.manifest.files | {"items.jsonl": entry})
+    assert [d.reason for d in damages(folder, forms=FORMS)] == ["holds 1 items, expected 2"]
+    with pytest.raises(CorruptError, match="does not hold 2 items"):
+        list(Artifact(folder, read_manifest(folder, FORMS), FORMS["infer"]).items)
