@@ -23,7 +23,8 @@ from ensdistill.stages.checks.labels import LITTLE
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.graph import VERSIONS, Local, infer_id
+from ensdistill.stages.graph import VERSIONS, infer_id
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,

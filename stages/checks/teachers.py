@@ -32,8 +32,9 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.functional.agreement import joint, kappa, turned
 from ensdistill.stages.functional.scores import class_counts
-from ensdistill.stages.graph import Local, infer_id
+from ensdistill.stages.graph import infer_id
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.labelmodel.run import spread
 
 IMAGES: Final = 8

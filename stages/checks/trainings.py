@@ -24,7 +24,8 @@ from ensdistill.stages.checks.here import here
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Training
 from ensdistill.stages.functional.augmentation import draw_look
-from ensdistill.stages.graph import VERSIONS, Local, build, training
+from ensdistill.stages.graph import VERSIONS, build, training
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (

@@ -22,7 +22,7 @@ from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh
-from ensdistill.stages.graph import Local
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.folders import read_description
 from ensdistill.stages.networks.frozen import WEIGHTS, load_student

@@ -21,7 +21,7 @@ from typing import Final
 from torch import nn
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.graph import Factory
+from ensdistill.stages.local import Factory
 
 _INSTALLED: Final = "site-packages"  # of an environment that lies below a root
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.escaping import plain
 from ensdistill.pipeline.opening import real_path
-from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.stream import Clock, Request, Want
 from ensdistill.stages.work.warned import Warned, heard_by, issue, taken

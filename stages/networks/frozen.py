@@ -27,7 +27,7 @@ from ensdistill.stages.functional.unify import (
     tile_boxes,
     unify,
 )
-from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.answers import Reading, misshapen
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.graph import Local
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
 from ensdistill.stages.networks.state_dicts import below, load_into, read_tensors, some_of
 from ensdistill.stages.networks.students import (

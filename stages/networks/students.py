@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError, shortened
-from ensdistill.stages.graph import Factory
+from ensdistill.stages.local import Factory
 from ensdistill.stages.networks.code import build_from_code
 from ensdistill.stages.networks.folders import require_own_files, weight_files
 from ensdistill.stages.networks.foreign import reason

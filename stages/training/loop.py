@@ -28,8 +28,8 @@ from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason

@@ -19,8 +19,8 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import Local
 
 _ORDER: Final = 0
 _CROP: Final = 1

@@ -17,7 +17,8 @@ from ensdistill.data.store import LabelStore
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
 from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import Local, build
+from ensdistill.stages.graph import build
+from ensdistill.stages.local import Local
 from ensdistill.stages.training.loop import Order, Silence, Training
 from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.samples import Samples

@@ -24,8 +24,8 @@ from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse, join
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou, present
 from ensdistill.stages.functional.spoiling import relabel_segments
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.ablation.compositions import (
     BAD,
     Members,

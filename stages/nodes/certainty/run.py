@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import Local
 from ensdistill.stages.networks.frozen import load_network
 from ensdistill.stages.nodes.infer.run import see_all
 

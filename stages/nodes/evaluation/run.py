@@ -24,8 +24,8 @@ from ensdistill.stages.functional.scores import (
     mean_iou,
     pixel_accuracy,
 )
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.local import Local
 from ensdistill.stages.work.items import for_each
 
 Int64 = npt.NDArray[np.int64]

@@ -17,7 +17,6 @@ from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority, warm_up
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,
@@ -27,6 +26,7 @@ from ensdistill.stages.labelmaps import (
     Stored,
     read_all,
 )
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.labelmodel.run import read_model
 from ensdistill.stages.work.items import for_each
 

@@ -21,8 +21,8 @@ from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
 from ensdistill.pipeline.node import Job, Work
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
+from ensdistill.stages.local import Local
 from ensdistill.stages.work.items import Queue, for_each
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from ensdistill.data.decoding import STEPS, UInt8, read_certainty
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.node import Job
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.infer.run import open_network, see_all, speaker
 from ensdistill.stages.work.items import for_each
 

@@ -19,8 +19,8 @@ from ensdistill.stages.functional.labelmodel import (
     join,
     opinions,
 )
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.labelmodel import doubts
 from ensdistill.stages.work.items import for_each
 

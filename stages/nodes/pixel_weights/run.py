@@ -9,7 +9,6 @@ import numpy as np
 
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.labelmodel import LabelModel, posterior
-from ensdistill.stages.graph import Local
 from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,
@@ -19,6 +18,7 @@ from ensdistill.stages.labelmaps import (
     Stored,
     read_all,
 )
+from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.labelmodel.run import read_model
 from ensdistill.stages.work.items import for_each
 

@@ -17,7 +17,7 @@ from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.experiment.schema import Init, Student
-from ensdistill.stages.graph import Factory, Local
+from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.fitting import Way, advice, beginnings
 from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.state_dicts import below

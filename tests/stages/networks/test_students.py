@@ -14,8 +14,8 @@ from worlds import TINY, World, files_of
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.graph import Factory, Local
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.code import build_from_code
 from ensdistill.stages.networks.frozen import describe, load_network, save_network
 from ensdistill.stages.networks.initial import describe_initial, initial_network
