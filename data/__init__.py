@@ -1,1 +1,1 @@
-"""Class tables, image folders, label-map stores and the toy city."""
+"""Class tables, image folders and label-map stores."""

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from worlds import files_of
 
-from ensdistill.data.toy import CLASSES, SOURCES, TARGET, write_city
-from ensdistill.stages.demo import SIZE, draw_city
+from ensdistill.stages.demo.city import CLASSES, SOURCES, TARGET, write_city
+from ensdistill.stages.demo.experiments import SIZE, draw_city
 
 SEED = 0
 

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ensdistill.cli.__main__ import cli
-from ensdistill.data import toy
 from ensdistill.pipeline.manifest import read_manifest
 from ensdistill.pipeline.ownership import MARK
 from ensdistill.pipeline.plan import plan
+from ensdistill.stages.demo.city import TARGET, draw_scene
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 
@@ -60,7 +60,7 @@ class World:
         for split, count in (("train", train), ("val", val)):
             for k in range(count):
                 shape = size if k else (size[0] - 4, size[1] - 3)
-                image, label = toy.draw_scene(0, 1000 * len(split) + k, toy.TARGET, shape)
+                image, label = draw_scene(0, 1000 * len(split) + k, TARGET, shape)
                 name = f"{split}_{k:06}_000019"
                 self.save("images", split, name, image)
                 self.save("labels", split, name, label)

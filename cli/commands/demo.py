@@ -45,24 +45,24 @@ def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     Example:
       ensdistill demo --out /tmp/demo
     """
-    from ensdistill.data import toy
-    from ensdistill.stages import demo
+    from ensdistill.stages.demo import experiments
+    from ensdistill.stages.demo.city import SOURCES, TARGET
 
     begin = time.perf_counter()
     out = real_path(out)
-    demo.require_free(out, overwrite)
+    experiments.require_free(out, overwrite)
     with display() as shown:
 
         def bar(decision: Decision) -> Any:
             shown.say(decision.node.id)
             return shown.bar(decision.node.id)
 
-        report, cities = demo.draw(out, seed, bar)
+        report, cities = experiments.draw(out, seed, bar)
         teachers = {}
-        for name in toy.SOURCES:
-            trained, teachers[name] = demo.train_teacher(out, name, cities[name], seed, bar)
+        for name in SOURCES:
+            trained, teachers[name] = experiments.train_teacher(out, name, cities[name], seed, bar)
             report.ran += trained.ran
-    experiment_file = demo.target_experiment(out, cities[toy.TARGET.name], teachers, seed)
+    experiment_file = experiments.target_experiment(out, cities[TARGET.name], teachers, seed)
     experiment, ran, decisions = execute(
         experiment_file,
         lambda _, nodes: ["student", *evaluation_ids(nodes, SPLIT)],

@@ -11,8 +11,8 @@ from opened import opened
 from worlds import World
 
 from ensdistill.cli.__main__ import cli
-from ensdistill.data.toy import CLASSES
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from ensdistill.stages.demo.city import CLASSES
 
 
 def call(*arguments):

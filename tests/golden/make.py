@@ -13,7 +13,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ensdistill.data import toy
 from ensdistill.data.classes import TABLES, parse_table
 from ensdistill.data.store import LabelStore
 from ensdistill.pipeline.atomic import json_bytes
@@ -23,6 +22,7 @@ from ensdistill.pipeline.manifest import MANIFEST
 from ensdistill.pipeline.node import Job
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys, run
+from ensdistill.stages.demo.city import TARGET, draw_scene
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.labelmaps import STORE, LabelMaps
@@ -84,7 +84,7 @@ def draw(folder):
     for split, count in (("train", 3), ("val", 2)):
         for k in range(count):
             shape = (24, 32) if k else (22, 31)
-            image, label = toy.draw_scene(0, 100 * len(split) + k, toy.TARGET, shape)
+            image, label = draw_scene(0, 100 * len(split) + k, TARGET, shape)
             name = f"{split}_{k}"
             own = np.where(label == 10, 255, label)  # sees no sky
             mapped = np.roll(np.where(label == 2, 0, label), 2, axis=1)  # takes buildings for roads

@@ -10,14 +10,14 @@ from tests.benchmarks.measure import figure
 # As `ensdistill demo`, which promises the bits of a CPU, but for where it runs.
 DEMO = """
 import json, sys
-from ensdistill.stages import demo
+from ensdistill.stages.demo import experiments
 device, smoke, out = sys.argv[1:]
-demo.RUNTIME["device"] = device
+experiments.RUNTIME["device"] = device
 if smoke == "True":
-    for of in (demo.TEACHER, demo.PROBE, demo.STUDENT):
+    for of in (experiments.TEACHER, experiments.PROBE, experiments.STUDENT):
         of["steps"] = 1
-    demo.SOURCE_SCENES["train"] = demo.TARGET_SCENES["train"] = 4
-    demo.TARGET_SCENES["val"] = 1
+    experiments.SOURCE_SCENES["train"] = experiments.TARGET_SCENES["train"] = 4
+    experiments.TARGET_SCENES["val"] = 1
 from ensdistill.cli.__main__ import main
 main(["demo", "--out", out])
 """

@@ -1,10 +1,10 @@
 """Generated fleets: teachers of two or three families that share errors of whole segments.
 
-The scenes are those of `data/toy.py`, in eleven classes. A segment is all pixels of a class that
-hang together in a block of the image. Teachers take whole segments for another class, three ways:
-all teachers the same one (what is hard for everybody), all of a family the same one (what one
-architecture or one source does not see), or each its own. How often depends on the class and on the
-skill of the teacher. Borders are each teacher's own.
+The scenes are the demo's, in eleven classes. A segment is all pixels of a class that hang together
+in a block of the image. Teachers take whole segments for another class, three ways: all teachers
+the same one (what is hard for everybody), all of a family the same one (what one architecture or
+one source does not see), or each its own. How often depends on the class and on the skill of the
+teacher. Borders are each teacher's own.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from ensdistill.data import toy
 from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.stages.demo.city import TARGET, draw_scene
 
 CLASSES = (
     "road",
@@ -110,7 +110,7 @@ class Painter:
 
     def draw(self):
         """Return (H, W) the truth of the next scene and (T, H, W) the teachers' label maps."""
-        _, labels = toy.draw_scene(self.fleet.seed, self._index, toy.TARGET, SIZE)
+        _, labels = draw_scene(self.fleet.seed, self._index, TARGET, SIZE)
         self._index += 1
         table = np.full(256, IGNORE_INDEX, np.uint8)
         table[: len(GROUPS)] = GROUPS

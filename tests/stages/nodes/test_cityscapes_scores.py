@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 from worlds import TINY, World
 
-from ensdistill.data import toy
 from ensdistill.data.classes import TABLES
 from ensdistill.data.splits import image_id
 from ensdistill.pipeline.plan import plan
+from ensdistill.stages.demo.city import LABEL_IDS, TARGET, write_city
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.labelmaps import LabelMaps
@@ -36,7 +36,7 @@ METHODS = [
 def label_ids(train_ids):
     """Return label ids; of 255 the one that stands for `unlabeled`."""
     table = np.zeros(256, np.uint8)
-    table[: len(toy.LABEL_IDS)] = toy.LABEL_IDS
+    table[: len(LABEL_IDS)] = LABEL_IDS
     return table[train_ids]
 
 
@@ -50,7 +50,7 @@ def spoilt(ids, rng):
 
 
 def predicted(ids, rule):
-    found = np.where(np.isin(ids, toy.LABEL_IDS), ids, 7)
+    found = np.where(np.isin(ids, LABEL_IDS), ids, 7)
     return rule(np.roll(found, 1, axis=1)).astype(np.uint8)
 
 
@@ -65,7 +65,7 @@ RULES = {
 def evaluated(tmp_path_factory):
     """Return the folder of an experiment on a Cityscapes tree, its plan and its table."""
     root = tmp_path_factory.mktemp("cityscapes")
-    toy.write_city(root / "city", 0, toy.TARGET, {"train": 3, "val": 3}, SIZE)
+    write_city(root / "city", 0, TARGET, {"train": 3, "val": 3}, SIZE)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for file in (root / "city/gtFine" / split).rglob("*_labelIds.png"):
@@ -132,7 +132,7 @@ def test_every_score_is_the_official_one(evaluated, kind, name, node):
     # class by class and pixel by pixel, what was predicted and what it was
     confmat = np.array(row["confmat"])
     theirs = np.array(official["confMatrix"])
-    at = list(toy.LABEL_IDS)
+    at = list(LABEL_IDS)
     np.testing.assert_array_equal(confmat[:, :19], theirs[np.ix_(at, at)])
     np.testing.assert_array_equal(confmat.sum(axis=1), theirs[at].sum(axis=1))
 

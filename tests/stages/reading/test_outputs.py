@@ -9,7 +9,7 @@ from worlds import World
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError
-from ensdistill.stages import demo
+from ensdistill.stages.demo import experiments
 from ensdistill.stages.reading import outputs, tables
 from ensdistill.stages.reading.outputs import Output
 
@@ -183,7 +183,7 @@ def test_init_asks_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["experiment.yaml", "results.json", "teachers/{}.yaml"])
 def test_a_demo_replaces_no_other_files(tmp_path, name):
-    file = tmp_path / name.format(next(iter(demo.toy.SOURCES)))
+    file = tmp_path / name.format(next(iter(experiments.SOURCES)))
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
     done = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
@@ -195,7 +195,7 @@ def test_every_edited_file_of_a_demo_is_kept(tmp_path):
     file = tmp_path / "experiment.yaml"
     for text in ("one", "two", "three"):
         file.write_text(text)
-        demo._write(file, "A title", {})
+        experiments._write(file, "A title", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "experiment.yaml",
         "experiment.yaml.old",

@@ -1,7 +1,7 @@
 """The demo: real teachers from four generated cities, then the real stages on a fifth.
 
 Each source city is drawn by a simulator that is faithful for some classes and not for others (see
-`data/toy.py`); its teacher is a small network trained on that city's ground truth, by an ordinary
+`city.py`); its teacher is a small network trained on that city's ground truth, by an ordinary
 experiment of its own. World, handicaps, training settings and seed 0 were fixed before any fusion
 was run on them.
 """
@@ -19,13 +19,13 @@ from typing import Any, Final
 
 import yaml
 
-from ensdistill.data import toy
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import digest
 from ensdistill.pipeline.node import Job, Node, Progress, Upstream, Work
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
+from ensdistill.stages.demo.city import SOURCES, TARGET, Style, write_city
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.reading.outputs import RESULTS, Output
@@ -67,7 +67,7 @@ def draw(out: Path, seed: int, bars: Bars) -> tuple[Report, dict[str, Path]]:
     tuple
         What ran, and the root of each city's tree by the style's name.
     """
-    nodes = [_city(style, seed) for style in (toy.TARGET, *toy.SOURCES.values())]
+    nodes = [_city(style, seed) for style in (TARGET, *SOURCES.values())]
     report, made = _make(nodes, Workspace(out / "cities"), [node.id for node in nodes], bars)
     return report, {node.name: made[node.id] for node in nodes}
 
@@ -131,13 +131,13 @@ def draw_city(job: Job) -> dict[str, Any]:
     seed, style, scenes = job.work.local
     job.progress.start(sum(scenes.values()), 0, "scenes")
     for split, count in scenes.items():
-        toy.write_city(job.draft.path, seed, style, {split: count}, SIZE)
+        write_city(job.draft.path, seed, style, {split: count}, SIZE)
         job.progress.advance(count)
     return {"scenes": dict(scenes)}
 
 
-def _city(style: toy.Style, seed: int) -> Node:
-    scenes = TARGET_SCENES if style == toy.TARGET else SOURCE_SCENES
+def _city(style: Style, seed: int) -> Node:
+    scenes = TARGET_SCENES if style == TARGET else SOURCE_SCENES
 
     def work(_: Upstream) -> Work:
         return Work(
@@ -157,7 +157,7 @@ def _city(style: toy.Style, seed: int) -> Node:
         CITY_VERSION,
         [],
         work,
-        "ensdistill.stages.demo:draw_city",
+        "ensdistill.stages.demo.experiments:draw_city",
         "demo",
     )
 
@@ -189,7 +189,7 @@ def require_free(out: Path, overwrite: bool) -> None:
     ConfigError
         See `Output.require_free`.
     """
-    titles = {f"teachers/{name}.yaml": _TEACHER.format(name) for name in toy.SOURCES}
+    titles = {f"teachers/{name}.yaml": _TEACHER.format(name) for name in SOURCES}
     titles["experiment.yaml"] = _TITLE
     marks = {k: re.compile(rb"\A# " + re.escape(v.encode())) for k, v in titles.items()}
     for name, mark in {**marks, "results.json": RESULTS}.items():

@@ -1,0 +1,1 @@
+"""The demo: five generated cities, and the experiments on them."""
