@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from worlds import files_of
 
-from ensdistill.stages.demo.city import CLASSES, SOURCES, TARGET, write_city
+from ensdistill.stages.demo.city import write_city
 from ensdistill.stages.demo.experiments import SIZE, draw_city
+from ensdistill.stages.demo.styles import CLASSES, SOURCES, TARGET
 
 SEED = 0
 

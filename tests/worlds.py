@@ -13,7 +13,8 @@ from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.manifest import read_manifest
 from ensdistill.pipeline.ownership import MARK
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.demo.city import TARGET, draw_scene
+from ensdistill.stages.demo.scene import draw_scene
+from ensdistill.stages.demo.styles import TARGET
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 

@@ -46,7 +46,7 @@ def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
       ensdistill demo --out /tmp/demo
     """
     from ensdistill.stages.demo import experiments
-    from ensdistill.stages.demo.city import SOURCES, TARGET
+    from ensdistill.stages.demo.styles import SOURCES, TARGET
 
     begin = time.perf_counter()
     out = real_path(out)

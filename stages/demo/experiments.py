@@ -1,7 +1,7 @@
 """The demo: real teachers from four generated cities, then the real stages on a fifth.
 
 Each source city is drawn by a simulator that is faithful for some classes and not for others (see
-`city.py`); its teacher is a small network trained on that city's ground truth, by an ordinary
+`styles.py`); its teacher is a small network trained on that city's ground truth, by an ordinary
 experiment of its own. World, handicaps, training settings and seed 0 were fixed before any fusion
 was run on them.
 """
@@ -25,7 +25,8 @@ from ensdistill.pipeline.node import Job, Node, Progress, Upstream, Work
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
-from ensdistill.stages.demo.city import SOURCES, TARGET, Style, write_city
+from ensdistill.stages.demo.city import write_city
+from ensdistill.stages.demo.styles import SOURCES, TARGET, Style
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.reading.outputs import RESULTS, Output

@@ -12,7 +12,7 @@ from worlds import World
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
-from ensdistill.stages.demo.city import CLASSES
+from ensdistill.stages.demo.styles import CLASSES
 
 
 def call(*arguments):

@@ -22,7 +22,8 @@ from ensdistill.pipeline.manifest import MANIFEST
 from ensdistill.pipeline.node import Job
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys, run
-from ensdistill.stages.demo.city import TARGET, draw_scene
+from ensdistill.stages.demo.scene import draw_scene
+from ensdistill.stages.demo.styles import TARGET
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.labelmaps import STORE, LabelMaps

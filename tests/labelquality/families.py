@@ -13,7 +13,8 @@ import numpy as np
 from scipy import ndimage
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.stages.demo.city import TARGET, draw_scene
+from ensdistill.stages.demo.scene import draw_scene
+from ensdistill.stages.demo.styles import TARGET
 
 CLASSES = (
     "road",

@@ -8,7 +8,7 @@ import torch
 from worlds import network_world, segformer
 
 from ensdistill.data.decoding import read_image
-from ensdistill.stages.demo.city import CLASSES
+from ensdistill.stages.demo.styles import CLASSES
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.preprocessing import Preprocessing

@@ -18,7 +18,7 @@ from ensdistill.data.decoding import read_values
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.node import Work
 from ensdistill.stages import graph
-from ensdistill.stages.demo.city import CLASSES
+from ensdistill.stages.demo.styles import CLASSES
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou

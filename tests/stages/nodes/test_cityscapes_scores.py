@@ -12,7 +12,8 @@ from worlds import TINY, World
 from ensdistill.data.classes import TABLES
 from ensdistill.data.splits import image_id
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.demo.city import LABEL_IDS, TARGET, write_city
+from ensdistill.stages.demo.city import write_city
+from ensdistill.stages.demo.styles import LABEL_IDS, TARGET
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.graph import build
 from ensdistill.stages.labelmaps import LabelMaps
