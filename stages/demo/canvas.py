@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from ensdistill.stages.demo.colours import RGB, mixed, shaded
+from ensdistill.data.classes import Colour
+from ensdistill.stages.demo.colours import mixed, shaded
 from ensdistill.stages.demo.styles import SKY, Style
 
 Point: TypeAlias = tuple[float, float]  # pixels of the canvas
@@ -60,12 +61,12 @@ class Canvas:
         """Return a number within half of `mean`: calmer than Poisson, so no scene is empty."""
         return int(self.uniform(0.5, 1.5) * mean + self.uniform(0.0, 1.0))
 
-    def choice(self, colours: Sequence[RGB], jitter: float = 0.08) -> RGB:
+    def choice(self, colours: Sequence[Colour], jitter: float = 0.08) -> Colour:
         """Return one of the colours, a little brighter or darker."""
         colour = colours[int(self.rng.integers(len(colours)))]
         return shaded(colour, self.uniform(1.0 - jitter, 1.0 + jitter))
 
-    def colour(self, train_id: int) -> RGB:
+    def colour(self, train_id: int) -> Colour:
         """Return the colour of an object of a class."""
         return self.choice(self.style.looks[train_id].colours)
 
@@ -76,7 +77,7 @@ class Canvas:
         scale = self.focal / max(z, NEAR)
         return self.centre + x * scale, self.horizon + (self.camera_height - y) * scale
 
-    def hazed(self, colour: RGB, z: float) -> RGB:
+    def hazed(self, colour: Colour, z: float) -> Colour:
         """Return what is left of a colour at distance z."""
         light = self.style.light
         return mixed(colour, light.haze_colour, 1.0 - math.exp(-z / light.haze))
@@ -87,7 +88,7 @@ class Canvas:
 
     # Paint --------------------------------------------------------------------------------
 
-    def polygon(self, train_id: int | None, points: Sequence[Point], colour: RGB | None) -> None:
+    def polygon(self, train_id: int | None, points: Sequence[Point], colour: Colour | None) -> None:
         """Paint a polygon given in canvas pixels; None leaves labels or colours as they are."""
         if colour is not None:
             self._colour_pen.polygon(points, fill=colour)
@@ -99,7 +100,7 @@ class Canvas:
         train_id: int | None,
         middle: Point,
         radii: Point,
-        colour: RGB | None,
+        colour: Colour | None,
         ring: float = 0.0,
     ) -> None:
         """Paint an ellipse; with `ring`, only a rim that wide is coloured, all is labelled."""
@@ -113,7 +114,7 @@ class Canvas:
             self._label_pen.ellipse(bounds, fill=train_id)
 
     def line(
-        self, train_id: int | None, points: Sequence[Point], width: float, colour: RGB | None
+        self, train_id: int | None, points: Sequence[Point], width: float, colour: Colour | None
     ) -> None:
         """Paint a line, its width in pixels of the canvas."""
         # Below the width of one finished pixel a line would have colours but no label.
@@ -123,14 +124,18 @@ class Canvas:
         if train_id is not None:
             self._label_pen.line(points, fill=train_id, width=pixels)
 
-    def across(self, train_id: int | None, x: Span, y: Span, z: float, colour: RGB | None) -> None:
+    def across(
+        self, train_id: int | None, x: Span, y: Span, z: float, colour: Colour | None
+    ) -> None:
         """Paint a rectangle that faces the camera."""
         corners = [
             self.at(u, v, z) for u, v in ((x[0], y[0]), (x[1], y[0]), (x[1], y[1]), (x[0], y[1]))
         ]
         self.polygon(train_id, corners, None if colour is None else self.hazed(colour, z))
 
-    def along(self, train_id: int | None, x: float, y: Span, z: Span, colour: RGB | None) -> None:
+    def along(
+        self, train_id: int | None, x: float, y: Span, z: Span, colour: Colour | None
+    ) -> None:
         """Paint a rectangle that runs along the street."""
         corners = [
             self.at(x, v, w) for v, w in ((y[0], z[0]), (y[0], z[1]), (y[1], z[1]), (y[1], z[0]))
@@ -138,14 +143,14 @@ class Canvas:
         middle = 0.7 * z[0] + 0.3 * z[1]
         self.polygon(train_id, corners, None if colour is None else self.hazed(colour, middle))
 
-    def ground(self, train_id: int | None, x: Span, z: Span, colour: RGB | None) -> None:
+    def ground(self, train_id: int | None, x: Span, z: Span, colour: Colour | None) -> None:
         """Paint a rectangle that lies on the road."""
         corners = [
             self.at(u, 0.0, w) for u, w in ((x[0], z[0]), (x[1], z[0]), (x[1], z[1]), (x[0], z[1]))
         ]
         self.polygon(train_id, corners, colour)
 
-    def box(self, train_id: int, x: Span, y: Span, z: Span, colour: RGB) -> None:
+    def box(self, train_id: int, x: Span, y: Span, z: Span, colour: Colour) -> None:
         """Paint the faces of a box that the camera sees: the near end and the inner side."""
         if x[1] < 0.0 or x[0] > 0.0:
             inner = x[1] if x[1] < 0.0 else x[0]

@@ -10,8 +10,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.stages.demo.scene import draw_scene, require_size
-from ensdistill.stages.demo.styles import IGNORE, LABEL_IDS, Style
+from ensdistill.stages.demo.styles import LABEL_IDS, Style
 
 _EGO_VEHICLE: Final = 1  # label id of the hood
 _FRAME: Final = 19  # Cityscapes labels the 20th frame of each 30-frame snippet
@@ -68,7 +69,7 @@ def write_city(
     require_size(size)
     table = np.zeros(256, dtype=np.uint8)
     table[: len(LABEL_IDS)] = LABEL_IDS
-    table[IGNORE] = _EGO_VEHICLE
+    table[IGNORE_INDEX] = _EGO_VEHICLE
     for split, count in scenes.items():
         city = f"{style.name}-{split.replace('_', '-')}"
         images, labels = root / "leftImg8bit" / split / city, root / "gtFine" / split / city

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-RGB: TypeAlias = tuple[int, int, int]
+from ensdistill.data.classes import Colour
 
 
-def shaded(colour: RGB, factor: float) -> RGB:
+def shaded(colour: Colour, factor: float) -> Colour:
     """Return a colour made darker or brighter, at most white in each channel."""
     # Written out: the innermost call of the painter, twice as fast as a loop.
     return (
@@ -17,7 +15,7 @@ def shaded(colour: RGB, factor: float) -> RGB:
     )
 
 
-def mixed(colour: RGB, other: RGB, share: float) -> RGB:
+def mixed(colour: Colour, other: Colour, share: float) -> Colour:
     """Return a colour moved towards another: 0 stays, 1 arrives."""
     rest = 1.0 - share
     return (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ensdistill.data.classes import Colour
 from ensdistill.stages.demo.canvas import NEAR, Canvas
-from ensdistill.stages.demo.colours import RGB, shaded
+from ensdistill.stages.demo.colours import shaded
 from ensdistill.stages.demo.street import FAR, Item, Street, ordered
 from ensdistill.stages.demo.styles import BUILDING, FENCE, LIGHT, POLE, SIGN, VEGETATION, WALL
 
@@ -235,7 +236,7 @@ def _post(c: Canvas, x: float, side: int, z: float, kind: str) -> Item:
     return z, paint
 
 
-def _sign(c: Canvas, x: float, y: float, z: float, shape: int, tint: RGB) -> None:
+def _sign(c: Canvas, x: float, y: float, z: float, shape: int, tint: Colour) -> None:
     scale = c.focal / z
     colour, inner = c.hazed(tint, z), c.hazed((232, 232, 228), z)
     if shape == 0:

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.stages.demo.canvas import Canvas
 from ensdistill.stages.demo.roadside import plan_furniture, plan_roadside, plan_skyline
 from ensdistill.stages.demo.street import paint_ground, plan_street
-from ensdistill.stages.demo.styles import IGNORE, Style
+from ensdistill.stages.demo.styles import Style
 from ensdistill.stages.demo.traffic import plan_traffic
 
 _MIN_SIDE: Final = 16
@@ -70,8 +71,8 @@ def _paint_hood(c: Canvas) -> None:
     rows, columns = c.colours.height, c.colours.width
     tall = rows * c.uniform(0.05, 0.08)
     middle = (columns * 0.5, float(rows))
-    c.ellipse(IGNORE, middle, (columns * 0.42, tall), (34, 36, 40))
-    c.ellipse(None, (middle[0], middle[1]), (columns * 0.34, tall * 0.6), (58, 62, 68))
+    c.ellipse(IGNORE_INDEX, middle, (columns * 0.42, tall), (34, 36, 40))
+    c.ellipse(None, middle, (columns * 0.34, tall * 0.6), (58, 62, 68))
 
 
 def require_size(size: tuple[int, int]) -> None:

@@ -12,37 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
-from ensdistill.stages.demo.colours import RGB, mixed
+from ensdistill.data.classes import IGNORE_INDEX, TABLES, Colour
+from ensdistill.stages.demo.colours import mixed
 
-CLASSES: tuple[str, ...] = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-)
+_TABLE: Final = TABLES["cityscapes19"]
+
+CLASSES: Final = _TABLE.classes
 """The 19 Cityscapes classes in the order of their train ids."""
 
-LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LABEL_IDS: Final = tuple(i for i, train_id in _TABLE.label_ids.items() if train_id != IGNORE_INDEX)
 """The Cityscapes label id of each class of `CLASSES`."""
-
-IGNORE = 255
-"""The train id of pixels without a class: here the hood of the car that carries the camera."""
 
 (
     ROAD,
@@ -73,14 +54,14 @@ class Look:
 
     Parameters
     ----------
-    colours : tuple of RGB
+    colours : tuple of Colour
         What an object of the class picks its colour from, 0..255 each.
     grain, blotch, stripes : float
         Strength, in grey levels, of pixel-sized noise, of smooth noise some pixels wide, and of
         a regular diagonal pattern.
     """
 
-    colours: tuple[RGB, ...]
+    colours: tuple[Colour, ...]
     grain: float = 4.0
     blotch: float = 3.0
     stripes: float = 0.0
@@ -98,7 +79,7 @@ class Light:
         Factor for red, green and blue.
     haze : float
         Distance in metres at which 63 % of the colour is the haze's.
-    haze_colour : RGB
+    haze_colour : Colour
         Colour of far things and of the sky at the horizon.
     blur : float
         Radius in pixels.
@@ -112,7 +93,7 @@ class Light:
     gamma: float = 1.0
     cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
     haze: float = 110.0
-    haze_colour: RGB = (206, 212, 216)
+    haze_colour: Colour = (206, 212, 216)
     blur: float = 0.4
     noise: float = 3.0
     contrast: float = 0.25
@@ -248,7 +229,7 @@ def _dressed(*wardrobes: tuple[Mapping[int, Look], float]) -> tuple[Look, ...]:
     return tuple(looks)
 
 
-def _repeated(colours: tuple[RGB, ...], count: int) -> tuple[RGB, ...]:
+def _repeated(colours: tuple[Colour, ...], count: int) -> tuple[Colour, ...]:
     return tuple(colours[k % len(colours)] for k in range(count))
 
 

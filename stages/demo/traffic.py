@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from ensdistill.data.classes import Colour
 from ensdistill.stages.demo.canvas import Canvas, Span
-from ensdistill.stages.demo.colours import RGB, shaded
+from ensdistill.stages.demo.colours import shaded
 from ensdistill.stages.demo.street import Item, Street
 from ensdistill.stages.demo.styles import (
     BICYCLE,
@@ -209,7 +210,7 @@ def _vehicle(c: Canvas, x: float, z: float, train_id: int, oncoming: bool) -> It
     return z, paint
 
 
-def _paint_car(c: Canvas, span: Span, tall: float, z: float, long: float, tint: RGB) -> None:
+def _paint_car(c: Canvas, span: Span, tall: float, z: float, long: float, tint: Colour) -> None:
     left, right = span
     c.box(CAR, span, (0.16, 0.92), (z, z + long), tint)
     roof = (left + 0.22, right - 0.22)
@@ -243,7 +244,7 @@ def _paint_car(c: Canvas, span: Span, tall: float, z: float, long: float, tint: 
 
 
 def _paint_large(
-    c: Canvas, train_id: int, span: Span, tall: float, z: float, long: float, tint: RGB
+    c: Canvas, train_id: int, span: Span, tall: float, z: float, long: float, tint: Colour
 ) -> None:
     left, right = span
     c.box(train_id, span, (0.3, tall), (z, z + long), tint)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.stages.demo.city import scene_index, write_city
 from ensdistill.stages.demo.scene import draw_scene
-from ensdistill.stages.demo.styles import IGNORE, LABEL_IDS, TARGET
+from ensdistill.stages.demo.styles import LABEL_IDS, TARGET
 
 SMALL = (48, 96)
 SPLITS = {"train": 3, "val": 2}
@@ -65,7 +66,7 @@ def test_city_follows_the_cityscapes_layout(city: Path):
 
 def test_label_ids_read_back_to_the_drawn_train_ids(city: Path):
     to_train_id = {label_id: train_id for train_id, label_id in enumerate(LABEL_IDS)}
-    to_train_id[1] = IGNORE
+    to_train_id[1] = IGNORE_INDEX
     for split, count in SPLITS.items():
         for number in range(count):
             image, label = draw_scene(0, scene_index(split, number), TARGET, SMALL)

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.stages.demo.city import scene_index
 from ensdistill.stages.demo.scene import draw_scene
-from ensdistill.stages.demo.styles import CLASSES, IGNORE, SOURCES, TARGET
+from ensdistill.stages.demo.styles import CLASSES, SOURCES, TARGET
 
 SMALL = (48, 96)
 
@@ -32,7 +33,7 @@ def test_any_size_can_be_drawn(size: tuple[int, int], name: str):
     image, label = draw_scene(3, 1, style, size)
     assert image.shape == (*size, 3)
     assert label.shape == size
-    assert set(np.unique(label)) <= {*range(19), IGNORE}
+    assert set(np.unique(label)) <= {*range(19), IGNORE_INDEX}
 
 
 @pytest.mark.parametrize("size", [(15, 192), (96, 15), (0, 0), (-96, 192)])
@@ -92,6 +93,6 @@ def test_poles_are_thin(target_labels: np.ndarray):
 
 
 def test_only_the_hood_is_ignored(target_labels: np.ndarray):
-    ignored = target_labels == IGNORE
+    ignored = target_labels == IGNORE_INDEX
     assert 0.01 < ignored.mean() < 0.1
     assert not ignored[:, : 96 * 3 // 4].any()

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from ensdistill.stages.demo.scene import draw_scene
-from ensdistill.stages.demo.styles import CLASSES, LABEL_IDS, SOURCES, TARGET, Style
+from ensdistill.stages.demo.styles import (
+    BICYCLE,
+    CLASSES,
+    LABEL_IDS,
+    LIGHT,
+    ROAD,
+    SOURCES,
+    TARGET,
+    Style,
+)
 
 SMALL = (48, 96)
 
@@ -13,6 +22,7 @@ SMALL = (48, 96)
 def test_class_table():
     by_name = dict(zip(CLASSES, LABEL_IDS, strict=True))
     assert len(by_name) == 19
+    assert (CLASSES[ROAD], CLASSES[LIGHT], CLASSES[BICYCLE]) == ("road", "traffic light", "bicycle")
     assert by_name["road"] == 7
     assert by_name["sky"] == 23
     assert by_name["train"] == 31
