@@ -136,9 +136,8 @@ def _garden(c: Canvas, front: float, side: int, near: float, end: float) -> list
     while w > near:
         wide, tall = c.uniform(1.8, 3.2), c.uniform(1.4, 3.6)
         if c.chance(0.85) and w > near + 1.5:
-            items.append(
-                _blob(c, front + (wide + c.uniform(0.8, 4.0)) * side, tall * 0.6, w, wide, tall)
-            )
+            x = front + (wide + c.uniform(0.8, 4.0)) * side
+            items.append(_blob(c, x, tall * 0.6, w, wide, tall))
         w -= c.uniform(2.5, 5.0) + 0.06 * w  # sparser where they hide each other
     kind = c.rng.random()
     if kind < 0.38:
@@ -159,13 +158,8 @@ def _wall(c: Canvas, x: float, near: float, end: float, tall: float) -> Item:
             return
         c.along(None, x, (tall - 0.2, tall), (near, end), shaded(tint, shade * 1.2))
         for course in range(1, int(tall / 0.4)):
-            c.along(
-                None,
-                x,
-                (course * 0.4, course * 0.4 + 0.06),
-                (near, end),
-                shaded(tint, shade * 0.84),
-            )
+            y = course * 0.4
+            c.along(None, x, (y, y + 0.06), (near, end), shaded(tint, shade * 0.84))
 
     return near + 0.3, paint
 

@@ -65,13 +65,9 @@ def paint_ground(c: Canvas, street: Street) -> None:
     pavement = c.colour(SIDEWALK)
     c.ground(SIDEWALK, street.walks, reach, pavement)
     for side in (-1, 1):  # joints between slabs, then the kerb stone
+        strip = ordered(street.kerb(side), street.walk(side))
         for z in (5.0, 7.0, 9.5, 12.5, 16.0, 20.0):
-            c.ground(
-                None,
-                ordered(street.kerb(side), street.walk(side)),
-                (z, z + 0.12),
-                shaded(pavement, 0.86),
-            )
+            c.ground(None, strip, (z, z + 0.12), shaded(pavement, 0.86))
     road = c.colour(ROAD)
     c.ground(ROAD, street.kerbs, reach, road)
     for side in (-1, 1):

@@ -46,10 +46,8 @@ def plan_traffic(c: Canvas, street: Street) -> list[Item]:
     for _ in range(c.count(layout.riders)):
         side = c.side()
         x = street.kerb(side) - c.uniform(1.9, 2.9) * side
-        motor = c.chance(0.3)
-        items.append(
-            _two_wheeler(c, x, c.uniform(6.5, 24.0), MOTORCYCLE if motor else BICYCLE, ridden=True)
-        )
+        kind = MOTORCYCLE if c.chance(0.3) else BICYCLE
+        items.append(_two_wheeler(c, x, c.uniform(6.5, 24.0), kind, ridden=True))
     if c.chance(0.5):  # parked at the wall
         side = c.side()
         x = street.walk(side) - 0.5 * side
@@ -102,11 +100,8 @@ def _person(c: Canvas, x: float, z: float) -> Item:
 
 def _two_wheeler(c: Canvas, x: float, z: float, train_id: int, ridden: bool) -> Item:
     """Return a bicycle or motorcycle seen at an angle, with its rider above it."""
-    frame, jacket, trousers = (
-        c.colour(train_id),
-        c.colour(RIDER),
-        c.choice(((44, 46, 58), (70, 66, 62))),
-    )
+    frame, jacket = c.colour(train_id), c.colour(RIDER)
+    trousers = c.choice(((44, 46, 58), (70, 66, 62)))
     skin, helmet = c.choice(_SKIN), c.colour(RIDER)
     facing = c.side()
     half = c.uniform(0.34, 0.52) * facing
@@ -145,20 +140,13 @@ def _two_wheeler(c: Canvas, x: float, z: float, train_id: int, ridden: bool) -> 
         if not ridden:
             return
         hip, neck = c.at(x - half * 0.45, 0.98, z), c.at(x + half * 0.15, 1.5, z)
-        c.line(
-            RIDER,
-            [hip, c.at(x + half * 0.3, 0.75, z), c.at(x, 0.3, z)],
-            0.17 * scale,
-            c.hazed(trousers, z),
-        )
+        leg = [hip, c.at(x + half * 0.3, 0.75, z), c.at(x, 0.3, z)]
+        c.line(RIDER, leg, 0.17 * scale, c.hazed(trousers, z))
         c.line(RIDER, [hip, neck], 0.36 * scale, c.hazed(jacket, z))
         c.line(RIDER, [neck, bar], 0.11 * scale, c.hazed(shaded(jacket, 0.85), z))
-        c.ellipse(
-            RIDER, c.at(x + half * 0.3, 1.66, z), (0.13 * scale, 0.15 * scale), c.hazed(skin, z)
-        )
-        c.ellipse(
-            None, c.at(x + half * 0.28, 1.73, z), (0.14 * scale, 0.1 * scale), c.hazed(helmet, z)
-        )
+        face, crown = c.at(x + half * 0.3, 1.66, z), c.at(x + half * 0.28, 1.73, z)
+        c.ellipse(RIDER, face, (0.13 * scale, 0.15 * scale), c.hazed(skin, z))
+        c.ellipse(None, crown, (0.14 * scale, 0.1 * scale), c.hazed(helmet, z))
 
     return z, paint
 
@@ -181,12 +169,8 @@ def _vehicle(c: Canvas, x: float, z: float, train_id: int, oncoming: bool) -> It
     beside = span[1] < 0.0 or span[0] > 0.0
 
     def paint() -> None:
-        c.ground(
-            None,
-            (span[0] - 0.15, span[1] + 0.15),
-            (z - 0.15, z + long),
-            c.hazed(shaded(c.style.looks[ROAD].colours[0], 0.5), z),
-        )
+        shadow = c.hazed(shaded(c.style.looks[ROAD].colours[0], 0.5), z)
+        c.ground(None, (span[0] - 0.15, span[1] + 0.15), (z - 0.15, z + long), shadow)
         if crude:
             c.box(train_id, span, (0.1, tall), (z, z + long), tint)
             return
@@ -252,18 +236,13 @@ def _paint_large(
     beside = right < 0.0 or left > 0.0
     if train_id == TRUCK:
         c.across(None, (left + 0.12, right - 0.12), (1.0, tall - 0.12), z, shaded(tint, 0.82))
-        c.across(
-            None,
-            ((left + right) / 2 - 0.03, (left + right) / 2 + 0.03),
-            (1.0, tall - 0.12),
-            z,
-            shaded(tint, 0.5),
-        )
-        c.across(None, (left, right), (0.3, 0.9), z, (60, 60, 64))
+        gap = (left + right) / 2  # between the doors
+        c.across(None, (gap - 0.03, gap + 0.03), (1.0, tall - 0.12), z, shaded(tint, 0.5))
+        c.across(None, span, (0.3, 0.9), z, (60, 60, 64))
         return
     c.across(None, (left + 0.15, right - 0.15), (1.5, tall - 0.35), z, _GLASS)
     if train_id == TRAIN:
-        c.across(None, (left, right), (tall - 0.3, tall), z, (222, 222, 216))
+        c.across(None, span, (tall - 0.3, tall), z, (222, 222, 216))
     if beside:
         w = z + 0.5
         while w < z + long - 1.3:
