@@ -15,8 +15,7 @@ reruns no network.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,9 @@ from typing import Any
 from ensdistill.data import splits
 from ensdistill.data.classes import to_target_ids
 from ensdistill.pipeline.config import Section
-from ensdistill.pipeline.errors import ConfigError, CorruptError, DataError
+from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.fingerprint import Json, digest
-from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.node import Item, Items, Node, Upstream, WaitingError, Work
-from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import (
     TRAIN,
@@ -39,8 +36,8 @@ from ensdistill.stages.experiment.schema import (
     Teacher,
     Training,
 )
-from ensdistill.stages.local import Factory, Local
-from ensdistill.stages.networks.folders import onnx_data_files, require_own_files
+from ensdistill.stages.local import Local
+from ensdistill.stages.networks.files import Hashed, Source, hashed
 from ensdistill.stages.nodes.ablation.compositions import MOST, as_items
 
 # Raised by hand whenever a stage's numbers change for the same recipe.
@@ -339,10 +336,9 @@ class _Graph:
         """Return what decides what a teacher's network says of an image."""
         network = teacher.network
         assert network is not None
-        found, _ = self.teacher_files(teacher)
         recipe: dict[str, Json] = {
             "source": network.kind,
-            "network": found,
+            "network": self.teacher_files(teacher).recipe,
             "teacher_classes": list(self.experiment.teacher_table(teacher).classes),
             "preprocess": _settings(teacher.preprocess),
             **_divisor(network),
@@ -354,50 +350,22 @@ class _Graph:
 
     def teacher_local(self, teacher: Teacher, split: str, upstream: Upstream) -> Local:
         """Return `local` with what running a teacher's network needs."""
-        exp, network = self.experiment, teacher.network
-        assert network is not None
-        _, digests = self.teacher_files(teacher)
-        mapping = exp.teacher_map(teacher)
+        exp = self.experiment
+        source, mapping = exp.teacher_source(teacher), exp.teacher_map(teacher)
         return self.local(
             split,
             upstream,
-            network=self.experiment.network_path(network),
-            factory=None if network.factory is None else self.factory(network),
-            state_dict=None if network.state_dict is None else exp.folder(network.state_dict),
-            trusted=teacher.trust == "code",
-            weights=digests,
+            network=source.path,
+            factory=source.factory,
+            state_dict=source.state_dict,
+            trusted=source.trusted,
+            weights=self.teacher_files(teacher).digests,
             to_target=to_target_ids(exp.teacher_table(teacher), exp.classes, mapping),
         )
 
-    def teacher_files(self, teacher: Teacher) -> tuple[dict[str, Json], dict[str, str]]:
-        """Return what a teacher's network is made from, and the digest of each file by path."""
-        network, where = teacher.network, f"teachers[{teacher.name}].network"
-        assert network is not None
-        path = self.experiment.network_path(network)
-        if network.factory is not None:
-            found, digests = self.factory_files(network, where)
-        elif path.is_dir() or network.kind in ("hf", "student"):
-            found, digests = self.network_files(path, where, code=teacher.trust == "code")
-        else:
-            found, digests = self.file_digests(path, f"{where}.{network.kind}", network.kind)
-        if network.state_dict is not None:
-            weights = self.experiment.folder(network.state_dict)
-            own, more = self.file_digests(weights, f"{where}.state_dict", "state_dict")
-            return {**found, **own}, {**digests, **more}
-        return found, digests
-
-    def file_digests(
-        self, path: Path, where: str, key: str
-    ) -> tuple[dict[str, Json], dict[str, str]]:
-        """Return the digest of a file, and of what belongs to it, by key and by path."""
-        if not path.is_file():
-            raise DataError(f"{where}: {path} is no file")
-        digest_of = self.experiment.files.digest
-        data = onnx_data_files(path) if key == "onnx" else []
-        found: dict[str, Json] = {key: digest_of(path)}
-        # by what follows the model's own name, which means nothing
-        found |= {p.name.removeprefix(path.name): digest_of(p) for p in data}
-        return found, {str(p): digest_of(p) for p in (path, *data)}
+    def teacher_files(self, teacher: Teacher) -> Hashed:
+        """Return what a teacher's network is made from."""
+        return hashed(self.experiment.teacher_source(teacher), self.experiment.files.digest)
 
     def covers(self, teacher: Teacher, split: str) -> bool:
         """Whether a teacher can label a split."""
@@ -1006,7 +974,7 @@ class _Graph:
         recipe["preprocess"] = _settings(settings.preprocess)
         network: Json = settings.network.architecture
         if settings.network.paths:
-            network, _ = self.training_files(settings)
+            network = self.training_files(settings).recipe
         if settings.init is not None:
             file = self.experiment.files.digest(self.init(settings.init, settings))
             how = settings.init.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
@@ -1016,12 +984,13 @@ class _Graph:
         recipe |= _divisor(settings.network)
         return recipe | {"network": network, "classes": list(self.experiment.classes.classes)}
 
-    def training_files(self, settings: Training) -> tuple[dict[str, Json], dict[str, str]]:
-        """Return what a probe's or student's network is built from, and the digests by path."""
-        network, where = settings.network, f"{_section(settings)}.network"
-        if network.factory is not None:
-            return self.factory_files(network, where)
-        return self.network_files(self.experiment.folder(network.hf or ""), f"{where}.hf")
+    def training_source(self, settings: Training) -> Source:
+        """Return what a probe's or student's network is built from."""
+        return self.experiment.source(settings.network, f"{_section(settings)}.network")
+
+    def training_files(self, settings: Training) -> Hashed:
+        """Return the same by content."""
+        return hashed(self.training_source(settings), self.experiment.files.digest)
 
     def training_local(self, settings: Training, upstream: Upstream) -> Local:
         """Return `local` of the training images with what training needs."""
@@ -1030,8 +999,8 @@ class _Graph:
         if self.experiment.config.runtime.tensorboard is not None:
             more["tensorboard"] = self.experiment.folder(self.experiment.config.runtime.tensorboard)
         if settings.network.hf is not None:
-            more["network"] = self.experiment.folder(settings.network.hf)
-            _, more["weights"] = self.training_files(settings)
+            more["network"] = self.training_source(settings).path
+            more["weights"] = self.training_files(settings).digests
         if settings.init is not None:
             init = self.init(settings.init, settings)
             more["init"] = init
@@ -1053,95 +1022,8 @@ class _Graph:
         """Return what `local` needs for a trained network whose architecture is a user's code."""
         if settings.network.factory is None:
             return {}
-        _, digests = self.training_files(settings)
-        return {"factory": self.factory(settings.network), "weights": digests}
-
-    def network_files(
-        self, folder: Path, where: str, *, code: bool = False
-    ) -> tuple[dict[str, Json], dict[str, str]]:
-        """Return the digest of every file of a network's folder that can change its output.
-
-        By name, as it enters a recipe, and by path; with `code` also of its modules.
-        """
-        if not folder.is_dir():
-            raise DataError(f"{where}: {folder} is no folder")
-        require_own_files(folder)
-        kinds = (".json", ".safetensors", ".txt", *([".py"] if code else []))
-        found = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.is_file())
-        if not found:
-            raise DataError(f"{where}: {folder} holds no .json and .safetensors files")
-        digest_of = self.experiment.files.digest
-        digests: dict[str, Json] = {p.name: digest_of(p) for p in found if p.name != MANIFEST}
-        if (folder / MANIFEST).exists():  # a student trained here says itself what it must be
-            for name, (_, written) in read_manifest(folder).files.items():
-                if digests.get(name, written) != written:
-                    raise CorruptError(
-                        f"{where}: {folder / name} is not what was written; "
-                        "run `ensdistill verify --repair` where it was made"
-                    )
-        return digests, {str(folder / name): str(sha256) for name, sha256 in digests.items()}
-
-    def factory(self, network: Built) -> Factory:
-        """Return the function that makes a network, with absolute paths."""
-        paths = {key: str(self.experiment.folder(text)) for key, text in network.files.items()}
-        root = real_path(self.experiment.folder(network.root or ""))
-        return Factory(root, network.factory or "", {**network.kwargs, **paths})
-
-    def factory_files(self, network: Built, where: str) -> tuple[dict[str, Json], dict[str, str]]:
-        """Return what a factory's network is made from, and the digest of each file by path.
-
-        The first holds its function, arguments, code and files.
-        """
-        root = self.experiment.folder(network.root or "")
-        if not root.is_dir():
-            raise DataError(f"{where}.root: {root} is no folder")
-        files = {key: self.experiment.folder(text) for key, text in network.files.items()}
-        gone = [f"{key}: {path}" for key, path in files.items() if not path.is_file()]
-        if gone:
-            raise DataError(f"{where}.files.{gone[0]} is no file")
-        digest_of = self.experiment.files.digest
-        code = _code_below(root)
-        for key, text in _texts(dict(network.kwargs)):
-            path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
-            if os.path.isfile(path) and not _is_among(path, code):  # noqa: PTH113
-                raise DataError(
-                    f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
-                    "the network's key; give it in `files`, whose paths the function gets by name"
-                )
-        found: dict[str, Json] = {
-            "factory": network.factory,
-            "kwargs": dict(network.kwargs),
-            "files": {key: digest_of(path) for key, path in files.items()},
-            "code": {p.relative_to(root).as_posix(): digest_of(p) for p in code},
-        }
-        return found, {str(path): digest_of(path) for path in (*files.values(), *code)}
-
-
-def _code_below(root: Path) -> list[Path]:
-    """Return all modules below a folder, through links to folders too, as an import finds them."""
-    found, seen = [], set()
-    for parent, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
-        found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
-    return sorted(found)
-
-
-def _is_among(path: str, files: Sequence[Path]) -> bool:
-    return os.path.realpath(path) in map(os.path.realpath, files)
-
-
-def _texts(content: Json, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts in a JSON value, with their keys."""
-    if isinstance(content, str):
-        yield key, content
-    elif isinstance(content, (dict, list, tuple)):
-        for k, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _texts(value, f"{key}.{k}" if key else str(k))
+        factory = self.training_source(settings).factory
+        return {"factory": factory, "weights": self.training_files(settings).digests}
 
 
 def _at(split: str) -> str:

@@ -485,7 +485,7 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
         where = f"{where}.network"
         key = "root" if kind == "factory" else kind
         try:
-            path = experiment.network_path(network)
+            path = experiment.teacher_source(teacher).path
             needs = [_network(f"{where}.{key}", path, teacher)]
         except DataError:  # of a hub, and not downloaded: `check` will
             needs = [Need(f"{where}.{key}", f"{network.path} at {network.revision}", False)]

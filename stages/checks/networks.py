@@ -58,7 +58,7 @@ def require_declared(experiment: Experiment, teacher: Teacher) -> None:
     where = f"teachers[{teacher.name}].network.{network.kind}"
     if network.revision is not None:
         hub_folder(network.path, network.revision, download=True)
-    path = experiment.network_path(network)
+    path = experiment.teacher_source(teacher).path
     if network.state_dict is not None:
         weights = experiment.folder(network.state_dict)
         if not weights.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from ensdistill.stages.experiment.schema import (
     TRAIN,
     Built,
     Config,
-    Network,
     Teacher,
 )
+from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.hub import hub_folder
 
 PIXELS = ".pixels"  # below the workspace
@@ -146,17 +146,33 @@ class Experiment:
         texts += [t.init.file for t in trainings if t.init is not None]
         return [self.folder(text) for text in texts]
 
-    def network_path(self, network: Network) -> Path:
-        """Return the folder or file of a teacher's network.
+    def source(self, network: Built, where: str) -> Source:
+        """Return what a network is made from; `where` is its key in the file."""
+        return Source(
+            where,
+            network.kind,
+            self.folder(network.path),
+            network.factory,
+            network.kwargs,
+            {key: self.folder(text) for key, text in network.files.items()},
+        )
+
+    def teacher_source(self, teacher: Teacher) -> Source:
+        """Return what a teacher's network is made from.
 
         Raises
         ------
         DataError
             If it is on a hub and was not downloaded yet.
         """
+        network = teacher.network
+        assert network is not None
+        found = self.source(network, f"teachers[{teacher.name}].network")
         if network.revision is not None:
-            return hub_folder(network.path, network.revision, download=False)
-        return self.folder(network.path)
+            found = replace(found, path=hub_folder(network.path, network.revision, download=False))
+        if network.state_dict is not None:
+            found = replace(found, state_dict=self.folder(network.state_dict))
+        return replace(found, trusted=teacher.trust == "code")
 
     def teacher_table(self, teacher: Teacher) -> ClassTable:
         """Return a teacher's own classes (the experiment's, unless it declares others)."""

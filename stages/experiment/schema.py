@@ -198,6 +198,16 @@ class Built(Section):
         return [k for k in self.kinds if getattr(self, k) is not None]
 
     @property
+    def kind(self) -> str:
+        """Which of `kinds` it is."""
+        return self._given[0]
+
+    @property
+    def path(self) -> str:
+        """The folder or file that it is, or is built from, as written in the file."""
+        return self.root if self.root is not None else str(getattr(self, self.kind))
+
+    @property
     def code(self) -> str | None:
         """What of it runs code that came with it, as written in the file."""
         return self.factory
@@ -277,19 +287,9 @@ class Network(Built):
         return self
 
     @property
-    def kind(self) -> str:
-        """Which of `kinds` it is."""
-        return self._given[0]
-
-    @property
     def code(self) -> str | None:
         """What of it runs code that came with it, as written in the file."""
         return self.factory or self.exported or self.torchscript
-
-    @property
-    def path(self) -> str:
-        """The folder or file that it is, or is built from, as written in the file."""
-        return self.root if self.root is not None else str(getattr(self, self.kind))
 
     @property
     def paths(self) -> list[str]:
