@@ -180,11 +180,11 @@ def say(
         whole = plan(nodes, experiment.workspace.scan())
         workspace = experiment.workspace
         costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
-        render.planned(decisions, costs, as_json=as_json)
+        render.engine.planned(decisions, costs, as_json=as_json)
     elif as_json:
         echo_json(report_json(report))
     else:
-        render.report(report)
+        render.engine.report(report)
 
 
 def report_json(report: Report) -> dict[str, Any]:

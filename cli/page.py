@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from ensdistill.cli import charts
+from ensdistill.cli.render.texts import number
 from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.stages.reading.tables import means, method_label, notes
@@ -36,7 +37,7 @@ def page(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _number,
+        "number": number,
         "percent": _percent,
         "seconds": _seconds,
         "size": size,
@@ -174,10 +175,6 @@ def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     teachers = [m for m in methods if m["kind"] == "teacher" and m["miou_present"] is not None]
     best = sorted(teachers, key=lambda m: -m["miou_present"])[:1]
     return [*own, *[m for m in methods if m["kind"] == "student"], *majority, *best]
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

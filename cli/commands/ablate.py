@@ -62,8 +62,8 @@ def command(
     if as_json:
         echo_json(found)
     else:
-        render.report(report)
-        render.ablation(found)
+        render.engine.report(report)
+        render.results.ablation(found)
 
 
 def _targets(experiment: Experiment, split: str) -> list[str]:

@@ -10,6 +10,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
+from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.figures import duration
 from ensdistill.pipeline.plan import plan
@@ -91,19 +92,19 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if teacher["never_labels"]:
         echo(f"  never labels {', '.join(teacher['never_labels'])}")
     for split, files in teacher["labels"].items():
-        shares = render.some([_share(c, s) for c, s in files["shares"].items()])
+        shares = some([_share(c, s) for c, s in files["shares"].items()])
         echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
         if files["absent"]:
-            echo(f"    in none of its {files['files']} files: {render.some(files['absent'])}")
+            echo(f"    in none of its {files['files']} files: {some(files['absent'])}")
     if teacher["trial"] is not None:
-        shares = render.some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
+        shares = some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
         echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
         shown = f"{100 * teacher['trial']['coverage']:.1f} % of the pixels labelled"
         echo(f"  of all that it was shown: {shown}")
         if teacher["trial"]["taken"] is not None:
             echo(f"  takes {teacher['trial']['taken']}")
     if teacher["together"] is not None and teacher["together"]["agrees"]:
-        echo(f"  {render.agrees(teacher['together'])}")
+        echo(f"  {render.results.agrees(teacher['together'])}")
 
 
 def _training(section: str, training: Mapping[str, Any]) -> None:

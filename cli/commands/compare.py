@@ -33,4 +33,4 @@ def command(sources: tuple[Path, ...], split: str | None, as_json: bool) -> None
     if as_json:
         echo_json(found)
     else:
-        render.comparison(found)
+        render.results.comparison(found)

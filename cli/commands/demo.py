@@ -79,10 +79,10 @@ def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
-    render.policy(results.policy(decisions), results.certainty(experiment, decisions))
-    render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
+    render.results.policy(results.policy(decisions), results.certainty(experiment, decisions))
+    render.results.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
     echo()
-    render.scores(found)
+    render.results.scores(found)
     seconds = time.perf_counter() - begin
     if report.ran:
         echo(f"{len(report.ran)} steps in {duration(seconds)}; results in {out / 'results.json'}")

@@ -146,9 +146,9 @@ def command(
     if as_json:
         echo_json(found)
     else:
-        render.report(report)
-        render.scores(found)
-        render.estimates(found["estimates"])
+        render.engine.report(report)
+        render.results.scores(found)
+        render.results.estimates(found["estimates"])
 
 
 def pick_split(experiment: Experiment, split: str | None) -> str:

@@ -48,7 +48,7 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
     cost = estimate(decision, decisions, experiment.workspace)
     images = item_changes(decision, previous)
     if as_json:
-        found = render.decision_json(decision) | {
+        found = render.engine.decision_json(decision) | {
             "previous": str(previous.path) if previous else None,
             "items": images and asdict(images),
             "would": cost and asdict(cost),
@@ -57,4 +57,4 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
         }
         echo_json(found)
         return
-    render.explanation(decision, decisions, images, cost, below(node, decisions), config)
+    render.engine.explanation(decision, decisions, images, cost, below(node, decisions), config)

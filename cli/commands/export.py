@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from ensdistill.cli import options, render
+from ensdistill.cli import options
 from ensdistill.cli.progress import display
+from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, plan
@@ -87,7 +88,7 @@ def labels(
     if changed := found["converted"]:
         echo(
             f"{len(changed)} of the images {verb} written as PNG, which changes no pixel: names "
-            f"that end differently are read by no loader ({render.some(changed)})"
+            f"that end differently are read by no loader ({some(changed)})"
         )
     echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
     if not dry_run:

@@ -33,4 +33,4 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     )
     say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
     if not dry_run and not as_json:
-        render.fused(decisions)
+        render.results.fused(decisions)

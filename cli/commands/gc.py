@@ -89,6 +89,6 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         ]
         echo_json(rows)
     else:
-        render.garbage(found, outcome, delete=delete)
+        render.engine.garbage(found, outcome, delete=delete)
     if any(why is not None for why in outcome.values()):
         raise click.exceptions.Exit(1)

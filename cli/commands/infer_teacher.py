@@ -58,5 +58,5 @@ def command(
     if as_json:
         echo_json(report_json(report) | {"teachers": found})
     else:
-        render.report(report)
-        render.teachers(found)
+        render.engine.report(report)
+        render.results.teachers(found)

@@ -58,16 +58,18 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         first = found[evaluated[0]] if evaluated else report_json(report)
         echo_json(first)
         return
-    render.report(report)
+    render.engine.report(report)
     if report.ran:
-        render.fused(decisions)
+        render.results.fused(decisions)
     chosen = results.policy(decisions)
     if report.ran and chosen is not None:
-        render.policy(chosen, results.certainty(experiment, decisions))
+        render.results.policy(chosen, results.certainty(experiment, decisions))
     if report.ran:
-        render.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
+        render.results.reliability(
+            results.reliability(experiment, decisions), results.doubt(decisions)
+        )
     for scores in found.values():
-        render.scores(scores)
+        render.results.scores(scores)
     artifact = decisions["student"].artifact
     assert artifact is not None
     echo(f"student: {artifact.path}")

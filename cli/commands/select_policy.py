@@ -75,6 +75,6 @@ def command(
         found |= {"doubt": doubt, **report_json(report)}
         echo_json(found)
         return
-    render.report(report)
-    render.policy(chosen, certainty)
-    render.reliability(reliability, doubt)
+    render.engine.report(report)
+    render.results.policy(chosen, certainty)
+    render.results.reliability(reliability, doubt)

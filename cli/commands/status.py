@@ -45,7 +45,7 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
         gc.freeze()
         gc.enable()
     experiment.files.save()
-    render.decisions(found, as_json=as_json, verbose=verbose)
+    render.engine.decisions(found, as_json=as_json, verbose=verbose)
     if not as_json:
         for text in sentences(unread(experiment)):
             echo(text)

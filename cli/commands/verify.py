@@ -68,7 +68,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         more = "; --json names each" if len(lines) < len(each) else ""
         echo(f"{text} of {count} artifacts, {size(total)} read{more}")
         if outcome is not None:
-            render.repaired(outcome)
+            render.engine.repaired(outcome)
         elif damaged:
             echo("`ensdistill verify --repair` makes it good")
     if damaged if outcome is None else outcome.left:

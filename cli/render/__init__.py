@@ -1,0 +1,5 @@
+"""What commands print."""
+
+from ensdistill.cli.render import engine, results
+
+__all__ = ["engine", "results"]
