@@ -42,6 +42,7 @@ def page(content: Mapping[str, Any]) -> str:
         "seconds": _seconds,
         "size": size,
         "data": _data,
+        "chart": lambda figure: _data(charts.svg(figure), "image/svg+xml"),
         "shade": _shade,
     }
     scores = content["scores"]
@@ -59,12 +60,6 @@ def page(content: Mapping[str, Any]) -> str:
         student=next((m for _, m in groups.get("student", [])), None),
         charts=charts,
         method_label=method_label,
-        only=lambda values, names: {name: values[name] for name in names},
-        estimated=lambda teacher: {
-            kind: scores[kind][teacher]
-            for kind in ("certainty", "reliability")
-            if teacher in scores[kind]
-        },
     )
 
 

@@ -10,6 +10,7 @@ from ensdistill.cli import options, render
 from ensdistill.cli.commands.evaluate import pick_split
 from ensdistill.cli.execute import execute, say
 from ensdistill.cli.screen import echo_json
+from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
@@ -54,11 +55,12 @@ def command(
         say(experiment, report, decisions, dry_run=True, as_json=as_json, ablation=True)
         return
 
-    from ensdistill.cli import plots
+    from ensdistill.cli import charts
 
     split = pick_split(experiment, split)
     found = write_ablation(experiment, split, decisions)
-    plots.ablation(found, file_of(experiment, split, "ablation", "png"))
+    chart = charts.png(charts.ablation(found))
+    atomic.update_bytes(file_of(experiment, split, "ablation", "png"), chart)
     if as_json:
         echo_json(found)
     else:

@@ -10,6 +10,7 @@ import click
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
 from ensdistill.cli.screen import echo, echo_json
+from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
@@ -140,9 +141,10 @@ def command(
     if files:
         write_tables(found, confmats(split, decisions), outputs(experiment))
     if every and found["estimates"]:
-        from ensdistill.cli import plots
+        from ensdistill.cli import charts
 
-        plots.estimates(found, file_of(experiment, split, "estimates", "png"))
+        chart = charts.png(charts.estimates(found))
+        atomic.update_bytes(file_of(experiment, split, "estimates", "png"), chart)
     if as_json:
         echo_json(found)
     else:

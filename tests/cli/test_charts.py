@@ -1,12 +1,15 @@
 """Charts: that they are there and can be read, whatever is missing."""
 
+import io
 import json
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ensdistill.cli import plots
+from ensdistill.cli import charts
 
 CLASSES = ["road", "sky", "rider"]
 
@@ -31,28 +34,53 @@ def results(teachers):
     }
 
 
-def size(path):
-    with Image.open(path) as chart:
+def size(content):
+    with Image.open(io.BytesIO(content)) as chart:
         chart.load()
         assert chart.format == "PNG"
         return chart.size
 
 
+def texts(svg):
+    return [t.text for t in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
 @pytest.mark.parametrize("teachers", [1, 4])
-def test_estimates(tmp_path, teachers):
-    found = results([f"a ${k}_$" for k in range(teachers)])
-    plots.estimates(found, tmp_path / "chart.png")
-    assert min(size(tmp_path / "chart.png")) > 200
+def test_estimates(teachers):
+    names = [f"a ${k}_$" for k in range(teachers)]
+    assert min(size(charts.png(charts.estimates(results(names))))) > 150
+    shown = texts(charts.svg(charts.estimates(results(names))))
+    assert {*names, "road", "sky", "certainty of its probe"} <= set(shown)
+    assert "rider" not in shown
+    assert shown.count("reliability: cosine 0.50, rank - over 2 classes") == teachers
 
 
-def test_names_of_classes_are_no_formulas(tmp_path, monkeypatch):
+def test_names_of_classes_are_no_formulas(monkeypatch):
     monkeypatch.setattr(f"{__name__}.CLASSES", ["$\\frac{$", "a\x1b\udcdf\u202e", "road"])
-    plots.estimates(results(["a"]), tmp_path / "chart.png")
-    assert min(size(tmp_path / "chart.png")) > 200
+    assert min(size(charts.png(charts.estimates(results(["a"]))))) > 150
+    assert "$\\frac{$" in texts(charts.svg(charts.estimates(results(["a"]))))
+
+
+def test_the_page_shows_names_in_any_script_without_a_warning(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CLASSES", ["道路", "<script>", "road"])
+    assert {"道路", "<script>"} <= set(texts(charts.svg(charts.estimates(results(["a"])))))
+
+
+@pytest.mark.parametrize("points", [[(0, 1.0)], [(3, -1.3)], [(1, 2.0), (50, 0.5)]])
+def test_curve(points):
+    shown = texts(charts.svg(charts.curve(points)))
+    assert "step" in shown and "0" in shown
+
+
+def test_a_chart_is_the_same_file_each_time():
+    for kind in (charts.png, charts.svg):
+        one, again, other = (kind(charts.estimates(results([n]))) for n in "aab")
+        assert one == again != other
+    assert not re.search(rb"matplotlib.org|20\d\d-", one)
 
 
 @pytest.mark.parametrize("compositions", [0, 3])
-def test_ablation(tmp_path, compositions):
+def test_ablation(compositions):
     rows = [
         {"label-model": 40.0 + k, "majority": None if k else 39.0, "best_miou": 40.0}
         for k in range(compositions)
@@ -68,18 +96,7 @@ def test_ablation(tmp_path, compositions):
         "leave_one_out": {"teachers": one_out},
         "flexibility": {"compositions": rows},
     }
-    plots.ablation({"split": "val", "present": present}, tmp_path / "chart.png")
-    assert min(size(tmp_path / "chart.png")) > 300
-
-
-def test_a_chart_that_did_not_change_is_not_written_again(tmp_path):
-    path = tmp_path / "chart.png"
-    plots.estimates(results(["a"]), path)
-    before = path.stat().st_mtime_ns
-    plots.estimates(results(["a"]), path)
-    assert path.stat().st_mtime_ns == before
-    plots.estimates(results(["b"]), path)
-    assert path.stat().st_mtime_ns != before
+    assert min(size(charts.png(charts.ablation({"split": "val", "present": present})))) > 300
 
 
 def test_evaluate_draws_and_prints_the_estimates(world):
@@ -97,4 +114,8 @@ def test_evaluate_draws_and_prints_the_estimates(world):
     assert 0.5 < found["estimates"]["a"]["reliability"]["cosine"] <= 1
     text = world.call("evaluate", "--fusions", "all", "--upstream")
     assert "certainty: rank correlation" in text
-    assert min(size(work / "estimates.png")) > 200
+    chart = work / "estimates.png"
+    assert min(size(chart.read_bytes())) > 150
+    before = chart.stat().st_mtime_ns
+    world.call("evaluate", "--fusions", "all")
+    assert chart.stat().st_mtime_ns == before
