@@ -47,7 +47,7 @@ def command(
         output = Output(out, "report", PAGE, overwrite, experiment)
         output.require_free()
 
-    from ensdistill.cli.page import page
+    from ensdistill.cli.page.page import page
     from ensdistill.stages.reading.report import gather
 
     with display() as shown, experiment.workspace.kept():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from golden import make as golden
 
-from ensdistill.cli.page import page as rendered
+from ensdistill.cli.page.page import page as rendered
 from ensdistill.stages.checks import labels
 from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.reading.report import gather

@@ -69,7 +69,7 @@ def _spelt(value: Any) -> Any:
 
 
 def _template(name: str) -> str:
-    return (resources.files("ensdistill.cli") / "templates" / name).read_text("utf-8")
+    return (resources.files("ensdistill.cli.page") / "templates" / name).read_text("utf-8")
 
 
 def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
