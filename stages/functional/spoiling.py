@@ -46,9 +46,8 @@ def relabel_segments(
     check_form("labels", labels, ndim=2)
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
-    present = [int(c) for c in np.unique(labels) if c != IGNORE_INDEX]
-    check_highest("labels", max(present, default=-1), n_classes)
-    segments, classes = _segments(labels, present)
+    check_highest("labels", int(labels.max(initial=0, where=labels != IGNORE_INDEX)), n_classes)
+    segments, classes = _segments(labels)
     chosen = random.choice(len(classes), round(share * len(classes)), replace=False)
     if len(chosen) and n_classes == 1:
         raise ValueError("a segment can be relabelled only where there are two classes")
@@ -57,16 +56,16 @@ def relabel_segments(
     return np.append(IGNORE_INDEX, classes % n_classes).astype(np.uint8)[segments]
 
 
-def _segments(
-    labels: NDArray[np.uint8], present: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _segments(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of each pixel's segment, from 1, 0 without a label; and their classes."""
-    from scipy import ndimage
+    from ensdistill.stages.functional._counting import flat
+    from ensdistill.stages.functional._segments import find_segments
 
-    segments = np.zeros(labels.shape, np.int64)
-    classes: list[int] = []
-    for c in present:
-        numbers, found = ndimage.label(labels == c)
-        segments += np.where(numbers > 0, numbers + len(classes), 0)
-        classes += [c] * found
-    return segments, np.array(classes, np.int64)
+    pixels = flat(labels)
+    first = np.empty(pixels.shape, np.int64)
+    find_segments(pixels, labels.shape[1], first)
+    begins = np.flatnonzero((first == np.arange(len(first))) & (pixels != IGNORE_INDEX))
+    begins = begins[np.argsort(pixels[begins], kind="stable")]  # class by class
+    numbers = np.zeros(pixels.shape, np.int64)
+    numbers[begins] = np.arange(1, len(begins) + 1)
+    return numbers[first].reshape(labels.shape), pixels[begins].astype(np.int64)

@@ -1,9 +1,12 @@
+import warnings
+
 import numpy as np
 import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import ConstantInputWarning, spearmanr
 
 from ensdistill.stages.functional.scores import (
     class_counts,
@@ -147,6 +150,16 @@ def test_likeness_of_vectors_over_the_classes_that_both_have():
     assert rank_correlation(a, -b) == -rank_correlation(a, b)
     assert cosine_similarity(a, 7 * a) == pytest.approx(1)
     assert rank_correlation(a, a**3) == pytest.approx(1)
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-9, 9)), min_size=3, max_size=24))
+def test_rank_correlation_agrees_with_scipy(pairs):
+    a, b = np.array(pairs, float).T
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        expected = spearmanr(a, b).statistic
+    np.testing.assert_allclose(rank_correlation(a, b), expected, rtol=0, atol=1e-12)
 
 
 def test_likeness_of_too_little_is_none():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from ensdistill.stages.functional.spoiling import relabel_segments
 
@@ -51,6 +52,22 @@ def test_so_many_segments_become_another_class_as_a_whole(labels, share, seed):
         assert value < 3
         changed += value != labels[next(iter(segment))]
     assert changed == round(share * len(segments))
+
+
+@quick
+@given(label_maps, st.floats(0, 1), st.integers(0, 99))
+def test_segments_are_drawn_from_class_by_class_and_row_by_row(labels, share, seed):
+    """As SciPy numbers them: what a seed gives stays, and so do the ablations that are kept."""
+    segments, classes = np.zeros(labels.shape, int), []
+    for c in range(3):
+        numbers, found = ndimage.label(labels == c)
+        segments[numbers > 0] = numbers[numbers > 0] + len(classes)
+        classes += [c] * found
+    random = np.random.default_rng(seed)
+    chosen = random.choice(len(classes), round(share * len(classes)), replace=False)
+    becomes = np.array([255, *classes])
+    becomes[1 + chosen] = (becomes[1 + chosen] + random.integers(1, 3, len(chosen))) % 3
+    np.testing.assert_array_equal(spoil(labels, share, seed=seed), becomes[segments])
 
 
 def test_segments_that_touch_at_a_corner_are_two():
