@@ -16,10 +16,11 @@ from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import Decision, State, awaiting, closure, plan
 from ensdistill.pipeline.runner import Report, run
-from ensdistill.stages.experiment.experiment import Experiment, load
+from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import build, infer_id, probe_chains
+from ensdistill.stages.graph import build, load, probe_chains
 from ensdistill.stages.jobs.chains import aside
+from ensdistill.stages.nodes.infer.plan import infer_id
 
 Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ensdistill.pipeline.draft import Draft, Spare
 from ensdistill.pipeline.fingerprint import Json, digest
@@ -16,6 +16,55 @@ from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.manifest import FORMAT, Artifact
 
 T = TypeVar("T")
+
+
+class Told(Protocol):
+    """What is written into a manifest, such as a recipe."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as JSON has it."""
+
+
+RecipeT = TypeVar("RecipeT", bound=Told, covariant=True)
+LocalT = TypeVar("LocalT", covariant=True)
+
+
+class NodeId(str):
+    """What a node is called, and what that is made of: ``infer[espnet]@val``.
+
+    Attributes
+    ----------
+    stage : str
+        What is done.
+    of : str or None
+        Of what it is done, such as a teacher or a method; None where there is one of its stage.
+    at : str or None
+        The split that it is done for; None for the images that are trained on.
+    """
+
+    stage: str
+    of: str | None
+    at: str | None
+
+    def __new__(cls, stage: str, of: str | None = None, at: str | None = None) -> NodeId:
+        """Spell an id."""
+        told = ("" if of is None else f"[{of}]", "" if at is None else f"@{at}")
+        self = super().__new__(cls, "".join((stage, *told)))
+        self.stage, self.of, self.at = stage, of, at
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.stage, self.of, self.at
+
+
+class Command(NamedTuple):
+    """A command that makes nodes: its name, and what is said after it."""
+
+    name: str
+    arguments: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.arguments}".rstrip()
 
 
 class Item(NamedTuple):
@@ -55,17 +104,19 @@ class Items(tuple[Item, ...]):
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Generic[RecipeT, LocalT]):
     """What a node would do now.
 
     Attributes
     ----------
-    recipe : dict
+    recipe : Told
         Everything that changes the numbers. No paths, no names of teachers, no devices.
     uses : dict
         Role to node id of the upstream artifacts that are read; they enter by fingerprint.
     items : sequence of Item
         Units of resume, in the order in which they are stored; empty for a node done in one piece.
+    called : dict
+        Role to what a person calls it, such as a teacher's name; no key has it.
     local : object
         What the stage needs to run but must not be hashed: paths, device, worker counts.
     runtime : dict
@@ -74,10 +125,11 @@ class Work:
         Returns about what an item takes on disk; asked only where no artifact tells.
     """
 
-    recipe: dict[str, Json]
-    uses: dict[str, str] = field(default_factory=dict)
+    recipe: RecipeT
+    uses: dict[str, NodeId] = field(default_factory=dict)
     items: Sequence[Item] = ()
-    local: Any = None
+    called: dict[str, str] = field(default_factory=dict)
+    local: LocalT = None  # type: ignore[assignment]
     runtime: dict[str, Json] = field(default_factory=dict)
     item_bytes: Callable[[], int] | None = None
 
@@ -87,13 +139,14 @@ class Work:
 
     def hashed_recipe(self) -> dict[str, Json]:
         """Return the recipe with the items in short form, as it enters the fingerprint."""
+        recipe = self.recipe.to_json()
         if not self.items:
-            return self.recipe
-        if "items" in self.recipe:
+            return recipe
+        if "items" in recipe:
             raise ValueError("a recipe's key `items` is taken by the list of items")
         assert isinstance(self.items, Items)
         items: Json = {"count": len(self.items), "sha256": self.items.sha256}
-        return {**self.recipe, "items": items}
+        return {**recipe, "items": items}
 
     def item_keys(
         self,
@@ -117,7 +170,7 @@ class Work:
         contents : mapping
             Role to the content digest of the artifact, for items that say what they read.
         """
-        common = digest([FORMAT, stage, version, self.recipe])
+        common = digest([FORMAT, stage, version, self.recipe.to_json()])
         keys = {}
         for item in self.items:
             reads: Json
@@ -132,6 +185,9 @@ class Work:
         return keys
 
 
+AnyWork: TypeAlias = Work[Told, object]
+
+
 class WaitingError(LookupError):
     """Raised inside `Node.plan` when something it needs is not known yet; the text says what."""
 
@@ -139,10 +195,10 @@ class WaitingError(LookupError):
 class Upstream(Protocol):
     """What `Node.plan` may ask, once a plan; the first two raise `WaitingError`."""
 
-    def content(self, node_id: str) -> Mapping[str, Any]:
+    def content(self, node_id: NodeId) -> Mapping[str, Any]:
         """Return the published result of a small upstream, which enters by content."""
 
-    def fingerprint(self, node_id: str) -> str:
+    def fingerprint(self, node_id: NodeId) -> str:
         """Return the fingerprint of an upstream, published or not."""
 
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
@@ -163,7 +219,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[RecipeT, LocalT]):
     """What a stage's `run` gets.
 
     Attributes
@@ -188,7 +244,7 @@ class Job:
     """
 
     node: Node
-    work: Work
+    work: Work[RecipeT, LocalT]
     draft: Draft
     inputs: Mapping[str, Artifact]
     progress: Progress
@@ -230,10 +286,8 @@ class Node:
 
     Attributes
     ----------
-    id : str
-        Unique, readable name such as ``"infer[espnet]@val"``.
-    stage : str
-        The stage's name, which is also the folder of its artifacts.
+    id : NodeId
+        Unique; its stage is also the folder of its artifacts.
     name : str
         What the artifact's folder is called, before its fingerprint.
     version : int
@@ -244,9 +298,9 @@ class Node:
         Makes the `Work` from what is known of the upstream nodes.
     run : str
         ``"module:function"``, imported only when the node runs; takes a `Job`, returns a
-        small JSON-able result.
-    command : str
-        The command that makes it, for messages.
+        small result that is `Told`.
+    command : Command
+        What makes it.
     unit : str
         What its items are, for messages.
     any_of : mapping
@@ -254,13 +308,17 @@ class Node:
         to the node that decides that, None for one that can always be made with it.
     """
 
-    id: str
-    stage: str
+    id: NodeId
     name: str
     version: int
-    needs: Sequence[str]
-    plan: Callable[[Upstream], Work]
+    needs: Sequence[NodeId]
+    plan: Callable[[Upstream], AnyWork]
     run: str
-    command: str
+    command: Command
     unit: str = "images"
-    any_of: Mapping[str, str | None] = field(default_factory=dict)
+    any_of: Mapping[NodeId, NodeId | None] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """What it does."""
+        return self.id.stage

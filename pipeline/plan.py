@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
 from ensdistill.pipeline.manifest import SHORT, Artifact
-from ensdistill.pipeline.node import Node, WaitingError, Work
+from ensdistill.pipeline.node import AnyWork, Node, WaitingError
 from ensdistill.pipeline.workspace import Snapshot
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Decision:
     changes: tuple[Change, ...] = ()
     done: int = 0
     total: int = 0
-    work: Work | None = None
+    work: AnyWork | None = None
     fingerprint: str | None = None
     artifact: Artifact | None = None
     previous: Artifact | None = None
@@ -170,7 +170,7 @@ def _lacking(node: Node, decisions: Mapping[str, Decision]) -> list[str]:
     ]
 
 
-def _work(node: Node, known: _Known, but: Collection[str] = ()) -> tuple[Work, dict[str, str]]:
+def _work(node: Node, known: _Known, but: Collection[str] = ()) -> tuple[AnyWork, dict[str, str]]:
     """Return a node's work without some of its upstreams, and the fingerprints of the others.
 
     Raises
@@ -208,7 +208,7 @@ def _begun(decision: Decision, snapshot: Snapshot) -> bool:
 
 def _decide(
     node: Node,
-    work: Work,
+    work: AnyWork,
     inputs: dict[str, str],
     upstream: Mapping[str, Artifact | None],
     snapshot: Snapshot,

@@ -18,9 +18,10 @@ from ensdistill.pipeline.errors import (
     LockedError,
     NotReadyError,
 )
+from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.locks import Claim, Needs, Part
 from ensdistill.pipeline.manifest import MANIFEST, REPAIR, Artifact, Manifest
-from ensdistill.pipeline.node import Job, Node, Progress, Work
+from ensdistill.pipeline.node import AnyWork, Job, Node, Progress, Told
 from ensdistill.pipeline.plan import (
     Decision,
     State,
@@ -283,12 +284,12 @@ class _Making:
         self.decision = decision
         self.decisions = decisions
         self.node: Node = decision.node
-        self.work: Work = decision.work
+        self.work: AnyWork = decision.work
         self.name: str = decision.fingerprint
         self.workspace = workspace
         self.progress = _Heard(progress)
         self.facts = facts
-        self.inputs = {role: self._input(up) for role, up in sorted(self.work.uses.items())}
+        self.inputs = {role: self._input(up) for role, up in self.work.uses.items()}
 
     def _input(self, node_id: str) -> Artifact:
         artifact = self.decisions[node_id].artifact
@@ -353,7 +354,9 @@ class _Making:
             ) from error
 
     def _fill(self, draft: Draft, claim: Claim, part: Part | None, begin: float) -> Ran:
-        job = Job(self.node, self.work, draft, self.inputs, self.progress, part=part)
+        job: Job[Told, object] = Job(
+            self.node, self.work, draft, self.inputs, self.progress, part=part
+        )
         draft.guard = claim.require
         todo = {item_id: draft.keys[item_id] for item_id in job.todo()}
         spares = self.workspace.spares(self.node.stage, todo, draft.path) if todo else {}
@@ -364,9 +367,10 @@ class _Making:
         job = Job(self.node, self.work, draft, self.inputs, self.progress, spares, part, job.ran_on)
         module, function = self.node.run.split(":")
         total = len(draft.keys)
-        missing, result = 0, {}
+        missing, result = 0, dict[str, Json]()
         try:
-            result = getattr(importlib.import_module(module), function)(job)
+            told: Told = getattr(importlib.import_module(module), function)(job)
+            result = told.to_json()
             draft.flush()
             draft.reload()
             draft.complete()
@@ -397,7 +401,7 @@ class _Making:
             )
         draft.publish(manifest)
 
-    def _manifest(self, result: dict[str, Any], job: Job, seconds: float) -> Manifest:
+    def _manifest(self, result: dict[str, Any], job: Job[Told, object], seconds: float) -> Manifest:
         return Manifest(
             node=self.node.id,
             stage=self.node.stage,
@@ -418,7 +422,7 @@ class _Making:
         )
 
 
-def item_keys(node: Node, work: Work, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def item_keys(node: Node, work: AnyWork, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the key of every item, given the upstream artifacts (see `Work.item_keys`)."""
     contents = {role: artifact.manifest.content for role, artifact in inputs.items()}
     each = [item.id for item in work.items if item.reads is None]

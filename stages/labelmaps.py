@@ -6,11 +6,11 @@ Maps of percents (`weights`) are kept in the same way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,13 @@ from ensdistill.pipeline.draft import Spare
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
-from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.node import Job, Told
 from ensdistill.pipeline.opening import NotRegularError, StrayNameError, inner, read_regular
 from ensdistill.stages.functional.scores import class_counts
+from ensdistill.stages.local import Local
+from ensdistill.stages.work.items import for_each
+
+T = TypeVar("T")
 
 STORE: Final = "labels.zarr"
 
@@ -216,7 +220,7 @@ class LabelMapsDraft:
         The images that are left to compute.
     """
 
-    def __init__(self, job: Job, sizes: Mapping[str, tuple[int, int]]):
+    def __init__(self, job: Job[Told, Local], sizes: Mapping[str, tuple[int, int]]):
         ids = [item.id for item in job.work.items]
         height = max(sizes[i][0] for i in ids)
         width = max(sizes[i][1] for i in ids)
@@ -229,6 +233,26 @@ class LabelMapsDraft:
             with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
                 self._take(self._places[image_id], spare)
         self.missing = [self._places[image_id] for image_id in job.todo()]
+
+    def fill(
+        self,
+        job: Job[Told, Local],
+        given: Callable[[Place], T],
+        make: Callable[[tuple[Place, T]], Mapping[str, Any]],
+    ) -> None:
+        """Make what is missing, in several processes, and journal it.
+
+        `make` gets a place and what is `given` for it, writes the label map, and returns its
+        record.
+        """
+        job.start("images")
+        for_each(
+            [(place, given(place)) for place in self.missing],
+            make,
+            lambda item, record: self.journal(item[0], record),
+            workers=job.work.local.workers,
+            progress=job.progress,
+        )
 
     def journal(self, place: Place, record: Mapping[str, Any]) -> None:
         """Journal a label map that was written, with what `write` returned and more."""
@@ -252,7 +276,7 @@ def _file(place: Place) -> str:
     return f"{STORE}/{chunk_name(place.position)}"
 
 
-def image_sizes(job: Job) -> dict[str, tuple[int, int]]:
+def image_sizes(job: Job[Told, Local]) -> dict[str, tuple[int, int]]:
     """Return height and width of every image of a job, from the files' headers.
 
     Raises

@@ -11,6 +11,7 @@ from ensdistill.data.classes import ClassTable
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import file_digest
+from ensdistill.pipeline.node import AnyWork
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,9 @@ class Local:
                     f"{path}: changed since this command looked at it; run it again (with --rehash "
                     "if the file's date was kept)"
                 )
+
+
+def local_of(work: AnyWork) -> Local:
+    """Return what the work of a stage needs to run."""
+    assert isinstance(work.local, Local)
+    return work.local

@@ -24,13 +24,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from told import Told
+
 from ensdistill.pipeline import atomic, runner
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.fingerprint import digest
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
-from ensdistill.pipeline.node import Item, Node, Work
+from ensdistill.pipeline.node import Command, Item, Node, NodeId, Work
 from ensdistill.pipeline.repair import repair
 from ensdistill.pipeline.verify import damages
 from ensdistill.pipeline.workspace import Workspace
@@ -435,15 +437,16 @@ class Fakes:
     def nodes(self):
         return [
             self.node("maps[a]", [], lambda _: self.work({})),
-            self.node("score[a]", ["maps[a]"], lambda _: Work({}, {"labels": "maps[a]"})),
-            self.node("policy", ["score[a]"], lambda up: Work(dict(up.content("score[a]")))),
+            self.node("score[a]", ["maps[a]"], lambda _: Work(Told(), {"labels": "maps[a]"})),
+            self.node("policy", ["score[a]"], lambda up: Work(Told(up.content("score[a]")))),
             self.node("fused", ["policy", "maps[a]"], self.plan_fused),
-            self.node("student", ["fused"], lambda _: Work({"steps": 4}, {"labels": "fused"})),
+            self.node("student", ["fused"], lambda _: Work(Told(steps=4), {"labels": "fused"})),
         ]
 
     def node(self, node_id, needs, plan):
-        stage = node_id.partition("[")[0]
-        return Node(node_id, stage, stage, 1, needs, plan, f"faults:run_{stage}", stage)
+        stage, _, of = node_id.rstrip("]").partition("[")
+        found, command = NodeId(stage, of or None), Command(stage)
+        return Node(found, stage, 1, needs, plan, f"faults:run_{stage}", command)
 
     def work(self, recipe, uses=None):
         paths = sorted((self.root / "images").glob("*.txt"))
@@ -451,7 +454,7 @@ class Fakes:
         items = [Item(p.stem, {"image": found}) for p, found in zip(paths, digests, strict=True)]
         found = {item.id: (p, item.content["image"]) for item, p in zip(items, paths, strict=True)}
         local = {"images": found, "noise": self.settings.get("noise", {})}
-        return Work(recipe, uses or {}, items, local)
+        return Work(Told(recipe), uses or {}, items, local=local)
 
     def plan_fused(self, upstream):
         window = self.settings.get("window", 5)
@@ -515,7 +518,7 @@ def _each(job, value):
         found = value(item_id)
         atomic.write_bytes(job.draft.path / place[item_id], f"{found}\n".encode(), sync=False)
         job.draft.record(item_id, file=place[item_id], sha256=digest(found), value=found)
-    return {"items": len(job.records())}
+    return Told(items=len(job.records()))
 
 
 def run_maps(job):
@@ -542,11 +545,11 @@ def _labels(job):
 
 
 def run_score(job):
-    return {"best": sum(len(content) for content in _labels(job).values()) // 1000}
+    return Told(best=sum(len(content) for content in _labels(job).values()) // 1000)
 
 
 def run_policy(job):
-    return dict(job.work.recipe)
+    return job.work.recipe
 
 
 def run_fused(job):
@@ -568,7 +571,7 @@ def run_student(job):
         atomic.write_bytes(job.draft.path / "metrics.txt", "\n".join(state["log"]).encode())
         atomic.write_bytes(checkpoint, json.dumps(state).encode(), sync=False)
     (job.draft.path / "weights.bin").write_bytes(state["weights"].encode() * 20)
-    return {"weights": state["weights"]}
+    return Told(weights=state["weights"])
 
 
 # the real graph
@@ -576,8 +579,7 @@ def run_student(job):
 
 def produce(file, targets=(), rehash=False):
     """Make nodes of an experiment, all by default, and return what was said."""
-    from ensdistill.stages.experiment.experiment import load
-    from ensdistill.stages.graph import build
+    from ensdistill.stages.graph import build, load
 
     said, experiment = Said(), load(Path(file), rehash=rehash)
     nodes = build(experiment, opens=("student", "truth"))
@@ -591,7 +593,7 @@ def produce(file, targets=(), rehash=False):
 
 def produce_other(file, targets):
     """Make nodes as another device might: the fused maps come out different in a pixel."""
-    from ensdistill.stages.nodes.fusion import run as fusion
+    from ensdistill.stages.functional import fusion
 
     real = fusion.channel_wise
 

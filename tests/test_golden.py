@@ -12,8 +12,7 @@ from golden import make as golden
 from ensdistill.data.store import checksum
 from ensdistill.pipeline.plan import State, plan
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import VERSIONS, build
+from ensdistill.stages.graph import VERSIONS, build, load
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.reading.results import results
 

@@ -13,7 +13,7 @@ from golden import make as golden
 
 from ensdistill.data import decoding
 from ensdistill.stages import graph
-from ensdistill.stages.functional import labelmodel, policy
+from ensdistill.stages.functional import fusion, labelmodel, policy
 from ensdistill.stages.functional.certainty import mean_certainty
 from ensdistill.stages.functional.fusion import FusionCounts, channel_wise, majority
 from ensdistill.stages.functional.scores import mean_iou
@@ -24,7 +24,6 @@ from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.nodes.ablation import run as ablation
 from ensdistill.stages.nodes.certainty import run as certainty
 from ensdistill.stages.nodes.evaluation import run as evaluation
-from ensdistill.stages.nodes.fusion import run as fusion
 from ensdistill.stages.nodes.infer import run as infer
 from ensdistill.stages.training import loop, samples
 
@@ -175,7 +174,7 @@ def test_every_stage_has_an_arithmetic_that_is_noticed():
 
 
 def test_a_stage_is_measured_whatever_the_stages_above_it_do(folder, monkeypatch):
-    monkeypatch.setattr(infer, "run_labels", None)
+    monkeypatch.setattr(infer, "from_files", None)
     monkeypatch.setattr(loop, "train", None)
     for stage in ("fusion", "policy", "evaluation"):
         require(folder, stage)

@@ -15,8 +15,7 @@ from ensdistill.pipeline.ownership import MARK
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.demo.scene import draw_scene
 from ensdistill.stages.demo.styles import TARGET
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 
 TINY = {
     "network": {"arch": "tiny"},

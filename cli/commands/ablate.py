@@ -14,8 +14,11 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import ablation_id, infer_id, truth_id, uncovered
+from ensdistill.stages.graph import uncovered
 from ensdistill.stages.nodes.ablation.compositions import MOST
+from ensdistill.stages.nodes.ablation.plan import ablation_id
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading.results import file_of, write_ablation
 
 

@@ -35,7 +35,7 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     from ensdistill.stages.checks import ahead, files
     from ensdistill.stages.checks.settings import sentences, unread
     from ensdistill.stages.checks.trainings import sections
-    from ensdistill.stages.experiment.experiment import load
+    from ensdistill.stages.graph import load
 
     experiment = load(config, rehash=rehash)
     with display() as shown:

@@ -36,7 +36,7 @@ def command(config: Path | None, as_json: bool) -> None:
       ensdistill doctor -c experiment.yaml
     """
     from ensdistill.stages.checks.doctor import gather, judge
-    from ensdistill.stages.experiment.experiment import load
+    from ensdistill.stages.graph import load
 
     facts = gather(None if config is None else load(config))
     findings = judge(facts)

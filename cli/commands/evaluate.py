@@ -16,7 +16,8 @@ from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable, plan
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import evaluation_id, evaluation_ids
+from ensdistill.stages.graph import evaluation_ids
+from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.reading.outputs import TABLES, Output
 from ensdistill.stages.reading.results import (
     confmats,

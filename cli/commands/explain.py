@@ -31,8 +31,7 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
     from ensdistill.pipeline.errors import ConfigError
     from ensdistill.pipeline.explain import below, estimate, item_changes
     from ensdistill.pipeline.plan import plan
-    from ensdistill.stages.experiment.experiment import load
-    from ensdistill.stages.graph import build
+    from ensdistill.stages.graph import build, load
 
     experiment = load(config, rehash=rehash)
     snapshot = experiment.workspace.scan()

@@ -14,9 +14,9 @@ from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, plan
-from ensdistill.stages.experiment.experiment import Experiment, load
+from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 
 _TARGET = click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 _Order = Callable[[Experiment, Mapping[str, Decision]], Any]

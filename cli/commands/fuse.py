@@ -8,7 +8,8 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, say
-from ensdistill.stages.graph import fusion_ids
+from ensdistill.stages.graph import made_by
+from ensdistill.stages.nodes.given import FUSE
 
 
 @click.command()
@@ -26,7 +27,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     """
     experiment, report, decisions = execute(
         config,
-        lambda _, nodes: fusion_ids(nodes),
+        lambda _, nodes: made_by(nodes, FUSE),
         dry_run=dry_run,
         upstream=upstream,
         rehash=rehash,

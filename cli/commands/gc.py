@@ -14,9 +14,9 @@ from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment.experiment import PIXELS, PIXELS_MARK, load
+from ensdistill.stages.experiment.experiment import PIXELS, PIXELS_MARK
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 
 
 @click.command()

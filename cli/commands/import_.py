@@ -74,8 +74,8 @@ def command(
     """
     from ensdistill.stages.checks import importing
     from ensdistill.stages.checks.files import check
-    from ensdistill.stages.experiment.experiment import load
     from ensdistill.stages.experiment.schema import TRAIN
+    from ensdistill.stages.graph import load
     from ensdistill.stages.reading.outputs import Output
 
     output = Output(config, "import", overwrite=overwrite)
@@ -242,9 +242,11 @@ def _experiment(config: Path, text: str) -> Experiment:
     from ensdistill.pipeline.files import FileCache
     from ensdistill.stages.experiment.experiment import Experiment
     from ensdistill.stages.experiment.schema import Config
+    from ensdistill.stages.graph import FORMS
 
     content = Config.model_validate(yaml.safe_load(text))
-    return Experiment(config, content, FileCache(config.parent / content.workspace / "files.json"))
+    files = FileCache(config.parent / content.workspace / "files.json")
+    return Experiment(config, content, files, FORMS)
 
 
 def _seen_from(config: Path, path: str) -> str:

@@ -13,7 +13,8 @@ from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.graph import infer_id, kept_ids
+from ensdistill.stages.graph import kept_ids
+from ensdistill.stages.nodes.infer.plan import infer_id
 
 
 @click.command()

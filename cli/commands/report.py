@@ -12,7 +12,7 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.figures import size
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.reading.outputs import PAGE, Output, write_fixed
 
 

@@ -14,7 +14,8 @@ from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.graph import policy_ids, probe_chains
+from ensdistill.stages.graph import made_by, probe_chains
+from ensdistill.stages.nodes.given import SELECT_POLICY
 from ensdistill.stages.reading import results
 
 
@@ -53,7 +54,7 @@ def command(
                     "`ensdistill select-policy` without names"
                 )
             return [node_id for t in teachers for node_id in chains[t]]
-        wanted = policy_ids(nodes)
+        wanted = made_by(nodes, SELECT_POLICY)
         if not wanted:
             raise ConfigError(f"{config}: fusion.method is majority, which needs no policy")
         return wanted

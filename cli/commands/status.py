@@ -30,8 +30,7 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     """
     from ensdistill.pipeline.plan import State, plan
     from ensdistill.stages.checks.settings import sentences, unread
-    from ensdistill.stages.experiment.experiment import load
-    from ensdistill.stages.graph import build
+    from ensdistill.stages.graph import build, load
 
     gc.disable()  # a hundred thousand objects that all stay: no garbage is worth looking for
     try:

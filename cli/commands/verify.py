@@ -18,8 +18,7 @@ from ensdistill.pipeline.errors import NotReadyError, grouped
 from ensdistill.pipeline.figures import size
 from ensdistill.pipeline.repair import Repair, repair
 from ensdistill.pipeline.verify import Damage, damages
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 
 
 @click.command()

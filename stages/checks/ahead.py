@@ -19,8 +19,9 @@ from ensdistill.stages.checks.teachers import on_some_images
 from ensdistill.stages.checks.trainings import try_trainings
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
-from ensdistill.stages.graph import infer_id, kept_ids
+from ensdistill.stages.graph import kept_ids
 from ensdistill.stages.networks.frozen import pick_device
+from ensdistill.stages.nodes.infer.plan import infer_id
 
 _BACKWARD: Final = 3  # times as long as its forward pass a step of a training takes
 _NAMED: Final = 4  # nodes whose time is said

@@ -28,7 +28,7 @@ from ensdistill.stages.checks.labels import LabelFiles
 from ensdistill.stages.checks.networks import require_declared, require_module
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.nodes.label_model import doubts
 from ensdistill.stages.work.items import for_each
 
 

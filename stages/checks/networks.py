@@ -17,14 +17,13 @@ from ensdistill.data.decoding import UInt8, image_size
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
-from ensdistill.pipeline.node import Progress, Work
+from ensdistill.pipeline.node import AnyWork, Progress
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.checks.labels import LITTLE
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.graph import VERSIONS, infer_id
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import local_of
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,
@@ -32,7 +31,8 @@ from ensdistill.stages.networks.folders import (
 )
 from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.networks.whole import SAVED, require_whole
-from ensdistill.stages.nodes.labelmodel.run import spread
+from ensdistill.stages.nodes.infer.plan import STAGE, infer_id
+from ensdistill.stages.nodes.label_model.run import spread
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Request
@@ -196,12 +196,12 @@ def _show(experiment: Experiment, teacher: Teacher, batch_size: int) -> _Show:
     return _Show(batch, list({p.image: p for p in [*some, *chosen[1:]]}.values()))
 
 
-def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]:
+def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, Any]:
     from ensdistill.stages.checks.here import here
     from ensdistill.stages.networks.frozen import pick_device
     from ensdistill.stages.networks.stream import Request
 
-    local: Local = work.local
+    local = local_of(work)
     show = _show(experiment, teacher, local.batch_size)
     first = show.batch[0]
     batch, alone = (
@@ -209,7 +209,7 @@ def _try(experiment: Experiment, teacher: Teacher, work: Work) -> dict[str, Any]
     )
     shown: list[Json] = [[request.sha256 for request in of] for of in (batch, alone)]
     where = [*here(pick_device(local.device)), local.threads, local.channels_last]
-    kind = f"seen-{digest([VERSIONS['infer'], work.recipe, *shown, where])}"
+    kind = f"seen-{digest([STAGE.version, work.recipe.to_json(), *shown, where])}"
     seen = experiment.files.recalled(batch[0].sha256, kind)
     if seen is None:
         seen = _look(work, batch, alone)
@@ -306,7 +306,7 @@ def _require_ids(counts: Mapping[str, int], n_classes: int, image: Path) -> None
         )
 
 
-def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dict[str, Any]:
+def _look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> dict[str, Any]:
     """Return what a network says of images.
 
     Of the first of the batch and of each of those that are seen alone, as far as there is time for
@@ -320,7 +320,7 @@ def _look(work: Work, batch: Sequence[Request], alone: Sequence[Request]) -> dic
 
     said: list[str] = []
     opened = time.perf_counter()
-    with closing(open_network(work, work.local.network)) as network:
+    with closing(open_network(work, local_of(work).network)) as network:
         begin = time.perf_counter()
 
         def see(requests: Sequence[Request]) -> tuple[UInt8, float]:

@@ -32,10 +32,10 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.functional.agreement import joint, kappa, turned
 from ensdistill.stages.functional.scores import class_counts
-from ensdistill.stages.graph import infer_id
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.labelmodel.run import spread
+from ensdistill.stages.local import Local, local_of
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.label_model.run import spread
 
 IMAGES: Final = 8
 """The most images of which label maps are compared, spread evenly over the ids."""
@@ -163,7 +163,7 @@ def on_some_images(
         if teacher.name in seen:
             maps[teacher.name] = seen[teacher.name]
         elif teacher.labels is not None and decision.work is not None:
-            local = decision.work.local
+            local = local_of(decision.work)
             maps[teacher.name] = {i: _sampled_file(experiment, local, i) for i in ids}
         elif decision.artifact is not None:
             with suppress(EnsdistillError):  # damage is for who reads it for more than a look

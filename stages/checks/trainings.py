@@ -17,15 +17,16 @@ from torch import nn
 from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
-from ensdistill.pipeline.node import Progress, Work
+from ensdistill.pipeline.node import Command, Node, NodeId, Progress, Upstream, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages.checks.here import here
+from ensdistill.stages.contract import Settings
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Training
 from ensdistill.stages.functional.augmentation import draw_look
-from ensdistill.stages.graph import VERSIONS, build, training
-from ensdistill.stages.local import Local
+from ensdistill.stages.graph import VERSIONS, build
+from ensdistill.stages.local import Local, local_of
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
@@ -37,6 +38,8 @@ from ensdistill.stages.networks.frozen import (
 from ensdistill.stages.networks.initial import describe_initial
 from ensdistill.stages.networks.state_dicts import some_of
 from ensdistill.stages.networks.students import plain_name
+from ensdistill.stages.nodes.given import Given
+from ensdistill.stages.nodes.learning import training_local, training_recipe
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
 from ensdistill.stages.training.ranks import Ranks, together
@@ -101,16 +104,16 @@ def try_trainings(
     problems: list[str] = []
     for section in sections:
         try:
-            work = _work(experiment, section)
-            loop.require_parts(section, work.recipe, together())
-            key = digest([VERSIONS[section], work.recipe, where])
+            recipe, local = _planned(experiment, section)
+            loop.require_parts(section, recipe, together())
+            key = digest([VERSIONS[section], recipe, where])
             facts = experiment.files.recalled(key, _KIND)
             if facts is None:
-                call = _tried_apart if apart and work.local.factory is not None else _tried
-                facts = call(section, work.recipe, work.local, device)
+                call = _tried_apart if apart and local.factory is not None else _tried
+                facts = call(section, recipe, local, device)
                 torch.cuda.empty_cache()  # teachers in other processes may need all of it
                 experiment.files.learn(key, _KIND, facts)
-            found[section] = _told(experiment, section, work.local, facts)
+            found[section] = _told(experiment, section, local, facts)
         except EnsdistillError as error:
             problems.append(str(error))
         progress.advance()
@@ -118,10 +121,18 @@ def try_trainings(
     return found, problems
 
 
-def _work(experiment: Experiment, section: str) -> Work:
-    work = plan([training(experiment, section)], Snapshot({}, {}, {}))[section].work
-    assert work is not None
-    return work
+def _planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Local]:
+    """Return recipe and needs of a training, without the labels that it learns from."""
+    given, settings = Given(experiment), getattr(experiment.config, section)
+
+    def work(upstream: Upstream) -> Work[Settings, Local]:
+        recipe = Settings(training_recipe(given, settings))
+        return Work(recipe, local=training_local(given, settings, upstream))
+
+    node = Node(NodeId(section), section, VERSIONS[section], [], work, "", Command("check"))
+    planned = plan([node], Snapshot({}, {}, {}))[node.id].work
+    assert planned is not None
+    return planned.recipe.to_json(), local_of(planned)
 
 
 def _tried_apart(

@@ -20,15 +20,15 @@ from typing import Any, Final
 import yaml
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.fingerprint import digest
-from ensdistill.pipeline.node import Job, Node, Progress, Upstream, Work
+from ensdistill.pipeline.fingerprint import Json, digest
+from ensdistill.pipeline.node import Command, Job, Node, NodeId, Progress, Upstream, Work
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
+from ensdistill.stages.contract import Result, Settings
 from ensdistill.stages.demo.city import write_city
 from ensdistill.stages.demo.styles import SOURCES, TARGET, Style
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.reading.outputs import RESULTS, Output
 
 SIZE: Final = (96, 192)
@@ -127,39 +127,42 @@ def target_experiment(out: Path, city: Path, teachers: Mapping[str, Path], seed:
     )
 
 
-def draw_city(job: Job) -> dict[str, Any]:
+class Scenes(Result):
+    """How many scenes a city has, by split."""
+
+    scenes: dict[str, int]
+
+
+def draw_city(job: Job[Settings, tuple[int, Style, Mapping[str, int]]]) -> Scenes:
     """Draw a city into the draft."""
     seed, style, scenes = job.work.local
     job.progress.start(sum(scenes.values()), 0, "scenes")
     for split, count in scenes.items():
         write_city(job.draft.path, seed, style, {split: count}, SIZE)
         job.progress.advance(count)
-    return {"scenes": dict(scenes)}
+    return Scenes(scenes=dict(scenes))
 
 
 def _city(style: Style, seed: int) -> Node:
     scenes = TARGET_SCENES if style == TARGET else SOURCE_SCENES
 
-    def work(_: Upstream) -> Work:
-        return Work(
-            {
-                "seed": seed,
-                "style": digest(asdict(style)),
-                "scenes": dict(scenes),
-                "size": list(SIZE),
-            },
-            local=(seed, style, scenes),
-        )
+    def work(_: Upstream) -> Work[Settings, tuple[int, Style, Mapping[str, int]]]:
+        recipe: dict[str, Json] = {
+            "seed": seed,
+            "style": digest(asdict(style)),
+            "scenes": dict(scenes),
+            "size": list(SIZE),
+        }
+        return Work(Settings(recipe), local=(seed, style, scenes))
 
     return Node(
-        f"city[{style.name}]",
-        "city",
+        NodeId("city", style.name),
         style.name,
         CITY_VERSION,
         [],
         work,
         "ensdistill.stages.demo.experiments:draw_city",
-        "demo",
+        Command("demo"),
     )
 
 

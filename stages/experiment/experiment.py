@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from ensdistill.data.splits import Picture
 from ensdistill.pipeline.config import read_model, read_yaml
 from ensdistill.pipeline.errors import ConfigError, EnsdistillError, raise_all, shortened
 from ensdistill.pipeline.files import FileCache
+from ensdistill.pipeline.manifest import Form
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.experiment.schema import (
@@ -42,11 +44,14 @@ class Experiment:
         Its content.
     files : FileCache
         Digests of input files, kept in the workspace.
+    forms : mapping
+        Stage to what its results and records are.
     """
 
     path: Path
     config: Config
     files: FileCache
+    forms: Mapping[str, Form]
 
     @property
     def base(self) -> Path:
@@ -56,9 +61,7 @@ class Experiment:
     @cached_property
     def workspace(self) -> Workspace:
         """The folder of artifacts."""
-        from ensdistill.stages.nodes.forms import FORMS
-
-        return Workspace(self.folder(self.config.workspace), forms=FORMS)
+        return Workspace(self.folder(self.config.workspace), forms=self.forms)
 
     @property
     def pixels(self) -> Path | None:
@@ -184,7 +187,7 @@ class Experiment:
         return tables.class_map(self.teacher_table(teacher), self.classes, teacher.map, where)
 
 
-def load(path: Path, *, rehash: bool = False) -> Experiment:
+def read(path: Path, forms: Mapping[str, Form], *, rehash: bool = False) -> Experiment:
     """Read an experiment file and refuse what can be seen to be wrong without opening data.
 
     Raises
@@ -195,7 +198,8 @@ def load(path: Path, *, rehash: bool = False) -> Experiment:
     path = real_path(path)
     config = read_model(path, Config)
     workspace = path.parent / splits.expanded(config.workspace)
-    experiment = Experiment(path, config, FileCache(workspace / "files.json", rehash=rehash))
+    files = FileCache(workspace / "files.json", rehash=rehash)
+    experiment = Experiment(path, config, files, forms)
     problems = _problems(experiment)
     raise_all([f"{path}: {shortened(p)}" for p in problems], ConfigError)
     return experiment

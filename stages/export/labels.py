@@ -37,8 +37,10 @@ from ensdistill.stages.export.target import (
     require_fresh,
     write,
 )
-from ensdistill.stages.graph import infer_id
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
+from ensdistill.stages.local import local_of
+from ensdistill.stages.nodes.fusion.plan import fusion_id
+from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.work.items import for_each
 
 Ids = Literal["train-ids", "label-ids", "palette"]
@@ -227,8 +229,8 @@ def order(
         experiment,
         artifact,
         table,
-        work.local.pictures,
-        work.local.digests,
+        local_of(work).pictures,
+        local_of(work).digests,
         split,
         ids,
         target,
@@ -257,8 +259,7 @@ def _node(experiment: Experiment, decisions: Mapping[str, Decision], of: str, sp
         raise ConfigError(f"target declares no split {split!r}; there are {declared}")
     node_id = infer_id(of, split)
     if of == "fusion":
-        method = experiment.config.fusion.method
-        node_id = of if split == TRAIN else f"fusion[{method}]@{split}"
+        node_id = fusion_id(experiment.config.fusion.method, split)
     if node_id not in decisions:
         labelled = ", ".join(experiment.labelled) or "none"
         raise ConfigError(

@@ -26,9 +26,10 @@ from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.opening import read_json
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.runner import Aside, Ran, run
-from ensdistill.stages.experiment.experiment import Experiment, load
-from ensdistill.stages.graph import build
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.jobs.cluster import Unfit, make_there
+from ensdistill.stages.local import local_of
 from ensdistill.stages.training import METRICS
 from ensdistill.stages.work.items import compute, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
@@ -103,7 +104,7 @@ def _make_all(
     """
     experiment.files.save()  # the processes need not hash the images again
     views = [_View(decision, experiment, announce) for chain in chains for decision in chain]
-    by_node = {view.node: view for view in views}
+    by_node: dict[str, _View] = {view.node: view for view in views}
     orders = [_order(experiment, chain) for chain in chains]
     ran: list[Ran] = []
     errors: list[Exception] = []
@@ -141,7 +142,7 @@ def _make_all(
 
 def _order(experiment: Experiment, chain: Sequence[Decision]) -> _Order:
     assert chain[0].work is not None
-    local = chain[0].work.local
+    local = local_of(chain[0].work)
     return _Order(
         experiment.path,
         tuple(decision.node.id for decision in chain),
@@ -255,7 +256,7 @@ class _View:
         self._announce = announce
         self._short = decision.fingerprint[:SHORT]
         self._items = len(decision.work.items)
-        self._total: Any = self._items or decision.work.recipe["steps"]
+        self._total: Any = self._items or decision.work.recipe.to_json()["steps"]
         self._lock = threading.Lock()
         self._bar: Progress | None = None
         self._started = False

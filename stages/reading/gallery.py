@@ -20,7 +20,7 @@ from ensdistill.pipeline.node import Progress
 from ensdistill.stages.functional.agreement import Agreement, agreement, claims
 from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
-from ensdistill.stages.nodes.labelmodel.run import spread
+from ensdistill.stages.nodes.label_model.run import spread
 from ensdistill.stages.work.items import for_each
 
 IMAGES: Final = 512

@@ -25,8 +25,12 @@ from ensdistill.stages.checks.teachers import published
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.functional.agreement import Agreement
-from ensdistill.stages.graph import evaluation_id, infer_id
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.local import local_of
+from ensdistill.stages.nodes.evaluation.plan import evaluation_id
+from ensdistill.stages.nodes.fusion.plan import fusion_id
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results
 from ensdistill.stages.reading.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
 from ensdistill.stages.reading.tables import overlap_note
@@ -228,7 +232,7 @@ def _warnings(
     found = [
         f"{n} is {d.state.value}: {d.reason}"
         for n, d in decisions.items()
-        if d.state is not State.FRESH and "@" not in n
+        if d.state is not State.FRESH and d.node.id.at is None
     ]
     student = experiment.config.student
     if student.watch is not None:
@@ -320,7 +324,7 @@ def _looked_at(
 ) -> tuple[Agreement | None, list[Shot]]:
     """Return how far the teachers agree on a split, and its gallery, if it is fused."""
     method = experiment.config.fusion.method
-    fusion = "fusion" if split == TRAIN else f"fusion[{method}]@{split}"
+    fusion = fusion_id(method, split)
     fused = _maps(decisions, fusion)
     names = [t.name for t in experiment.teachers]
     teachers = {t: _maps(decisions, infer_id(t, split)) for t in names}
@@ -342,13 +346,13 @@ def _looked_at(
     assert work is not None
     gallery = Gallery(
         pictures={p.id: p for p in experiment.pictures(split)},
-        digests=work.local.digests,
+        digests=local_of(work).digests,
         table=experiment.classes,
         teachers=present,
         made=made,
         fused=fused,
         owner=None if chosen is None else owner_of(chosen["teacher"], names),
-        truth=None if split == TRAIN else _maps(decisions, f"truth@{split}"),
+        truth=None if split == TRAIN else _maps(decisions, truth_id(split)),
     )
     return total(found), gallery.draw(found, bars(f"pictures of {split}"))
 

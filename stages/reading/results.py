@@ -15,17 +15,13 @@ from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages.checks import suspicion
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import (
-    ablation_id,
-    build,
-    evaluation_id,
-    infer_id,
-    model_id,
-    scored,
-    uncovered,
-)
+from ensdistill.stages.graph import build, scored, uncovered
+from ensdistill.stages.nodes.ablation.plan import ablation_id
+from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.evaluation.rivals import rivals
-from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.label_model import doubts
+from ensdistill.stages.nodes.label_model.plan import model_id
 from ensdistill.stages.reading import tables
 from ensdistill.stages.reading.outputs import RESULTS, Output, write_fixed
 

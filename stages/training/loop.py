@@ -25,7 +25,7 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import Decoder, image_size, read_image
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
-from ensdistill.pipeline.node import Job, Progress
+from ensdistill.pipeline.node import Job, Progress, Told
 from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.labelmaps import LabelMaps
@@ -92,7 +92,7 @@ class Order:
     pixels: Pixels
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job[Told, Local]) -> dict[str, Any]:
     """Train the recipe's network on the upstream label maps.
 
     Returns
@@ -112,7 +112,7 @@ def train(job: Job) -> dict[str, Any]:
             "has a label; there is nothing to train on"
         )
     pixels = prepare(job.work.local, job.node.id, job.progress)
-    order = Order(job.node.id, job.work.recipe, job.work.local, job.inputs, pixels)
+    order = Order(job.node.id, job.work.recipe.to_json(), job.work.local, job.inputs, pixels)
     give(order)
     training = Training(order, job.progress, job.draft.path)
     result = training.run()

@@ -16,9 +16,8 @@ from PIL import Image
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.functional.fusion import channel_wise
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.nodes.fusion import run as fusion
 from ensdistill.stages.work import items
 

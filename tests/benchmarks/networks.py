@@ -10,8 +10,7 @@ from transformers.utils import logging
 
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 
 from .measure import figure
 from .samples import photograph

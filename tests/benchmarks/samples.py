@@ -16,8 +16,7 @@ from ensdistill.data.splits import Picture
 from ensdistill.data.store import LabelStore
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.local import Local
 from ensdistill.stages.training.loop import Order, Silence, Training
 from ensdistill.stages.training.pixels import prepare
@@ -171,7 +170,9 @@ def loop(root):
     inputs = {"labels": decisions["fusion"].artifact}
     torch.set_num_threads(2)  # as a user's training has them
     pixels = prepare(work.local, "student", Silence())
-    training = Training(Order("student", work.recipe, work.local, inputs, pixels), Silence(), None)
+    training = Training(
+        Order("student", work.recipe.to_json(), work.local, inputs, pixels), Silence(), None
+    )
     step_of = training.stepper()
     loaded = iter(training.batches(training.samples(), 0))
     ready = next(loaded)

@@ -163,7 +163,7 @@ def add_image(world):
 
 
 def test_what_a_running_process_reads_stays(made):
-    from ensdistill.stages.experiment.experiment import load
+    from ensdistill.stages.graph import load
 
     used = made.artifact("fusion").path
     made.settings["fusion"]["window"] = 3

@@ -14,7 +14,7 @@ from worlds import World, files_of
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.labelmaps import LabelMaps
 
 CLASSES = 19

@@ -14,7 +14,7 @@ from golden import make as golden
 
 from ensdistill.cli.page.page import page as rendered
 from ensdistill.stages.checks import labels
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.reading.report import gather
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

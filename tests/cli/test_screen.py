@@ -159,7 +159,7 @@ def failing(error, monkeypatch, capsys, *options):
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr("ensdistill.stages.experiment.experiment.load", load)
+    monkeypatch.setattr("ensdistill.stages.graph.load", load)
     with pytest.raises(SystemExit) as ended:
         main([*options, "status"])
     return ended.value.code, capsys.readouterr().err

@@ -10,7 +10,7 @@ from worlds import World, files_of, forge
 
 from ensdistill.data.decoding import Decoder
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 
 
 @pytest.fixture(scope="module")

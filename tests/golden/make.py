@@ -24,8 +24,7 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys, run
 from ensdistill.stages.demo.scene import draw_scene
 from ensdistill.stages.demo.styles import TARGET
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import VERSIONS, build
+from ensdistill.stages.graph import VERSIONS, build, load
 from ensdistill.stages.labelmaps import STORE, LabelMaps
 from ensdistill.stages.reading.results import results
 
@@ -223,14 +222,14 @@ def rerun(folder, node_id, changes=()):
     decisions = plan(nodes, experiment.workspace.scan())
     node, work = decisions[node_id].node, decisions[node_id].work
     assert work is not None, f"{node_id}: {decisions[node_id].reason}"
-    inputs = {role: decisions[up].artifact for role, up in sorted(work.uses.items())}
+    inputs = {role: decisions[up].artifact for role, up in work.uses.items()}
     path = Path(tempfile.mkdtemp(dir=folder))
     contents = {item.id: item.content for item in work.items}
     draft = Draft(path, item_keys(node, work, inputs), contents)
     module, function = node.run.split(":")
     try:
         run_stage = getattr(importlib.import_module(module), function)
-        result = run_stage(Job(node, work, draft, inputs, Silent()))
+        result = run_stage(Job(node, work, draft, inputs, Silent())).to_json()
     finally:
         draft.close()
     return Rerun(result, draft.records(), path)

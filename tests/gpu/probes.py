@@ -6,8 +6,8 @@ import sys
 import time
 
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build, infer_id
+from ensdistill.stages.graph import build, load
+from ensdistill.stages.nodes.infer.plan import infer_id
 from tests.benchmarks.measure import figure
 
 from .clock import Watched

@@ -13,8 +13,7 @@ from transformers.utils import logging
 
 from ensdistill.data.decoding import read_image
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from tests.benchmarks.measure import figure
 
 from .clock import Peak, Watched, rate

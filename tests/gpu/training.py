@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.networks.students import build_student
 from ensdistill.stages.training.loop import Order, Silence, Training
 from ensdistill.stages.training.pixels import prepare
@@ -52,7 +51,9 @@ def prepared(experiment):
     work = decisions["student"].work
     inputs = {"labels": decisions["fusion"].artifact}
     pixels = prepare(work.local, "student", Silence())
-    return Training(Order("student", work.recipe, work.local, inputs, pixels), Silence(), None)
+    return Training(
+        Order("student", work.recipe.to_json(), work.local, inputs, pixels), Silence(), None
+    )
 
 
 def plain_stepper(model, sizes):

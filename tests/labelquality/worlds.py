@@ -21,8 +21,9 @@ from ensdistill.data.classes import TABLES, class_map, parse_table, to_target_id
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
-from ensdistill.stages.graph import infer_id, truth_id
 from ensdistill.stages.labelmaps import LabelMaps
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.truth.plan import truth_id
 
 from .families import CLASSES, FLEETS, Painter
 

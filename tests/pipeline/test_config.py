@@ -391,7 +391,7 @@ def test_a_nul_in_a_name_is_refused_with_its_place(tmp_path, text):
 
 
 def test_a_file_that_is_a_circle_of_links_is_refused(tmp_path):
-    from ensdistill.stages.experiment.experiment import load
+    from ensdistill.stages.graph import load
 
     (tmp_path / "x.yaml").symlink_to("x.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):

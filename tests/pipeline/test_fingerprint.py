@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import Told
 
 from ensdistill.pipeline.fingerprint import canonical_json, digest, fingerprint
 from ensdistill.pipeline.node import Item, Work
@@ -181,44 +182,44 @@ ITEMS = (Item("a", {"image": "1", "label": "2"}), Item("b", {"image": "3"}))
     ids=repr,
 )
 def test_items_enter_by_id_content_and_order(items):
-    work = Work({"window": 3}, items=ITEMS)
+    work = Work(Told(window=3), items=ITEMS)
     other = replace(work, items=items)
     assert digest(other.hashed_recipe()) != digest(work.hashed_recipe())
 
 
 def test_paths_and_runtime_never_enter():
-    work = Work({"window": 3}, items=ITEMS)
+    work = Work(Told(window=3), items=ITEMS)
     other = replace(work, local=object(), runtime={"device": "cuda"})
     assert other.hashed_recipe() == work.hashed_recipe()
     assert "cuda" not in str(other.hashed_recipe())
 
 
 def test_items_are_hashed_short():
-    recipe = Work({"window": 3}, items=ITEMS).hashed_recipe()
+    recipe = Work(Told(window=3), items=ITEMS).hashed_recipe()
     listed = [["image", "label"], ["a", "1", "2", "b", "3", None]]
     assert recipe == {
         "window": 3,
         "items": {"count": 2, "sha256": digest(listed)},
     }
-    assert Work({"window": 3}).hashed_recipe() == {"window": 3}
+    assert Work(Told(window=3)).hashed_recipe() == {"window": 3}
 
 
 def test_the_order_in_which_content_is_named_is_no_change():
     other = Item("a", {"label": "2", "image": "1"}), ITEMS[1]
-    works = [Work({}, items=items) for items in (ITEMS, other)]
+    works = [Work(Told(), items=items) for items in (ITEMS, other)]
     assert works[0].hashed_recipe() == works[1].hashed_recipe()
     assert works[0].item_keys("s", 1, {}, {}) == works[1].item_keys("s", 1, {}, {})
 
 
 def test_a_recipe_cannot_hide_the_list_of_items():
     with pytest.raises(ValueError, match="`items` is taken"):
-        Work({"items": 3}, items=ITEMS).hashed_recipe()
-    assert Work({"items": 3}).hashed_recipe() == {"items": 3}
+        Work(Told(items=3), items=ITEMS).hashed_recipe()
+    assert Work(Told(items=3)).hashed_recipe() == {"items": 3}
 
 
 # the keys of items
 
-WORK = Work({"window": 3}, items=ITEMS)
+WORK = Work(Told(window=3), items=ITEMS)
 UPSTREAM = {"labels": {"a": "x", "b": "y", "c": "z"}, "network": "n" * 64}
 
 
@@ -244,8 +245,8 @@ def test_an_items_key_is_of_itself_alone():
     [
         {"stage": "fusion"},
         {"version": 2},
-        {"work": replace(WORK, recipe={"window": 3.0})},
-        {"work": replace(WORK, recipe={})},
+        {"work": replace(WORK, recipe=Told(window=3.0))},
+        {"work": replace(WORK, recipe=Told())},
         {"upstream": UPSTREAM | {"network": "m" * 64}},
         {"upstream": UPSTREAM | {"more": "m" * 64}},
         {"upstream": {"labels": UPSTREAM["labels"]}},
@@ -285,7 +286,9 @@ CONTENTS = {f"maps{k}": str(k) * 64 for k in range(3)}
 
 
 def key_of(item, contents=None, upstream=None):
-    return Work({}, items=[item]).item_keys("s", 1, upstream or {}, contents or CONTENTS)[item.id]
+    return Work(Told(), items=[item]).item_keys("s", 1, upstream or {}, contents or CONTENTS)[
+        item.id
+    ]
 
 
 def test_only_what_an_item_says_that_it_reads_enters_its_key():
@@ -309,12 +312,12 @@ def test_neither_roles_nor_ids_enter_such_a_key():
 def test_what_items_read_enters_the_fingerprint():
     swapped = PAIR._replace(reads={"first": "maps2", "second": "maps0"})
     lists = [(PAIR,), (swapped,), (PAIR._replace(reads={}),), (PAIR._replace(reads=None),)]
-    assert len({digest(Work({}, items=items).hashed_recipe()) for items in lists}) == 4
+    assert len({digest(Work(Told(), items=items).hashed_recipe()) for items in lists}) == 4
 
 
 def test_items_of_one_node_may_read_in_either_way():
-    work = Work({}, items=[PAIR, Item("b", {"image": "3"})])
+    work = Work(Told(), items=[PAIR, Item("b", {"image": "3"})])
     found = work.item_keys("s", 1, {"maps0": {"b": "x"}}, CONTENTS)
     assert found["a b"] == key_of(PAIR)
-    alone = Work({}, items=work.items[1:])
+    alone = Work(Told(), items=work.items[1:])
     assert found["b"] == alone.item_keys("s", 1, {"maps0": {"b": "x"}}, {})["b"]

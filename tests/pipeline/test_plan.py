@@ -6,10 +6,11 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from told import Told
 
 from ensdistill.pipeline.fingerprint import fingerprint
 from ensdistill.pipeline.manifest import Artifact, Manifest
-from ensdistill.pipeline.node import Item, Node, Work
+from ensdistill.pipeline.node import Command, Item, Node, NodeId, Work
 from ensdistill.pipeline.plan import (
     Change,
     State,
@@ -38,15 +39,16 @@ def snapshot(*artifacts, drafts=(), corrupt=()):
     return Memory(published, dict(drafts), dict(corrupt))
 
 
-def node(name, recipe=None, uses=(), contents=(), items=(), version=1, stage=None):
+def node(name, recipe=None, uses=(), contents=(), items=(), version=1):
     """A node; the results of `contents` become part of its recipe."""
     uses = dict(uses)
 
     def make(upstream):
         told = {f"of {c}": dict(upstream.content(c)) for c in contents}
-        return Work({**(recipe or {}), **told}, uses, tuple(items))
+        return Work(Told({**(recipe or {}), **told}), uses, tuple(items))
 
-    return Node(name, stage or name, name, version, [*uses.values(), *contents], make, "m:f", name)
+    node_id = NodeId(*name.rstrip("]").split("["))
+    return Node(node_id, name, version, [*uses.values(), *contents], make, "m:f", Command(name))
 
 
 def publish(decision, result=None, finished="2024-01-01", content="", made_from=None):
@@ -244,8 +246,8 @@ def test_the_order_of_roles_is_no_change():
 
 
 def test_a_renamed_node_is_fresh_by_its_fingerprint():
-    old = plan([node("probe[a]", {"x": 1}, stage="probe")], snapshot())["probe[a]"]
-    renamed = node("probe[b]", {"x": 1}, stage="probe")
+    old = plan([node("probe[a]", {"x": 1})], snapshot())["probe[a]"]
+    renamed = node("probe[b]", {"x": 1})
     assert plan([renamed], snapshot(publish(old)))["probe[b]"].state is State.FRESH
 
 
@@ -293,9 +295,9 @@ def test_a_node_planned_anew_is_still_the_same_until_its_inputs_change():
 
     def make(upstream):
         told = dict(upstream.content("up"))
-        return Work(recipe | told, {"labels": "up"}, tuple(items))
+        return Work(Told(recipe | told), {"labels": "up"}, tuple(items))
 
-    a = Node("a", "a", "a", 1, ["up"], make, "m:f", "a")
+    a = Node(NodeId("a"), "a", 1, ["up"], make, "m:f", Command("a"))
     made = publish(plan([up], snapshot())["up"], {"n": 1})
     decisions = plan([up, a], snapshot(made))
     decision = decisions["a"]
@@ -314,9 +316,9 @@ def test_what_nodes_share_is_made_once_a_plan():
     made = []
 
     def make(upstream):
-        return Work({"n": upstream.once(("a", "b"), lambda: made.append(1) or len(made))})
+        return Work(Told({"n": upstream.once(("a", "b"), lambda: made.append(1) or len(made))}))
 
-    nodes = [Node(x, x, x, 1, [], make, "m:f", x) for x in "uv"]
+    nodes = [Node(NodeId(x), x, 1, [], make, "m:f", Command(x)) for x in "uv"]
     decisions = plan(nodes, snapshot())
     assert [d.work.recipe["n"] for d in decisions.values()] == [1, 1]
     assert plan(nodes, snapshot())["u"].work.recipe["n"] == 2

@@ -6,11 +6,12 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+from told import Told
 
 from ensdistill.pipeline.journal import read_journal, seal
 from ensdistill.pipeline.locks import Locks, Needs, Part
 from ensdistill.pipeline.manifest import read_manifest
-from ensdistill.pipeline.node import Item, Node, Work
+from ensdistill.pipeline.node import Command, Item, Node, NodeId, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.repair import repair
 from ensdistill.pipeline.runner import run
@@ -43,13 +44,13 @@ class Chain:
 
     def node(self, name, items, *upstream):
         uses = dict(zip(("labels",), upstream, strict=False))
-        work = Work({}, uses, items)
-        return Node(name, name, name, 1, upstream, lambda _: work, "chain:stage", name)
+        work = Work(Told(), uses, items)
+        return Node(NodeId(name), name, 1, upstream, lambda _: work, "chain:stage", Command(name))
 
     def stage(self, job):
         if not job.work.items:
             self.calls.append((job.node.id, None))
-            return {"sum": sum(r["value"] for r in job.inputs["labels"].items)}
+            return Told(sum=sum(r["value"] for r in job.inputs["labels"].items))
         upstream = job.inputs["labels"].items if job.inputs else ()
         below = {r["id"]: r["value"] for r in upstream}
         for item_id in job.todo():
@@ -57,7 +58,7 @@ class Chain:
             value = below[item_id] if below else self.values[item_id]
             (job.draft.path / f"{item_id}.map").write_text(str(value))
             job.draft.record(item_id, file=f"{item_id}.map", sha256=str(value), value=value)
-        return {"items": len(job.records())}
+        return Told(items=len(job.records()))
 
     def run(self):
         run(self.nodes(), self.workspace, ["certainty"], lambda _: Silent(), upstream=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from told import Told
 
 from ensdistill.pipeline import locks as locks_module
 from ensdistill.pipeline.draft import Draft, unpublish
@@ -20,7 +21,7 @@ from ensdistill.pipeline.errors import CorruptError, DataError, LockedError, Not
 from ensdistill.pipeline.fingerprint import digest
 from ensdistill.pipeline.journal import Journal
 from ensdistill.pipeline.locks import Locks, Part
-from ensdistill.pipeline.node import Item, Node, Work
+from ensdistill.pipeline.node import Command, Item, Node, NodeId, Work
 from ensdistill.pipeline.plan import State, plan
 from ensdistill.pipeline.runner import run
 from ensdistill.pipeline.verify import damages
@@ -59,10 +60,9 @@ class Lab:
         return [*nodes, self.policy(), self.fusion(), self.student()]
 
     def node(self, node_id, needs, make, command="run"):
-        stage, _, name = node_id.partition("[")
-        return Node(
-            node_id, stage, name.rstrip("]") or stage, 1, needs, make, f"fakes:{stage}", command
-        )
+        stage, _, name = node_id.rstrip("]").partition("[")
+        found = NodeId(stage, name or None)
+        return Node(found, name or stage, 1, needs, make, f"fakes:{stage}", Command(command))
 
     def items(self):
         return tuple(Item(i, {"image": content}) for i, content in self.images.items())
@@ -70,13 +70,13 @@ class Lab:
     def infer(self, t, quality):
         def make(_):
             runtime = {"device": self.device}
-            return Work({"quality": quality}, items=self.items(), local=self, runtime=runtime)
+            return Work(Told(quality=quality), items=self.items(), local=self, runtime=runtime)
 
         return self.node(f"infer[{t}]", [], make, f"infer-teacher {t}")
 
     def score(self, t):
         def make(_):
-            return Work({}, uses={"labels": f"infer[{t}]"}, local=self)
+            return Work(Told(), uses={"labels": f"infer[{t}]"}, local=self)
 
         return self.node(f"score[{t}]", [f"infer[{t}]"], make, "select-policy")
 
@@ -84,20 +84,21 @@ class Lab:
         scores = [f"score[{t}]" for t in self.teachers]
 
         def make(upstream):
-            return Work({t: upstream.content(s)["score"] for t, s in zip(self.teachers, scores)})  # noqa: B905
+            found = zip(self.teachers, scores)  # noqa: B905
+            return Work(Told({t: upstream.content(s)["score"] for t, s in found}))
 
         return self.node("policy", scores, make, "select-policy")
 
     def fusion(self):
         def make(upstream):
             best = upstream.content("policy")["best"]
-            return Work({"window": self.window}, {"labels": f"infer[{best}]"}, self.items())
+            return Work(Told(window=self.window), {"labels": f"infer[{best}]"}, self.items())
 
         needs = ["policy", *(f"infer[{t}]" for t in self.teachers)]
         return self.node("fusion", needs, make, "fuse")
 
     def student(self):
-        return self.node("student", ["fusion"], lambda _: Work({}, {"labels": "fusion"}))
+        return self.node("student", ["fusion"], lambda _: Work(Told(), {"labels": "fusion"}))
 
     # the stages
 
@@ -110,7 +111,7 @@ class Lab:
         return failure != "forget"
 
     def done(self, job, result):
-        return self.result.get(job.node.id, result)
+        return Told(self.result.get(job.node.id, result))
 
     def each(self, job, value):
         for item_id, spare in job.spares.items():
@@ -233,7 +234,7 @@ def test_items_that_read_whole_artifacts_are_made_once(lab, monkeypatch):
         for item_id in job.todo():
             lab.call(job, item_id)
             job.draft.record(item_id, value=len(item_id))
-        return {"pairs": len(job.records())}
+        return Told(pairs=len(job.records()))
 
     def nodes():
         def make(_):
@@ -242,7 +243,7 @@ def test_items_that_read_whole_artifacts_are_made_once(lab, monkeypatch):
                 Item(f"{teachers[i]}{teachers[j]}", {}, {"0": f"maps{i}", "1": f"maps{j}"})
                 for i, j in pairs
             ]
-            return Work({}, {f"maps{k}": f"infer[{t}]" for k, t in enumerate(teachers)}, items)
+            return Work(Told(), {f"maps{k}": f"infer[{t}]" for k, t in enumerate(teachers)}, items)
 
         needs = [f"infer[{t}]" for t in teachers]
         return [*(lab.infer(t, 10 * ord(t)) for t in teachers), lab.node("pairs", needs, make)]

@@ -19,18 +19,19 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import Told
 from worlds import TINY, World, files_of
 
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.errors import ConfigError, CorruptError
 from ensdistill.pipeline.manifest import Artifact, Manifest
+from ensdistill.pipeline.node import NodeId
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import item_keys
 from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages import graph
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.experiment.schema import Config
-from ensdistill.stages.graph import VERSIONS, build
+from ensdistill.stages.graph import VERSIONS, build, load
 
 OPENS = ("student", "truth")
 CHOSEN = {"road": "a", "car": "b", "sky": "n"}
@@ -65,8 +66,9 @@ def invented(decision, classes, chosen):
         result = {k: dict.fromkeys(classes, 1) for k in ("certainty", "support", "labelled")}
         result["has_class"] = dict.fromkeys(classes, True)
     elif node.stage == "policy":
-        teacher = work.recipe.get("assign") or {c: chosen.get(c) for c in classes}
-        result = {"teacher": teacher, "certainty": dict.fromkeys(classes, 0.5)}
+        teacher = work.recipe.to_json().get("assign") or {c: chosen.get(c) for c in classes}
+        result = {"strategy": "x", "teacher": teacher, "fallback": []}
+        result["certainty"] = dict.fromkeys(classes, 0.5)
     artifact = Artifact(
         Path("nowhere"),
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
@@ -303,7 +305,7 @@ def test_first_weights_have_one_key_however_they_are_written(origin):
         other["student"] |= given
         origin.file.write_text(yaml.safe_dump(other))
         try:
-            return decided(origin)["student"].work.recipe
+            return decided(origin)["student"].work.recipe.to_json()
         finally:
             origin.write()
 
@@ -769,7 +771,8 @@ def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
         world.write()
     ablation = stage == "ablation"  # it also has other stages' versions in its key
     before = prints(world, ablation=ablation)
-    monkeypatch.setattr(graph, "VERSIONS", VERSIONS | {stage: VERSIONS[stage] + 1})
+    room = next(room for room in graph.ROOMS if room.STAGE.name == stage)
+    monkeypatch.setattr(room, "STAGE", replace(room.STAGE, version=VERSIONS[stage] + 1))
     found = decided(world, ablation=ablation)
     direct = {n for n, d in found.items() if d.node.stage == stage}
     assert direct
@@ -943,20 +946,20 @@ def test_every_value_of_the_recipe_is_in_all_items_keys(origin):
         node, work = decision.node, decision.work
         inputs = {role: decisions[up].artifact for role, up in work.uses.items()}
         before = item_keys(node, work, inputs)
-        paths = list(values_in(work.recipe))
+        paths = list(values_in(work.recipe.to_json()))
         assert paths
         for path in paths:
-            recipe = copy.deepcopy(work.recipe)
+            recipe = copy.deepcopy(work.recipe.to_json())
             inner = recipe
             for key in path[:-1]:
                 inner = inner[key]
             inner[path[-1]] = "something else"
-            after = item_keys(node, replace(work, recipe=recipe), inputs)
+            after = item_keys(node, replace(work, recipe=Told(recipe)), inputs)
             assert after.keys() == before.keys()
             assert not set(after.values()) & set(before.values()), (node_id, path)
         after = item_keys(replace(node, version=node.version + 1), work, inputs)
         assert not set(after.values()) & set(before.values())
-        after = item_keys(replace(node, stage="other"), work, inputs)
+        after = item_keys(replace(node, id=NodeId("other")), work, inputs)
         assert not set(after.values()) & set(before.values())
 
 
@@ -1019,7 +1022,9 @@ def test_an_items_key_is_what_it_is_made_from(recipe, items, names, whole):
     from ensdistill.pipeline.node import Item, Work
 
     def keys(given_items):
-        work = Work(recipe, items=[Item(i, content) for i, (content, _) in given_items.items()])
+        work = Work(
+            Told(recipe), items=[Item(i, content) for i, (content, _) in given_items.items()]
+        )
         upstream = {"map": {i: held for i, (_, held) in given_items.items()}, "network": whole}
         return work.item_keys("stage", 1, upstream, {})
 

@@ -35,9 +35,10 @@ from ensdistill.stages.nodes.ablation.compositions import (
     wanted,
     without_one,
 )
+from ensdistill.stages.nodes.ablation.plan import Ablated, Recipe
 from ensdistill.stages.nodes.evaluation.rivals import rivals
 from ensdistill.stages.nodes.evaluation.run import require_labelled
-from ensdistill.stages.nodes.labelmodel.run import IMAGES, spread
+from ensdistill.stages.nodes.label_model.run import IMAGES, spread
 from ensdistill.stages.work.items import for_each
 
 SHARE: Final = 0.4
@@ -153,25 +154,25 @@ class _Steps:
             self._progress.advance(due, note)
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[Recipe, Local]) -> Ablated:
     """Fuse the split by every composition of teachers, and with bad ones, and score it all."""
     require_labelled(job)
     for item_id, spare in job.spares.items():
         job.draft.adopt(item_id, spare)
     making = _Making(job)
     making.run()
-    return making.result()
+    return Ablated.model_validate(making.result())
 
 
 class _Making:
     """Makes the items that are missing, and the result of all."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job[Recipe, Local]):
         self.job = job
-        self.local: Local = job.work.local
+        self.local = job.work.local
         self.size = len(self.local.classes)
         train, self.split = (
-            [LabelMaps(job.inputs[role]) for role in sorted(job.inputs) if role.startswith(kind)]
+            [LabelMaps(job.inputs[role]) for role in job.inputs if role.startswith(kind)]
             for kind in ("train", "split")
         )
         self.fitted = train or self.split

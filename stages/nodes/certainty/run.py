@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +14,17 @@ from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Local
 from ensdistill.stages.networks.frozen import load_network
+from ensdistill.stages.nodes.certainty.plan import Certainty, Reached
 from ensdistill.stages.nodes.infer.run import see_all
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[Reached, Local]) -> Certainty:
     """Sum the probe's largest softmax value per predicted class over the training images.
 
     Per-image float64 sums are journalled and added in image-id order, so neither a kill nor the
     number of workers changes a bit.
     """
-    local: Local = job.work.local
+    local = job.work.local
     classes = local.classes.classes
     for image_id, spare in job.spares.items():
         job.draft.adopt(image_id, spare)
@@ -50,11 +50,9 @@ def run(job: Job) -> dict[str, Any]:
     )
     mean = [None if np.isnan(v) else float(v) for v in mean_certainty(total)]
     labelled = LabelMaps(job.inputs["labels"]).shares()
-    reached = job.work.recipe["reached"]
-    assert isinstance(reached, list)
-    return {
-        "certainty": dict(zip(classes, mean, strict=True)),
-        "support": dict(zip(classes, total.support.tolist(), strict=True)),
-        "labelled": dict(zip(classes, labelled.tolist(), strict=True)),
-        "has_class": {c: c in reached for c in classes},
-    }
+    return Certainty(
+        certainty=dict(zip(classes, mean, strict=True)),
+        support=dict(zip(classes, total.support.tolist(), strict=True)),
+        labelled=dict(zip(classes, labelled.tolist(), strict=True)),
+        has_class={c: c in job.work.recipe.reached for c in classes},
+    )

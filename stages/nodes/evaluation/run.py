@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
 from ensdistill.pipeline.errors import DataError
-from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.functional.scores import (
     confusion,
     coverage,
@@ -26,6 +26,7 @@ from ensdistill.stages.functional.scores import (
 )
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.evaluation.plan import Evaluated, Recipe
 from ensdistill.stages.work.items import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -49,7 +50,7 @@ class _Counting:
         return confmats
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[Recipe, Local]) -> Evaluated:
     """Count confusions of every method against the ground truth and score them."""
     table = job.work.local.classes
     methods = []
@@ -57,10 +58,10 @@ def run(job: Job) -> dict[str, Any]:
         kind, name = role.split(":", 1)
         scores = method_scores(confmat, table)
         methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
-    return {"classes": list(table.classes), "methods": methods}
+    return Evaluated.model_validate({"classes": list(table.classes), "methods": methods})
 
 
-def confusions(job: Job) -> dict[str, Int64]:
+def confusions(job: Job[Told, Local]) -> dict[str, Int64]:
     """Return the confusions of each input with the one whose role is ``truth``.
 
     Returns
@@ -74,9 +75,9 @@ def confusions(job: Job) -> dict[str, Int64]:
         If no pixel of the ground truth is labelled.
     """
     require_labelled(job)
-    local: Local = job.work.local
+    local = job.work.local
     size = len(local.classes)
-    roles = [role for role in job.inputs if role != "truth"]
+    roles = sorted(role for role in job.inputs if role != "truth")
     maps = [LabelMaps(job.inputs[role]) for role in ("truth", *roles)]
     confmats = np.zeros((len(roles), size, size + 1), np.int64)
     job.progress.start(len(local.pictures), 0, "images")
@@ -90,7 +91,7 @@ def confusions(job: Job) -> dict[str, Int64]:
     return dict(zip(roles, confmats, strict=True))
 
 
-def require_labelled(job: Job) -> None:
+def require_labelled(job: Job[Told, Local]) -> None:
     """Refuse a ground truth without a labelled pixel, by which nothing can be judged.
 
     Raises

@@ -9,21 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Set
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.decoding import Decoder, UInt8
+from ensdistill.data.decoding import UInt8
 from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
-from ensdistill.pipeline.node import Job, Work
-from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
-from ensdistill.stages.local import Local
-from ensdistill.stages.work.items import Queue, for_each
+from ensdistill.pipeline.node import AnyWork, Job, Told
+from ensdistill.stages.contract import Labelled
+from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
+from ensdistill.stages.local import Local, local_of
+from ensdistill.stages.nodes.infer.plan import ByNetwork, FromFiles
+from ensdistill.stages.nodes.reading import read_labels, summary
+from ensdistill.stages.work.items import Queue
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.factory import FactoryNetwork
@@ -31,45 +33,22 @@ if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Want
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Reads one prediction into the store: where to, its file and the file's digest."""
-
-    decoder: Decoder
-    write: LabelWriter
-
-    def __call__(self, item: tuple[Place, str, str]) -> dict[str, Any]:
-        place, file, sha256 = item
-        return self.write(place, self.decoder.read(file, sha256, place.size))
+def from_files(job: Job[FromFiles, Local]) -> Labelled:
+    """Read PNGs of a teacher's labels into a label store."""
+    return read_labels(job)
 
 
-def run_labels(job: Job) -> dict[str, Any]:
-    """Read PNGs of labels, a teacher's or the ground truth, into a label store."""
-    local: Local = job.work.local
-    maps = LabelMapsDraft(job, image_sizes(job))
-    job.start("images")
-    files = [(place, local.predictions[place.id]) for place in maps.missing]
-    for_each(
-        [(place, file, local.digests[file]) for place, file in files],
-        _Reading(Decoder(local.to_target, palette=local.palette), maps.write),
-        lambda item, record: maps.journal(item[0], record),
-        workers=local.workers,
-        progress=job.progress,
-    )
-    return _summary(job)
-
-
-def run_network(job: Job) -> dict[str, Any]:
+def by_network(job: Job[ByNetwork, Local]) -> Labelled:
     """Run a network over the images into a label store.
 
     Batches are cut from the whole list, so that what else is missing changes no label: logits
     differ in their last bits between batches of different sizes.
     """
-    local: Local = job.work.local
+    local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
     if not maps.missing:
-        return _summary(job)
+        return summary(job)
     to_target = np.full(256, UNWRITTEN, np.uint8)  # which no class is called
     to_target[IGNORE_INDEX] = IGNORE_INDEX
     for own, goal in local.to_target.items():
@@ -89,11 +68,11 @@ def run_network(job: Job) -> dict[str, Any]:
 
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
     see_all(job, open_network(job.work, folder), set(missing), "labels", write)
-    return _summary(job)
+    return summary(job)
 
 
 def see_all(
-    job: Job,
+    job: Job[Told, Local],
     network: FrozenNetwork | FactoryNetwork,
     missing: Set[str],
     want: Want,
@@ -116,7 +95,7 @@ def see_all(
     """
     from ensdistill.stages.networks.stream import Clock, Request
 
-    local: Local = job.work.local
+    local = job.work.local
     size = local.batch_size
     pictures = [local.pictures[k : k + size] for k in range(0, len(local.pictures), size)]
     batches = [batch for batch in pictures if any(p.id in missing for p in batch)]
@@ -143,29 +122,19 @@ def see_all(
         job.progress.message(f"{job.node.id}: {fast} ({clock.shares(seconds)})")
 
 
-def speaker(job: Job) -> Callable[[str], None]:
+def speaker(job: Job[Told, Local]) -> Callable[[str], None]:
     """Return what reports a network's messages as those of a node."""
     return lambda text: job.progress.message(f"{job.node.id}: {text}")
 
 
-def open_network(work: Work, folder: Path | None) -> FrozenNetwork | FactoryNetwork:
+def open_network(work: AnyWork, folder: Path | None) -> FrozenNetwork | FactoryNetwork:
     """Return the network of a node, which lies in a folder or file unless code makes it."""
     from ensdistill.stages.networks.factory import FactoryNetwork
     from ensdistill.stages.networks.frozen import load_network
 
-    local: Local = work.local
-    if work.recipe["source"] == "factory":
+    local, recipe = local_of(work), work.recipe.to_json()
+    if recipe["source"] == "factory":
         assert local.factory is not None
         local.require_weights()
-        return FactoryNetwork(local.factory, work.recipe, local)
-    return load_network(folder, work.recipe, local)
-
-
-def _summary(job: Job) -> dict[str, Any]:
-    """Return how many pixels each class has."""
-    counts = np.sum([record["labels"] for record in job.records()], axis=0)
-    classes = job.work.local.classes.classes
-    return {
-        "images": len(job.work.items),
-        "labels": dict(zip(classes, counts.tolist(), strict=True)),
-    }
+        return FactoryNetwork(local.factory, recipe, local)
+    return load_network(folder, recipe, local)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import OfClasses
 from ensdistill.stages.functional.labelmodel import LabelModel, posterior
 from ensdistill.stages.labelmaps import (
     LabelMaps,
@@ -19,8 +20,8 @@ from ensdistill.stages.labelmaps import (
     read_all,
 )
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.labelmodel.run import read_model
-from ensdistill.stages.work.items import for_each
+from ensdistill.stages.nodes.label_model.run import read_model
+from ensdistill.stages.nodes.pixel_weights.plan import Weighed
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,28 @@ class _Weighing:
         return {**record, "sums": sums.tolist(), "mean": _mean(sums.sum(), pixels.sum())}
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[OfClasses, Local]) -> Weighed:
     """Weigh every fused label of the training images: 0 to 100 percent, 0 where there is none.
 
     Means are fractions, of whole numbers that add up exactly: neither a kill nor the number of
     workers changes a bit.
     """
-    local: Local = job.work.local
+    local = job.work.local
     inputs = dict(job.inputs)
-    model, fused = read_model(inputs.pop("model").manifest.result), LabelMaps(inputs.pop("fused"))
-    sources = [*(LabelMaps(inputs[role]) for role in sorted(inputs)), fused]
+    model, fused = read_model(inputs.pop("model")), LabelMaps(inputs.pop("fused"))
+    sources = [*map(LabelMaps, inputs.values()), fused]
     maps = LabelMapsDraft(job, {item.id: fused.size(item.id) for item in job.work.items})
-    job.start("images")
-    for_each(
-        [(place, [s.find(place.id) for s in sources]) for place in maps.missing],
-        _Weighing(tuple(s.reader for s in sources), model, maps.write),
-        lambda item, record: maps.journal(item[0], record),
-        workers=local.workers,
-        progress=job.progress,
-    )
+    weighing = _Weighing(tuple(s.reader for s in sources), model, maps.write)
+    maps.fill(job, lambda place: [s.find(place.id) for s in sources], weighing)
     records = job.records()
     pixels = np.sum([record["labels"] for record in records], axis=0)
     sums = np.sum([record["sums"] for record in records], axis=0)
     means = map(_mean, sums, pixels)
-    return {
-        "images": len(records),
-        "mean": _mean(sums.sum(), pixels.sum()),
-        "classes": dict(zip(local.classes.classes, means, strict=True)),
-    }
+    return Weighed(
+        images=len(records),
+        mean=_mean(sums.sum(), pixels.sum()),
+        classes=dict(zip(local.classes.classes, means, strict=True)),
+    )
 
 
 def _mean(percents: np.int64, pixels: np.int64) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import Settings
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.learning import Trained
 from ensdistill.stages.training.loop import train
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[Settings, Local]) -> Trained:
     """Train the probe; its settings, seed included, are the same for every teacher."""
-    return train(job)
+    return Trained.model_validate(train(job))

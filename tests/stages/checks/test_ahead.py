@@ -19,8 +19,7 @@ from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.checks import ahead, networks, trainings
 from ensdistill.stages.checks.teachers import compared, packed, sampled, unpacked
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.nodes.infer import run as infer
 
 CHANCE = "agrees with the others no better than chance"

@@ -18,8 +18,8 @@ from ensdistill.stages.checks.doctor import (
     Torch,
     Torchvision,
 )
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.experiment.schema import Network
+from ensdistill.stages.graph import load
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 85 * 10**9, bfloat16=True)
 T4 = Gpu("Tesla T4", 16 * 10**9, bfloat16=False)

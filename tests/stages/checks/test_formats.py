@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 
 
 def label_files(world, teacher="a", split="train"):

@@ -4,7 +4,7 @@ import pytest
 from worlds import TINY
 
 from ensdistill.stages.checks.settings import ALL_FUSIONS, NOTHING, NOTHING_YET, unread
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 
 
 def found(world, **sections):

@@ -17,7 +17,7 @@ from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.checks import here, trainings
 from ensdistill.stages.checks.trainings import try_trainings
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.networks.frozen import pick_device
 from ensdistill.stages.networks.students import Tiny
 from ensdistill.stages.training import loop

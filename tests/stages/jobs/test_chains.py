@@ -22,8 +22,7 @@ from worlds import TINY, World, files_of
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError, EnsdistillError
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build, probe_chains
+from ensdistill.stages.graph import build, load, probe_chains
 from ensdistill.stages.jobs import chains
 
 MADE = ["probe[a]", "certainty[a]", "probe[b]", "certainty[b]"]

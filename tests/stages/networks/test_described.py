@@ -14,7 +14,7 @@ from worlds import segformer
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.local import Local
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,

@@ -15,8 +15,8 @@ from worlds import TINY, segformer
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.experiment.schema import Init, Student
+from ensdistill.stages.graph import load
 from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.fitting import Way, advice, beginnings
 from ensdistill.stages.networks.initial import describe_initial, initial_network

@@ -8,7 +8,7 @@ import torch
 from worlds import network_world, segformer
 
 from ensdistill.pipeline.errors import ConfigError
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 
 
 class Runs:

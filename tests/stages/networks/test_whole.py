@@ -16,7 +16,7 @@ from worlds import network_world, segformer
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.checks import doctor
 from ensdistill.stages.checks.importing import certainty_grey
-from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.graph import load
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import network_classes, onnx_data_files
 from ensdistill.stages.networks.onnx import onnx_network

@@ -6,12 +6,14 @@ import itertools
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 from faults import Fault, Forks, proofs, quick_folder
 from PIL import Image
+from told import Told
 from worlds import World
 
 from ensdistill.data.decoding import read_values
@@ -23,6 +25,7 @@ from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.functional.spoiling import relabel_segments
+from ensdistill.stages.nodes.ablation import plan
 from ensdistill.stages.nodes.ablation import run as ablation
 from ensdistill.stages.nodes.ablation.compositions import (
     as_items,
@@ -30,6 +33,7 @@ from ensdistill.stages.nodes.ablation.compositions import (
     wanted,
     without_one,
 )
+from ensdistill.stages.nodes.label_model import plan as label_model
 from ensdistill.stages.reading.tables import rivals_note
 
 TEACHERS = "abcd"
@@ -433,7 +437,7 @@ def test_no_two_compositions_share_a_key_or_an_id(teachers):
     assert len(items) == len(wanted(teachers)) == len({item.id for item in items})
     contents = {f"{kind}{k:02}": f"{kind}{k}" for kind in ("train", "split") for k in range(9)}
     contents["truth"] = "truth"
-    keys = Work({}, items=items).item_keys("ablation", 1, {}, contents)
+    keys = Work(Told(), items=items).item_keys("ablation", 1, {}, contents)
     assert len({*keys.values()}) == len(items)
     for item in items:
         members = [int(t[1:]) for t in item.id.split(",") if t[0] == "t"]
@@ -445,7 +449,7 @@ def test_no_two_compositions_share_a_key_or_an_id(teachers):
 def test_too_many_teachers_are_refused_before_any_planning(again, monkeypatch):
     monkeypatch.setattr("ensdistill.cli.commands.ablate.MOST", 3)
     monkeypatch.setattr(graph, "MOST", 3)
-    monkeypatch.setattr(graph, "as_items", None)
+    monkeypatch.setattr(plan, "as_items", None)
     text = again.refuse("ablate")
     assert "4 teachers have 16 compositions; at most 3 can be compared" in text
     assert "ablation@val" not in again.states()
@@ -511,7 +515,7 @@ def test_other_truth_or_another_teacher_ask_for_it_again(tmp_path, monkeypatch):
     world.call("ablate", "--rehash")
     assert sum(a.manifest.node == "ablation@val" for a in world.artifacts()) == 3
     assert ran() == []
-    monkeypatch.setattr(graph, "VERSIONS", {**graph.VERSIONS, "label-model": 99})
+    monkeypatch.setattr(label_model, "STAGE", replace(label_model.STAGE, version=99))
     assert ran() == ["ablation@val"]
 
 

@@ -14,8 +14,7 @@ from ensdistill.data.splits import image_id
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.demo.city import write_city
 from ensdistill.stages.demo.styles import LABEL_IDS, TARGET
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
 
 peer = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -9,8 +9,7 @@ from worlds import World
 from ensdistill.data.decoding import read_values
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.demo.styles import CLASSES
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.reading.tables import rivals_note
 

@@ -12,11 +12,10 @@ from ensdistill.data.store import checksum
 from ensdistill.pipeline.errors import ConfigError, CorruptError
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.functional.labelmodel import posterior
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps, LabelMapsDraft
-from ensdistill.stages.nodes.labelmodel.run import read_model
+from ensdistill.stages.nodes.label_model.run import read_model
 from ensdistill.stages.work import items
 
 INFERRED = {"infer[a]", "infer[b]", "infer[c]"}
@@ -69,7 +68,7 @@ def test_the_stage_does_what_the_function_says(world, method):
     assert set(made(world, "fuse", "--upstream")) == expected
     weights, fused = (LabelMaps(world.artifact(n)) for n in ("weights", "fusion"))
     teachers = [LabelMaps(world.artifact(f"infer[{t}]")) for t in "abc"]
-    model = read_model(world.artifact("label-model").manifest.result)
+    model = read_model(world.artifact("label-model"))
     assert list(weights) == list(fused) and len(weights) == 5
     every = []
     for image_id in weights:

@@ -12,8 +12,7 @@ from worlds import TINY, World, files_of
 from ensdistill.data.decoding import Decoder, read_image
 from ensdistill.data.store import LabelStore, chunk_name
 from ensdistill.pipeline.runner import run
-from ensdistill.stages.experiment.experiment import load
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.nodes.infer.run import LabelMapsDraft
 

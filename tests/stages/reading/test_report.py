@@ -15,9 +15,8 @@ from ensdistill.data.decoding import read_image
 from ensdistill.pipeline import provenance
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.functional.agreement import Agreement
-from ensdistill.stages.graph import build
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.reading import gallery, report
 

@@ -11,8 +11,8 @@ from ensdistill.cli.__main__ import cli
 from ensdistill.stages.checks import files
 from ensdistill.stages.functional import labelmodel as functional
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.nodes.labelmodel import doubts
-from ensdistill.stages.nodes.labelmodel.run import read_model, spread
+from ensdistill.stages.nodes.label_model import doubts
+from ensdistill.stages.nodes.label_model.run import read_model, spread
 
 OTHERS = {"label-model", "channel", "channel-reliability", "channel-oracle", "majority"}
 
@@ -50,9 +50,9 @@ def test_the_stages_do_what_the_functions_say(world):
     model = functional.fit(
         functional.join([functional.count(images[i], 19) for i in sorted(images)]), 19
     )
-    result = world.artifact("label-model").manifest.result
-    assert result["images"] == 5
-    published = read_model(result)
+    artifact = world.artifact("label-model")
+    assert artifact.manifest.result["images"] == 5
+    published = read_model(artifact)
     for name in ("weights", "confusions", "prior", "reliability"):
         np.testing.assert_allclose(getattr(published, name), getattr(model, name), atol=1e-6)
     fused = LabelMaps(world.artifact("fusion"))
@@ -219,7 +219,7 @@ def test_what_a_split_is_fused_by(world, fit):
     }
     votes = functional.join([functional.count(label_maps, 19) for label_maps in images[split]])
     model = functional.fit(votes, 19)
-    published = read_model(world.artifact(f"label-model{at[split]}").manifest.result)
+    published = read_model(world.artifact(f"label-model{at[split]}"))
     np.testing.assert_allclose(published.confusions, model.confusions, atol=1e-6)
     fused = LabelMaps(world.artifact("fusion[label-model]@val"))
     for image_id, label_maps in zip(sorted(fused), images["val"], strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -10,7 +9,9 @@ import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import OfClasses
 from ensdistill.stages.functional.labelmodel import (
     LabelModel,
     Votes,
@@ -21,7 +22,8 @@ from ensdistill.stages.functional.labelmodel import (
 )
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.labelmodel import doubts
+from ensdistill.stages.nodes.label_model import doubts
+from ensdistill.stages.nodes.label_model.plan import Modelled
 from ensdistill.stages.work.items import for_each
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class _Counting:
         return count(read_all(self.readers, stored), self.n_classes)
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job[OfClasses, Local]) -> Modelled:
     """Count the votes in the images of a split and fit the model to them.
 
     Raises
@@ -51,8 +53,8 @@ def run(job: Job) -> dict[str, Any]:
     DataError
         If no teacher labels any pixel.
     """
-    local: Local = job.work.local
-    maps = [LabelMaps(job.inputs[role]) for role in sorted(job.inputs)]
+    local = job.work.local
+    maps = [LabelMaps(job.inputs[role]) for role in job.inputs]
     ids = spread(sorted(maps[0]), IMAGES)
     votes: dict[str, Votes] = {}
     job.progress.start(len(ids), 0, "images")
@@ -71,7 +73,8 @@ def run(job: Job) -> dict[str, Any]:
         job.progress.message(f"{job.node.id}: {model.fallback}: the majority of the votes counts")
     if (doubt := doubts.of_model(len(maps), met)) is not None:
         job.progress.message(f"{job.node.id}: {doubt}")
-    return {"images": len(ids), "opinions": met, **_to_json(model)}
+    told = {"images": len(ids), "opinions": met, **_to_json(model)}
+    return Modelled.model_validate(told)
 
 
 def spread(given: list[T], most: int) -> list[T]:
@@ -79,16 +82,17 @@ def spread(given: list[T], most: int) -> list[T]:
     return [given[k * len(given) // most] for k in range(most)] if len(given) > most else given
 
 
-def read_model(result: Mapping[str, Any]) -> LabelModel:
-    """Return the model of a published result."""
+def read_model(artifact: Artifact) -> LabelModel:
+    """Return the model that an artifact published."""
+    told = Modelled.told_by(artifact)
     return LabelModel(
-        weights=np.array(result["weights"]),
-        confusions=np.array(result["confusions"]),
-        prior=np.array(result["prior"]),
-        reliability=np.array(result["reliability"], float),  # None is NaN
-        rounds=result["rounds"],
-        converged=result["converged"],
-        fallback=result["fallback"],
+        weights=np.array(told.weights),
+        confusions=np.array(told.confusions),
+        prior=np.array(told.prior),
+        reliability=np.array(told.reliability, float),  # None is NaN
+        rounds=told.rounds,
+        converged=told.converged,
+        fallback=told.fallback,
     )
 
 

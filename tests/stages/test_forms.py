@@ -12,10 +12,9 @@ from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.journal import read_journal, seal
 from ensdistill.pipeline.manifest import Artifact, SpoiltManifestError, read_manifest
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.graph import VERSIONS
-from ensdistill.stages.nodes.forms import FORMS
+from ensdistill.stages.graph import FORMS, VERSIONS
 
-WORKSPACE = Path(__file__).parents[2] / "golden" / "workspace"
+WORKSPACE = Path(__file__).parents[1] / "golden" / "workspace"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,42 @@
+"""The menu of fusion methods: a new one is a module here and a line below."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ensdistill.stages.fusions.channel import (
+    CHANNEL,
+    CHANNEL_ORACLE,
+    CHANNEL_RELIABILITY,
+    ByOwner,
+)
+from ensdistill.stages.fusions.label_model import LABEL_MODEL
+from ensdistill.stages.fusions.majority import MAJORITY
+from ensdistill.stages.fusions.method import Fused, Fuser, FusionMethod
+
+__all__ = [
+    "CHANNEL",
+    "CHANNEL_ORACLE",
+    "CHANNEL_RELIABILITY",
+    "LABEL_MODEL",
+    "MAJORITY",
+    "METHODS",
+    "ByOwner",
+    "Fused",
+    "Fuser",
+    "FusionMethod",
+    "method_called",
+]
+
+METHODS: Final[tuple[FusionMethod, ...]] = (
+    LABEL_MODEL,
+    CHANNEL,
+    CHANNEL_RELIABILITY,
+    MAJORITY,
+    CHANNEL_ORACLE,
+)
+
+
+def method_called(name: str) -> FusionMethod:
+    """Return the method of a name."""
+    return next(method for method in METHODS if method.name == name)

@@ -1,0 +1,80 @@
+"""`certainty[t]`: how sure the probe of teacher t is of each class (paper, section 3.2, Fig. 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.stages.contract import ByClass, Count, Recipe, Record, Result
+from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.fusions import CHANNEL
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.learning import own_code
+from ensdistill.stages.nodes.probe.plan import probe_id
+from ensdistill.stages.nodes.stage import Stage
+
+
+class Certainty(Result):
+    """By class, what the probe of a teacher makes of the training images.
+
+    Attributes
+    ----------
+    certainty : mapping
+        Mean over the pixels that it calls so; None without any.
+    support : mapping
+        How many pixels those are.
+    labelled : mapping
+        How many the teacher calls so.
+    has_class : mapping
+        Whether the teacher can call any so.
+    """
+
+    certainty: ByClass
+    support: dict[str, Count]
+    labelled: dict[str, Count]
+    has_class: dict[str, bool]
+
+
+class Sums(Record):
+    """An image's sums of certainty, and pixels, by class."""
+
+    sums: list[float]
+    support: list[Count]
+
+
+STAGE: Final = Stage("certainty", 1, Certainty, Sums)
+
+
+@dataclass(frozen=True)
+class Reached(Recipe):
+    """The classes that the teacher can call a pixel."""
+
+    reached: tuple[str, ...]
+
+
+def certainty_id(teacher: str) -> NodeId:
+    """Return the node id of how sure a teacher's probe is."""
+    return STAGE.id(teacher)
+
+
+def node(given: Given, teacher: Teacher) -> Node:
+    """Mean certainty of a probe per class, on the training images."""
+    goals = given.experiment.teacher_map(teacher).values()
+    reached = tuple(c for c in given.classes if c in goals)
+    uses = {"probe": probe_id(teacher.name), "labels": infer_id(teacher.name)}
+
+    def plan(upstream: Upstream) -> Work[Reached, Local]:
+        return Work(
+            Reached(reached),
+            uses=uses,
+            items=given.items(TRAIN, upstream),
+            local=given.local(TRAIN, upstream, **own_code(given, given.experiment.config.probe)),
+            runtime=given.runtime(),
+            item_bytes=lambda: BYTES_PER_RECORD,
+        )
+
+    name, needs = teacher.name, list(uses.values())
+    return STAGE.node(certainty_id(name), name, needs, plan, given.before(CHANNEL))

@@ -1,0 +1,1 @@
+"""How sure a teacher is of each of its labels."""

@@ -1,0 +1,83 @@
+"""`certainty-maps[t]`: how sure a teacher is of each of its labels.
+
+A node of its own, so that label maps stay fresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
+from ensdistill.stages.contract import Recipe, Settings
+from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.given import Given, also_of
+from ensdistill.stages.nodes.infer.plan import network_local, network_of
+from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
+from ensdistill.stages.nodes.stage import Stage
+
+STAGE: Final = Stage("certainty-maps", 1, Scores, ScoreMap, "confidence")
+
+
+@dataclass(frozen=True)
+class FromFiles(Recipe):
+    """Nothing but the files changes what is read from PNGs."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        return {"source": "labels"}
+
+
+def confidence_id(teacher: str) -> NodeId:
+    """Return the node id of how sure a teacher is."""
+    return STAGE.id(teacher)
+
+
+def node(given: Given, teacher: Teacher) -> Node:
+    """How sure a teacher is, read from PNGs or seen by its network."""
+    from_files = teacher.certainty is not None
+
+    def plan(upstream: Upstream) -> Work[FromFiles, Local] | Work[Settings, Local]:
+        return (_from_files if from_files else by_network)(given, teacher, upstream)
+
+    return STAGE.node(
+        confidence_id(teacher.name),
+        f"{teacher.name}-{TRAIN}",
+        [],
+        plan,
+        Command("infer-teacher", teacher.name),
+        run="from_files" if from_files else "by_network",
+    )
+
+
+def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Settings, Local]:
+    """Return the work of keeping scores of a network."""
+    local = network_local(given, teacher, TRAIN, upstream)
+    return Work(
+        Settings(network_of(given, teacher)),
+        items=given.items(TRAIN, upstream),
+        local=local,
+        runtime=given.runtime() | {"folder": str(local.network)},
+        item_bytes=given.map_bytes(TRAIN, BYTES_PER_PIXEL),
+    )
+
+
+def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[FromFiles, Local]:
+    assert teacher.certainty is not None
+    folder = teacher.certainty[TRAIN]
+    where = f"teachers[{teacher.name}].certainty.{TRAIN}"
+    pngs, digests = given.pngs(folder, TRAIN, where, upstream)
+    return Work(
+        FromFiles(),
+        items=also_of(given.items(TRAIN, upstream), "certainty", digests),
+        local=given.local(
+            TRAIN,
+            upstream,
+            more_digests=dict(zip(pngs.values(), digests, strict=True)),
+            predictions=pngs,
+        ),
+        runtime={"folder": str(given.experiment.folder(folder))},
+        item_bytes=given.map_bytes(TRAIN, BYTES_PER_PIXEL),
+    )

@@ -1,0 +1,42 @@
+"""`certainty-maps[t]`: how sure a teacher is of each of its labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ensdistill.data.decoding import read_certainty
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import Settings
+from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.confidence.plan import FromFiles
+from ensdistill.stages.nodes.infer.run import open_network
+from ensdistill.stages.nodes.keeping import keep, mean_of, write_scores
+from ensdistill.stages.nodes.reading import file_of
+from ensdistill.stages.nodes.scores import Scores
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads one map into the store: where to, its file and the file's digest."""
+
+    write: LabelWriter
+
+    def __call__(self, item: tuple[Place, tuple[str, str]]) -> dict[str, Any]:
+        place, (file, sha256) = item
+        return write_scores(self.write, place, read_certainty(file, place.size, sha256))
+
+
+def from_files(job: Job[FromFiles, Local]) -> Scores:
+    """Read how sure a teacher is from PNGs."""
+    local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
+    maps.fill(job, lambda place: file_of(local, place), _Reading(maps.write))
+    return Scores(images=len(job.work.items), mean=mean_of(job))
+
+
+def by_network(job: Job[Settings, Local]) -> Scores:
+    """Store a network's largest softmax value at every pixel."""
+    maps = LabelMapsDraft(job, image_sizes(job))
+    keep(job, maps, "certainty", open_network(job.work, job.work.local.network))
+    return Scores(images=len(job.work.items), mean=mean_of(job))

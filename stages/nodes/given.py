@@ -1,0 +1,149 @@
+"""What nodes are planned from: the experiment, and which ground truth may be opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ensdistill.data.splits import predictions
+from ensdistill.pipeline.config import Section
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Command, Item, Items, Upstream
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import Teacher
+from ensdistill.stages.fusions import CHANNEL, LABEL_MODEL, FusionMethod
+from ensdistill.stages.local import Local
+
+EVALUATE: Final = Command("evaluate")
+ALL_FUSIONS: Final = Command("evaluate", "--fusions all")
+FUSE: Final = Command("fuse")
+SELECT_POLICY: Final = Command("select-policy")
+
+# Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.
+BYTES_PER_PIXEL: Final = 0.03
+BYTES_PER_RECORD: Final = 700
+
+
+@dataclass(frozen=True)
+class Given:
+    """An experiment, as nodes are planned from it.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        Read and checked.
+    opens : collection of str
+        Stages for whose sake ground truth may be read, to hash it (see `graph.build`).
+    """
+
+    experiment: Experiment
+    opens: Collection[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The teachers, sorted."""
+        return [t.name for t in self.experiment.teachers]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The experiment's classes."""
+        return self.experiment.classes.classes
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the student weighs its pixels."""
+        return self.experiment.config.student.pixel_weights == "posterior"
+
+    def covering(self, split: str) -> list[str]:
+        """Return the teachers that can label a split."""
+        return [t.name for t in self.experiment.teachers if covers(t, split)]
+
+    def before(self, method: FusionMethod) -> Command:
+        """Return what makes the nodes that a fusion needs before it."""
+        settings = self.experiment.config
+        own = settings.fusion.method
+        asked = own == method.name or (method is LABEL_MODEL and self.weighted)
+        by_model = own == CHANNEL.name and settings.policy.strategy == "reliability"
+        return SELECT_POLICY if asked or by_model else ALL_FUSIONS
+
+    def items(self, split: str, upstream: Upstream) -> Items:
+        """Return the images of a split as items."""
+        files = self.experiment.files
+
+        def find() -> Items:
+            pictures = self.experiment.pictures(split)
+            digests = files.digests([str(p.image) for p in pictures])
+            pairs = zip(pictures, digests, strict=True)
+            return Items(Item(p.id, {"image": found}) for p, found in pairs)
+
+        return upstream.once(("items", split), find)
+
+    def pngs(
+        self, folder: str, split: str, where: str, upstream: Upstream
+    ) -> tuple[dict[str, str], list[str]]:
+        """Return image id to a PNG of a folder of predictions, and the digests of these."""
+        ids = [item.id for item in self.items(split, upstream)]
+        found = predictions(self.experiment.folder(folder), ids, where)
+        return found, self.experiment.files.digests(list(found.values()))
+
+    def local(
+        self,
+        split: str,
+        upstream: Upstream,
+        more_digests: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Local:
+        """Return what is common to all stages, and `more`."""
+        runtime = self.experiment.config.runtime
+        pictures = self.experiment.pictures(split)
+
+        def find() -> dict[str, str]:
+            pairs = zip(pictures, self.items(split, upstream), strict=True)
+            return {str(p.image): item.content["image"] for p, item in pairs}
+
+        return Local(
+            pictures=tuple(pictures),
+            classes=self.experiment.classes,
+            device=runtime.device,
+            batch_size=runtime.batch_size,
+            channels_last=runtime.channels_last,
+            max_pixels=runtime.max_pixels,
+            workers=runtime.workers,
+            threads=runtime.threads,
+            checkpoint_every=runtime.checkpoint_every,
+            keep_checkpoints=runtime.keep_checkpoints,
+            digests={**upstream.once(("digests", split), find), **(more_digests or {})},
+            **more,
+        )
+
+    def map_bytes(self, split: str, per_pixel: float = BYTES_PER_PIXEL) -> Callable[[], int]:
+        """Return what tells about how much a map of a split takes on disk."""
+
+        def find() -> int:
+            from ensdistill.data.decoding import image_size
+
+            height, width = image_size(self.experiment.pictures(split)[0].image)
+            return round(per_pixel * height * width) + BYTES_PER_RECORD
+
+        return find
+
+    def runtime(self) -> dict[str, Json]:
+        """Return the runtime as it is recorded."""
+        return self.experiment.config.runtime.model_dump(mode="json")
+
+
+def covers(teacher: Teacher, split: str) -> bool:
+    """Whether a teacher can label a split."""
+    return teacher.network is not None or split in (teacher.labels or {})
+
+
+def also_of(items: Items, key: str, digests: Iterable[str]) -> Items:
+    """Return items that are made from a further file each."""
+    pairs = zip(items, digests, strict=True)
+    return Items(Item(item.id, {**item.content, key: found}) for item, found in pairs)
+
+
+def settings_of(section: Section) -> dict[str, Json]:
+    """Return the fields of a section that were set."""
+    return section.model_dump(mode="json", exclude_none=True)

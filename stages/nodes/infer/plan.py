@@ -1,0 +1,215 @@
+"""`infer[t]`: the label maps of a teacher (output unification; paper, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ensdistill.data.classes import to_target_ids
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
+from ensdistill.stages.contract import Labelled, LabelMap, OfClasses
+from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Training
+from ensdistill.stages.local import Local
+from ensdistill.stages.networks.files import Hashed, hashed
+from ensdistill.stages.nodes.given import (
+    ALL_FUSIONS,
+    EVALUATE,
+    Given,
+    also_of,
+    settings_of,
+)
+from ensdistill.stages.nodes.learning import divisor_of, own_code
+from ensdistill.stages.nodes.stage import Stage
+
+STAGE: Final = Stage("infer", 1, Labelled, LabelMap)
+
+
+@dataclass(frozen=True)
+class FromFiles(OfClasses):
+    """What decides which labels are read from PNGs.
+
+    Attributes
+    ----------
+    map : mapping
+        The teacher's class to one of the experiment's, or None.
+    ids : str
+        How the PNGs are encoded.
+    values : mapping
+        Raw value to train id or 255.
+    """
+
+    map: Mapping[str, str | None]
+    ids: str
+    values: Mapping[int, int]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        return {
+            "map": dict(self.map),
+            "classes": list(self.classes),
+            "source": "labels",
+            "ids": self.ids,
+            "values": {str(raw): goal for raw, goal in self.values.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ByNetwork(OfClasses):
+    """What decides which labels a network gives.
+
+    Attributes
+    ----------
+    map : mapping
+        The network's class to one of the experiment's, or None.
+    network : mapping
+        What decides what it says of an image.
+    """
+
+    map: Mapping[str, str | None]
+    network: Mapping[str, Json]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        return {"map": dict(self.map), "classes": list(self.classes), **self.network}
+
+
+def infer_id(teacher: str, split: str = TRAIN) -> NodeId:
+    """Return the node id of a teacher's label maps on a split."""
+    return STAGE.id(teacher, split)
+
+
+def node(given: Given, teacher: Teacher, split: str = TRAIN) -> Node:
+    """Label maps of a teacher on a split."""
+    command = Command("evaluate", f"--split {split}")
+    if split == TRAIN:
+        command = Command("infer-teacher", teacher.name)
+    from_files = teacher.labels is not None
+
+    def plan(upstream: Upstream) -> Work[FromFiles, Local] | Work[ByNetwork, Local]:
+        make = _from_files if from_files else _by_network
+        return make(given, teacher, split, upstream)
+
+    return STAGE.node(
+        infer_id(teacher.name, split),
+        f"{teacher.name}-{split}",
+        [],
+        plan,
+        command,
+        run="from_files" if from_files else "by_network",
+    )
+
+
+def trained_id(name: str, section: str, split: str) -> NodeId:
+    """Return the node id of the label maps of a network that is trained here."""
+    return infer_id(name if section == "student" else f"{section}:{name}", split)
+
+
+def of_trained(given: Given, node_id: NodeId, trained: NodeId, split: str) -> Node:
+    """Label maps of a network that is trained here, node `trained`, as of any network."""
+    config = given.experiment.config
+    settings: Training = config.student if trained.stage == "student" else config.probe
+    assert node_id.of is not None
+
+    def plan(upstream: Upstream) -> Work[ByNetwork, Local]:
+        return Work(
+            ByNetwork(given.classes, {c: c for c in given.classes}, {"source": "student"}),
+            uses={"network": trained},
+            items=given.items(split, upstream),
+            local=given.local(
+                split,
+                upstream,
+                to_target={i: i for i in range(len(given.classes))},
+                **own_code(given, settings),
+            ),
+            runtime=given.runtime(),
+            item_bytes=given.map_bytes(split),
+        )
+
+    return STAGE.node(
+        node_id,
+        f"{node_id.of.replace(':', '-')}-{split}",
+        [trained],
+        plan,
+        EVALUATE if trained.stage == "student" else ALL_FUSIONS,
+        run="by_network",
+    )
+
+
+def network_of(given: Given, teacher: Teacher) -> dict[str, Json]:
+    """Return what decides what a teacher's network says of an image."""
+    network = teacher.network
+    assert network is not None
+    recipe: dict[str, Json] = {
+        "source": network.kind,
+        "network": _hashed(given, teacher).recipe,
+        "teacher_classes": list(given.experiment.teacher_table(teacher).classes),
+        "preprocess": settings_of(teacher.preprocess),
+        **divisor_of(network),
+    }
+    for key in ("ignore_keys", "output", "void_channels", "take", "precision"):
+        if (value := getattr(network, key)) != Network.model_fields[key].default:
+            recipe[key] = sorted(value) if isinstance(value, tuple) else value
+    return recipe
+
+
+def network_local(given: Given, teacher: Teacher, split: str, upstream: Upstream) -> Local:
+    """Return what running a teacher's network needs."""
+    exp = given.experiment
+    source, mapping = exp.teacher_source(teacher), exp.teacher_map(teacher)
+    return given.local(
+        split,
+        upstream,
+        network=source.path,
+        factory=source.factory,
+        state_dict=source.state_dict,
+        trusted=source.trusted,
+        weights=_hashed(given, teacher).digests,
+        to_target=to_target_ids(exp.teacher_table(teacher), exp.classes, mapping),
+    )
+
+
+def _hashed(given: Given, teacher: Teacher) -> Hashed:
+    exp = given.experiment
+    return hashed(exp.teacher_source(teacher), exp.files.digest)
+
+
+def _from_files(
+    given: Given, teacher: Teacher, split: str, upstream: Upstream
+) -> Work[FromFiles, Local]:
+    exp = given.experiment
+    assert teacher.labels is not None
+    table, mapping = exp.teacher_table(teacher), exp.teacher_map(teacher)
+    to_target = to_target_ids(table, exp.classes, mapping)
+    legal = {raw: to_target[own] for raw, own in table.legal_values(teacher.ids).items()}
+    where = f"teachers[{teacher.name}].labels.{split}"
+    pngs, digests = given.pngs(teacher.labels[split], split, where, upstream)
+    return Work(
+        FromFiles(given.classes, mapping, teacher.ids, dict(sorted(legal.items()))),
+        items=also_of(given.items(split, upstream), "prediction", digests),
+        local=given.local(
+            split,
+            upstream,
+            more_digests=dict(zip(pngs.values(), digests, strict=True)),
+            predictions=pngs,
+            to_target=legal,
+            palette=teacher.ids == "palette",
+        ),
+        runtime={"folder": str(exp.folder(teacher.labels[split]))},
+        item_bytes=given.map_bytes(split),
+    )
+
+
+def _by_network(
+    given: Given, teacher: Teacher, split: str, upstream: Upstream
+) -> Work[ByNetwork, Local]:
+    local = network_local(given, teacher, split, upstream)
+    mapping = given.experiment.teacher_map(teacher)
+    return Work(
+        ByNetwork(given.classes, mapping, network_of(given, teacher)),
+        items=given.items(split, upstream),
+        local=local,
+        runtime=given.runtime() | {"folder": str(local.network)},
+        item_bytes=given.map_bytes(split),
+    )

@@ -1,1 +1,0 @@
-"""Scores of a teacher, kept beside its label maps."""

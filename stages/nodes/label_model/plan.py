@@ -1,0 +1,74 @@
+"""`label-model`: how far each teacher is to be trusted with each class, from labels alone."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.stages.contract import Count, Maybes, Numbers, OfClasses, Result
+from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.experiment.schema import TRAIN
+from ensdistill.stages.fusions import LABEL_MODEL
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.numbered import called, numbered
+from ensdistill.stages.nodes.stage import Stage
+
+
+class Modelled(Result):
+    """The label model (see `functional.labelmodel.LabelModel`), and what it was fitted to.
+
+    Attributes
+    ----------
+    images : int
+        How many.
+    opinions : int
+        How many different ones meet at a pixel; older ones did not count them.
+    """
+
+    images: Count
+    opinions: Count | None = None
+    weights: list[float]
+    prior: Numbers
+    confusions: list[Numbers]
+    reliability: Maybes
+    rounds: Count
+    converged: bool
+    fallback: str | None
+
+
+STAGE: Final = Stage("label-model", 2, Modelled)
+
+
+def label_model_id(split: str = TRAIN) -> NodeId:
+    """Return the node id of the label model that is fitted to a split."""
+    return STAGE.id(split=split)
+
+
+def model_id(experiment: Experiment, split: str) -> NodeId:
+    """Return the node of the label model that a split is fused by."""
+    return label_model_id(split if experiment.config.label_model.fit == "fused" else TRAIN)
+
+
+def node(given: Given, names: list[str], split: str = TRAIN) -> Node:
+    """The label model of some teachers' labels."""
+    maps = numbered("teacher", [infer_id(t, split) for t in names])
+    own = given.experiment.config.fusion.method == LABEL_MODEL.name
+    of_split = EVALUATE if own else ALL_FUSIONS
+
+    def plan(upstream: Upstream) -> Work[OfClasses, Local]:
+        return Work(
+            OfClasses(given.classes),
+            uses=maps,
+            called=called(maps),
+            local=given.local(split, upstream),
+        )
+
+    return STAGE.node(
+        label_model_id(split),
+        "labels" if split == TRAIN else f"labels-{split}",
+        list(maps.values()),
+        plan,
+        given.before(LABEL_MODEL) if split == TRAIN else of_split,
+    )

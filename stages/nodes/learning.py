@@ -1,0 +1,121 @@
+"""What the plans of probe and student share: the settings of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Upstream
+from ensdistill.stages.contract import Count, Result
+from ensdistill.stages.experiment.schema import TRAIN, Built, Init, Student, Training
+from ensdistill.stages.local import Local
+from ensdistill.stages.networks.files import Hashed, Source, hashed
+from ensdistill.stages.nodes.given import Given, settings_of
+from ensdistill.stages.nodes.truth.plan import truth_local
+
+# what does not change the numbers, or enters a recipe in another form
+_SKIPPED = {"recipe", "network", "trust", "init", "head", "watch", "watch_every", "keep"}
+_SKIPPED |= {"pixel_weights"}
+
+
+class Watched(Result):
+    """The mIoU in percent that a training saw, and which of the two its network has."""
+
+    last: float | None
+    best: float | None
+    kept: str
+
+
+class Trained(Result):
+    """What a training publishes beside its network.
+
+    Attributes
+    ----------
+    steps : int
+        How many it took.
+    loss : float or None
+        Mean of the last logged window.
+    init : mapping
+        Which initial weights were loaded, where there were any.
+    watched : Watched
+        Where a split was watched.
+    """
+
+    steps: Count
+    loss: float | None
+    init: dict[str, Any] | None = None
+    watched: Watched | None = None
+
+
+def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
+    """Return the part of a probe's or student's settings that changes the numbers."""
+    recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in _SKIPPED}
+    recipe["preprocess"] = settings_of(settings.preprocess)
+    network: Json = settings.network.architecture
+    if settings.network.paths:
+        network = _hashed(given, settings).recipe
+    if settings.init is not None:
+        file = given.experiment.files.digest(_init(given, settings.init, settings))
+        how = settings.init.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+        recipe["init"] = {"file": file, **how} if how else file
+    if settings.head is not None:
+        recipe["head"] = sorted(set(settings.head))
+    recipe |= divisor_of(settings.network)
+    return recipe | {"network": network, "classes": list(given.classes)}
+
+
+def training_local(given: Given, settings: Training, upstream: Upstream) -> Local:
+    """Return what training on the training images needs."""
+    exp = given.experiment
+    more: dict[str, Any] = {"weights": {}, "pixels": exp.pixels}
+    more |= own_code(given, settings)
+    if exp.config.runtime.tensorboard is not None:
+        more["tensorboard"] = exp.folder(exp.config.runtime.tensorboard)
+    if settings.network.hf is not None:
+        more["network"] = _source(given, settings).path
+        more["weights"] = _hashed(given, settings).digests
+    if settings.init is not None:
+        init = _init(given, settings.init, settings)
+        more["init"] = init
+        more["weights"] |= {str(init): exp.files.digest(init)}
+    if isinstance(settings, Student) and settings.watch is not None:
+        truth = truth_local(given, settings.watch, upstream)
+        more |= {"watch": truth.pictures, "more_digests": truth.digests}
+        more |= {"to_target": truth.to_target, "palette": truth.palette}
+    return given.local(TRAIN, upstream, **more)
+
+
+def own_code(given: Given, settings: Training) -> dict[str, Any]:
+    """Return what a trained network needs whose architecture is a user's code."""
+    if settings.network.factory is None:
+        return {}
+    factory = _source(given, settings).factory
+    return {"factory": factory, "weights": _hashed(given, settings).digests}
+
+
+def divisor_of(network: Built) -> dict[str, Json]:
+    """Return the divisor of a network's input sizes as it enters a recipe."""
+    return {} if network.divisor == 1 else {"divisor": network.divisor}
+
+
+def _source(given: Given, settings: Training) -> Source:
+    return given.experiment.source(settings.network, f"{_section(settings)}.network")
+
+
+def _hashed(given: Given, settings: Training) -> Hashed:
+    return hashed(_source(given, settings), given.experiment.files.digest)
+
+
+def _init(given: Given, init: Init, settings: Training) -> Path:
+    """Return the file of a training's first weights."""
+    path = given.experiment.folder(init.file)
+    if not path.is_file():
+        raise DataError(f"{_section(settings)}.init: {path} is no file")
+    return path
+
+
+def _section(settings: Training) -> str:
+    """Return the key of the experiment file that settings are from."""
+    return "student" if isinstance(settings, Student) else "probe"

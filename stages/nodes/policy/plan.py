@@ -1,0 +1,171 @@
+"""`policy`: which teacher each class is taken from (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.stages.contract import ByClass, OfClasses, Result
+from ensdistill.stages.experiment.schema import TRAIN
+from ensdistill.stages.fusions import CHANNEL, FusionMethod
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.certainty.plan import Certainty, certainty_id
+from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
+from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.label_model.plan import label_model_id
+from ensdistill.stages.nodes.stage import Stage
+from ensdistill.stages.nodes.truth.plan import truth_id
+
+
+class Policy(Result):
+    """The policy pi.
+
+    Attributes
+    ----------
+    strategy : str
+        What it was chosen by.
+    teacher : mapping
+        Class to teacher; None for a class that none labels.
+    certainty : mapping
+        Class to what its teacher was chosen by.
+    fallback : list of str
+        Classes of which no probe is sure on enough pixels.
+    """
+
+    strategy: str
+    teacher: dict[str, str | None]
+    certainty: ByClass
+    fallback: list[str]
+
+
+STAGE: Final = Stage("policy", 1, Policy)
+
+
+@dataclass(frozen=True)
+class Strategy(OfClasses):
+    """What decides a policy: here the ground truth of a split alone, which is an input.
+
+    Attributes
+    ----------
+    strategy : str
+        What it is chosen by.
+    """
+
+    strategy: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        return {"strategy": self.strategy, "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Assigned(Strategy):
+    """A policy that the experiment file spells out: class to teacher."""
+
+    assign: Mapping[str, str | None]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        return {"strategy": self.strategy, "assign": dict(self.assign)}
+
+
+@dataclass(frozen=True)
+class ByReliability(Strategy):
+    """A policy by the IoU that the label model expects: teacher to that of each class."""
+
+    reliability: Mapping[str, list[float | None]]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        reliability: Json = {teacher: list(of) for teacher, of in self.reliability.items()}
+        return super().to_json() | {"reliability": reliability}
+
+
+@dataclass(frozen=True)
+class ByCertainty(Strategy):
+    """A policy by the probes' certainty.
+
+    Attributes
+    ----------
+    min_support : float
+        The share of the pixels on which a probe's certainty counts.
+    evidence : mapping
+        Teacher to the result of its certainty node.
+    """
+
+    min_support: float
+    evidence: Mapping[str, Certainty]
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as it is hashed."""
+        evidence: Json = {t: found.to_json() for t, found in self.evidence.items()}
+        return super().to_json() | {"min_support": self.min_support, "evidence": evidence}
+
+
+def policy_id(by: str | None = None, split: str = TRAIN) -> NodeId:
+    """Return the node id of the experiment's policy, or of that by another strategy."""
+    return STAGE.id(by, split)
+
+
+def policy_of(method: FusionMethod, split: str) -> NodeId | None:
+    """Return the node id of the policy that a method fuses a split by."""
+    if method.policy is None:
+        return None
+    by = None if method.policy == "own" else method.policy
+    return policy_id(by, split if method.is_yardstick else TRAIN)
+
+
+def node(given: Given, by: str | None = None) -> Node:
+    """The policy of the experiment; `by` names another strategy."""
+    settings, classes = given.experiment.config.policy, given.classes
+    strategy = by or settings.strategy
+    needs: list[NodeId] = []
+    if strategy == "reliability":
+        needs = [label_model_id()]
+    elif strategy == "certainty":
+        needs = [certainty_id(t) for t in given.names]
+
+    def plan(upstream: Upstream) -> Work[Strategy, Local]:
+        recipe: Strategy
+        if strategy == "reliability":
+            found = upstream.content(label_model_id())["reliability"]
+            by_teacher = dict(zip(given.names, found, strict=True))
+            recipe = ByReliability(classes, strategy, by_teacher)
+        elif strategy == "manual":
+            assign = settings.assign or {}
+            recipe = Assigned(classes, strategy, {c: assign.get(c) for c in classes})
+        else:
+            evidence = {
+                t: Certainty.model_validate(upstream.content(certainty_id(t))) for t in given.names
+            }
+            recipe = ByCertainty(classes, strategy, settings.min_support, evidence)
+        return Work(recipe, local=given.local(TRAIN, upstream))
+
+    command = given.before(CHANNEL) if by is None else ALL_FUSIONS
+    return STAGE.node(policy_id(by), strategy, needs, plan, command)
+
+
+def oracle(given: Given, split: str) -> Node:
+    """Each class from the teacher that is best at it on the split's own ground truth."""
+    uses = {"truth": truth_id(split)}
+    uses |= {f"teacher:{t}": infer_id(t, split) for t in given.covering(split)}
+
+    def plan(upstream: Upstream) -> Work[Strategy, Local]:
+        return Work(
+            Strategy(given.classes, "oracle"),
+            uses=uses,
+            called={role: node_id.of or role for role, node_id in uses.items()},
+            local=given.local(split, upstream),
+        )
+
+    return STAGE.node(
+        policy_id("oracle", split),
+        f"oracle-{split}",
+        list(uses.values()),
+        plan,
+        EVALUATE,
+        run="oracle",
+    )

@@ -1,0 +1,1 @@
+"""A teacher's softmax, at its network's own stride."""

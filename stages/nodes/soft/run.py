@@ -1,0 +1,42 @@
+"""`soft-maps[t]`: a teacher's softmax at its network's own stride."""
+
+from __future__ import annotations
+
+from ensdistill.data.splits import Picture
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import Settings
+from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
+from ensdistill.stages.local import Local
+from ensdistill.stages.networks.factory import FactoryNetwork
+from ensdistill.stages.networks.frozen import FrozenNetwork
+from ensdistill.stages.networks.stream import Clock, Request
+from ensdistill.stages.nodes.infer.run import open_network, speaker
+from ensdistill.stages.nodes.keeping import keep, mean_of
+from ensdistill.stages.nodes.scores import SoftScores
+
+
+def run(job: Job[Settings, Local]) -> SoftScores:
+    """Store a network's softmax: an image's (C, h, w) as a map of C * h rows."""
+    images = image_sizes(job)
+    network = open_network(job.work, job.work.local.network)
+    grids = {images[i]: tuple(r["size"]) for i, r in job.draft.records().items()}
+    grids |= {images[i]: tuple(spare.record["size"]) for i, spare in job.spares.items()}
+    unknown = {images[p.id]: p for p in job.work.local.pictures if images[p.id] not in grids}
+    for size, picture in unknown.items():  # only the network knows its stride
+        grids[size] = _look(job, network, picture)
+    maps = LabelMapsDraft(job, {i: grids[size] for i, size in images.items()})
+    keep(job, maps, "soft", network)
+    classes = job.work.recipe.values["teacher_classes"]
+    return SoftScores.model_validate(
+        {"images": len(images), "mean": mean_of(job), "classes": classes}
+    )
+
+
+def _look(
+    job: Job[Settings, Local], network: FrozenNetwork | FactoryNetwork, picture: Picture
+) -> tuple[int, int]:
+    """Return the shape of what a network says of a photograph."""
+    request = Request(str(picture.image), job.work.local.digests[str(picture.image)])
+    [[(found,)]] = network.stream([[request]], "soft", Clock(), speaker(job))
+    rows, columns = found.shape
+    return rows, columns

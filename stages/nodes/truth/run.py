@@ -1,0 +1,14 @@
+"""`truth`: the ground truth of a split as label maps."""
+
+from __future__ import annotations
+
+from ensdistill.pipeline.node import Job
+from ensdistill.stages.contract import Labelled
+from ensdistill.stages.local import Local
+from ensdistill.stages.nodes.reading import read_labels
+from ensdistill.stages.nodes.truth.plan import Recipe
+
+
+def run(job: Job[Recipe, Local]) -> Labelled:
+    """Read the files of a split's ground truth into a label store."""
+    return read_labels(job)
