@@ -31,6 +31,7 @@ from ensdistill.stages.checks.suspicion import (
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.functional.agreement import joint, kappa, turned
+from ensdistill.stages.functional.numbers import or_none, share
 from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Local, local_of
@@ -73,8 +74,7 @@ def compared(
     joints = {(j, k): joint(flat[j], flat[k], len(classes)) for j, k in pairs}
     agrees: dict[str, dict[str, float | None]] = {t: {} for t in maps}
     for (j, k), counts in joints.items():
-        both = int(counts.sum())
-        agrees[j][k] = agrees[k][j] = float(np.trace(counts) / both) if both else None
+        agrees[j][k] = agrees[k][j] = or_none(share(np.trace(counts), counts.sum()))
     kappas = {pair: kappa(of) if of.any() else None for pair, of in joints.items()}
     said = suspicions(coverage, kappas, len(ids))
     if len(ids) >= FEW:

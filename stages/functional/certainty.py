@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional.numbers import shares
 
 __all__ = ["CertaintySums", "certainty_sums", "mean_certainty"]
 
@@ -99,6 +100,4 @@ def mean_certainty(sums: CertaintySums) -> NDArray[np.float64]:
     certainty
         (C,) float64, a fraction in [0, 1]; NaN for a class that the probe predicts nowhere.
     """
-    result = np.full(len(sums.sums), np.nan)
-    np.divide(sums.sums, sums.support, out=result, where=sums.support > 0)
-    return result
+    return shares(sums.sums, sums.support)

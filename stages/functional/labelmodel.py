@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 from ensdistill.stages.functional.fusion import FusionCounts, frozen
+from ensdistill.stages.functional.numbers import shares
 from ensdistill.stages.functional.scores import iou, mean_iou
 
 __all__ = [
@@ -637,9 +638,7 @@ def _reliability(table: _Table, weights: Float64, found: Float64) -> Float64:
     hits = np.diagonal(_count(table, right), axis1=1, axis2=2)
     of_class = np.bincount(table.candidates.ravel(), found.ravel(), 256)[: table.n_classes]
     union = of_class + _count(table, found).sum(axis=1) - hits
-    reliability = np.full(hits.shape, np.nan)
-    np.divide(hits, union, out=reliability, where=union > 0)
-    return reliability
+    return shares(hits, union)
 
 
 def _mean_reliability(reliability: Float64) -> Float64:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional.numbers import share, shares
 
 __all__ = [
     "class_counts",
@@ -155,9 +156,7 @@ def iou(
     hits = np.diagonal(predicted)
     in_target = (confmat if ignored == "wrong" else predicted).sum(axis=1)
     union = in_target + predicted.sum(axis=0) - hits
-    result = np.full(n_classes, np.nan)
-    np.divide(hits, union, out=result, where=union > 0)
-    return result
+    return shares(hits, union)
 
 
 def mean_iou(iou_values: NDArray[np.float64], classes: Sequence[int] | None = None) -> float:
@@ -215,13 +214,13 @@ def present(confmat: NDArray[np.int64]) -> NDArray[np.bool_]:
 def coverage(confmat: NDArray[np.int64]) -> float:
     """Fraction in [0, 1] of the labelled pixels that have a prediction; NaN without such pixels."""
     n_classes = _check_confmat(confmat)
-    return _fraction(confmat[:, :n_classes].sum(), confmat.sum())
+    return share(confmat[:, :n_classes].sum(), confmat.sum())
 
 
 def pixel_accuracy(confmat: NDArray[np.int64]) -> float:
     """Fraction in [0, 1] of the labelled pixels predicted right; 255 is wrong; NaN without any."""
     n_classes = _check_confmat(confmat)
-    return _fraction(np.trace(confmat[:, :n_classes]), confmat.sum())
+    return share(np.trace(confmat[:, :n_classes]), confmat.sum())
 
 
 def cosine_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -285,10 +284,6 @@ def _both_finite(
         raise ValueError(f"expected two vectors of one size (C,), got {a.shape} and {b.shape}")
     finite = np.isfinite(a) & np.isfinite(b)
     return a[finite], b[finite]
-
-
-def _fraction(part: np.int64, whole: np.int64) -> float:
-    return float(part / whole) if whole else float("nan")
 
 
 def _check_confmat(confmat: NDArray[np.int64]) -> int:

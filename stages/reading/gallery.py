@@ -18,6 +18,7 @@ from ensdistill.data.decoding import UInt8, read_image
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.functional.agreement import Agreement, agreement, claims
+from ensdistill.stages.functional.numbers import or_none, share
 from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.nodes.label_model.run import spread
@@ -136,7 +137,7 @@ def total(found: Mapping[str, Agreement]) -> Agreement:
 
 def unanimity(found: Agreement) -> float | None:
     """Return the share of the labelled pixels on which all teachers agree; None without any."""
-    return found.unanimous / found.labelled if found.labelled else None
+    return or_none(share(found.unanimous, found.labelled))
 
 
 def choose(found: Mapping[str, Agreement]) -> list[tuple[str, str]]:

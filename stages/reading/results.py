@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -183,6 +182,7 @@ def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method as it stands in ``results.json``, of which an evaluation holds most."""
     import numpy as np
 
+    from ensdistill.stages.functional.numbers import or_none
     from ensdistill.stages.functional.scores import iou, mean_iou, present
 
     confmat = np.array(method["confmat"], np.int64)
@@ -190,7 +190,7 @@ def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
     means = {
         "miou": method["miou"],
         "miou_classes": sum(v is not None for v in method["iou"].values()),
-        "miou_present": None if math.isnan(mean) else 100 * mean,
+        "miou_present": or_none(100 * mean),
     }
     kept = {k: v for k, v in method.items() if k != "confmat"}
     return {"name": method["name"], "kind": method["kind"], **means} | kept
@@ -301,13 +301,14 @@ def _alike(
 ) -> dict[str, float | None]:
     import numpy as np
 
+    from ensdistill.stages.functional.numbers import or_none
     from ensdistill.stages.functional.scores import cosine_similarity, rank_correlation
 
     # as floats None is NaN; the percents of the IoU change neither number
     a, b = (np.array([values[c] for c in iou], float) for values in (estimate, iou))
     values = {"cosine": cosine_similarity(a, b), "rank": rank_correlation(a, b)}
     # rounded, as the last digits depend on the processor
-    alike = {k: None if math.isnan(v) else round(v, _DIGITS) for k, v in values.items()}
+    alike = {k: or_none(round(v, _DIGITS)) for k, v in values.items()}
     return {**alike, "classes": int(np.isfinite(a + b).sum())}
 
 

@@ -9,7 +9,6 @@ Each composition is an item: some are fused together, in one pass over the image
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.functional.fusion import majority
 from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse, join
+from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou, present
 from ensdistill.stages.functional.spoiling import relabel_segments
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
@@ -403,7 +403,7 @@ def _told(
     alone = np.array([scores[member,][0] for member in range(len(names) + 2)])
     spoilt = [scores[members] for members in crowds(len(names))]
     return {
-        "teachers": {t: _number(v) for t, v in zip(names, alone, strict=False)},
+        "teachers": {t: or_none(v) for t, v in zip(names, alone, strict=False)},
         "robustness": _robustness(spoilt, made_from, alone[_bad(names, made_from)]),
         "flexibility": _flexibility(names, alone, scores),
     }
@@ -455,13 +455,13 @@ def _leave_one_out(names: Sequence[str], scores: Mapping[Members, Float64]) -> d
         "teachers": [
             {
                 "teacher": name,
-                "miou": _number(scores[t,][0]),
+                "miou": or_none(scores[t,][0]),
                 **_by_method(without[t]),
                 "gives": _by_method(gives[t]),
             }
             for t, name in enumerate(names)
         ],
-        "weakest": {m: {"teacher": names[t], "gives": _number(v)} for m, t, v in weakest},
+        "weakest": {m: {"teacher": names[t], "gives": or_none(v)} for m, t, v in weakest},
     }
 
 
@@ -474,7 +474,7 @@ def _on_majority(scores: Mapping[Members, Float64], teachers: int) -> dict[str, 
     if not composed.size:
         return {"share": None, "margin": None}
     gained = composed[:, 0] - composed[:, 1]
-    return {"share": float((gained >= 0).mean()), "margin": _number(gained.mean())}
+    return {"share": float((gained >= 0).mean()), "margin": or_none(gained.mean())}
 
 
 def _robustness(
@@ -493,7 +493,7 @@ def _robustness(
     """
     told: list[dict[str, Any]] = [{"added": None, "of": None, "miou": None}]
     told += [
-        {"added": kind, "of": of, "miou": _number(miou)}
+        {"added": kind, "of": of, "miou": or_none(miou)}
         for kind, of, miou in zip(BAD, made_from, alone, strict=True)
     ]
     return [
@@ -524,7 +524,7 @@ def _flexibility(
             {
                 "teachers": [names[t] for t in members],
                 "best": names[best],
-                "best_miou": _number(alone[best]),
+                "best_miou": or_none(alone[best]),
                 **_by_method(scores[members]),
             }
         )
@@ -538,8 +538,4 @@ def _flexibility(
 
 
 def _by_method(values: Float64) -> dict[str, float | None]:
-    return {method: _number(v) for method, v in zip(METHODS, values, strict=True)}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return {method: or_none(v) for method, v in zip(METHODS, values, strict=True)}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
+from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Local
 from ensdistill.stages.networks.frozen import load_network
@@ -48,7 +49,7 @@ def run(job: Job[Reached, Local]) -> Certainty:
             for record in job.records()
         ),
     )
-    mean = [None if np.isnan(v) else float(v) for v in mean_certainty(total)]
+    mean = map(or_none, mean_certainty(total))
     labelled = LabelMaps(job.inputs["labels"]).shares()
     return Certainty(
         certainty=dict(zip(classes, mean, strict=True)),

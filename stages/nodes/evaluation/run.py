@@ -7,7 +7,6 @@ open it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from ensdistill.data.classes import ClassTable
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job, Told
+from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.functional.scores import (
     confusion,
     coverage,
@@ -135,7 +135,7 @@ def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
         values["iou" + suffix] = {
             c: _percent(v) for c, v in zip(table.classes, per_class.tolist(), strict=True)
         }
-    values["coverage"] = _number(coverage(confmat))
+    values["coverage"] = or_none(coverage(confmat))
     values["pixel_accuracy"] = _percent(pixel_accuracy(confmat))
     wrong = iou(confmat)
     values["miou_subsets"] = {
@@ -145,9 +145,5 @@ def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
     return values
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _percent(value: float) -> float | None:
-    return None if math.isnan(value) else 100 * value
+    return or_none(100 * value)

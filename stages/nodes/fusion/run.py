@@ -14,6 +14,7 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import FusionCounts, warm_up
+from ensdistill.stages.functional.numbers import or_none, share
 from ensdistill.stages.fusions import Fused, Fuser, method_called
 from ensdistill.stages.labelmaps import (
     LabelMaps,
@@ -98,17 +99,13 @@ def shares(counts: FusionCounts, classes: tuple[str, ...]) -> dict[str, Any]:
         "ignored": counts.ignored / counts.pixels,
         "classes": {
             name: {
-                "contested": _fraction(counts.conflict[c], counts.claimed[c]),
-                "from_conflict": _fraction(counts.won[c], counts.label[c]),
-                "from_hole": _fraction(counts.filled[c], counts.label[c]),
+                "contested": or_none(share(counts.conflict[c], counts.claimed[c])),
+                "from_conflict": or_none(share(counts.won[c], counts.label[c])),
+                "from_hole": or_none(share(counts.filled[c], counts.label[c])),
             }
             for c, name in enumerate(classes)
         },
     }
-
-
-def _fraction(part: np.int64, whole: np.int64) -> float | None:
-    return float(part / whole) if whole else None
 
 
 def _to_json(counts: FusionCounts) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ensdistill.stages.functional.labelmodel import (
     join,
     opinions,
 )
+from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.label_model import doubts
@@ -98,10 +99,7 @@ def read_model(artifact: Artifact) -> LabelModel:
 
 def _to_json(model: LabelModel) -> dict[str, Any]:
     """The model as a result: by the teachers' order, and rounded, as nothing hangs on the rest."""
-    reliability = [
-        [None if np.isnan(v) else round(v, _DIGITS) for v in row]
-        for row in model.reliability.tolist()
-    ]
+    reliability = [[or_none(round(v, _DIGITS)) for v in row] for row in model.reliability.tolist()]
     return {
         "weights": model.weights.round(_DIGITS).tolist(),
         "prior": model.prior.round(12).tolist(),

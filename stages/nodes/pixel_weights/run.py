@@ -10,6 +10,7 @@ import numpy as np
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import OfClasses
 from ensdistill.stages.functional.labelmodel import LabelModel, posterior
+from ensdistill.stages.functional.numbers import or_none, share
 from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,
@@ -75,4 +76,4 @@ def run(job: Job[OfClasses, Local]) -> Weighed:
 
 
 def _mean(percents: np.int64, pixels: np.int64) -> float | None:
-    return float(percents / (100 * pixels)) if pixels else None
+    return or_none(share(percents, 100 * pixels))
