@@ -17,14 +17,8 @@ from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.manifest import Form
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.workspace import Workspace
-from ensdistill.stages.experiment.schema import (
-    MAX_CLASSES,
-    NAME,
-    TRAIN,
-    Built,
-    Config,
-    Teacher,
-)
+from ensdistill.stages.experiment.schema import NAME, TRAIN, Built, Config, Teacher
+from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.hub import hub_folder
 
@@ -221,9 +215,9 @@ def _problems(experiment: Experiment) -> list[str]:
         table = experiment.classes
     except EnsdistillError as error:
         return [*problems, f"classes.table: {error}"]
-    if len(table) > MAX_CLASSES:
+    if len(table) > MAX_FUSED:
         problems.append(
-            f"classes.table: {table.name} has {len(table)} classes; expected at most {MAX_CLASSES} "
+            f"classes.table: {table.name} has {len(table)} classes; expected at most {MAX_FUSED} "
             "(a teacher's own table may have more)"
         )
     for teacher in config.teachers:

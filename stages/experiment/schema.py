@@ -16,6 +16,7 @@ from ensdistill.data.classes import Ids
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.stages.experiment.presets import PAPER, PRESETS
+from ensdistill.stages.functional import MAX_FUSED
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 PositiveReal = Annotated[float, Field(gt=0)]
@@ -23,7 +24,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
-MAX_CLASSES = 64  # of an experiment, for the fusion's bit masks
 # Names of methods in tables of results; a teacher of that name could not be told from it.
 RESERVED = (
     "label-model",
@@ -510,7 +510,7 @@ class Policy(Section):
 
     strategy: Literal["certainty", "reliability", "manual"] = "certainty"
     min_support: Share = 1e-5
-    assign: Annotated[Mapping[str, str], Field(max_length=MAX_CLASSES)] | None = None
+    assign: Annotated[Mapping[str, str], Field(max_length=MAX_FUSED)] | None = None
 
     @model_validator(mode="after")
     def _assign_is_manual(self) -> Policy:

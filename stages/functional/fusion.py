@@ -7,18 +7,15 @@ pixel-wise baseline of the same paper.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.stages.functional import IGNORE_INDEX
+from ensdistill.stages.functional import IGNORE_INDEX, MAX_FUSED
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
-__all__ = ["MAX_CLASSES", "FusionCounts", "channel_wise", "majority", "warm_up"]
-
-MAX_CLASSES: Final = 64
-"""The most classes that `channel_wise` can tell apart."""
+__all__ = ["FusionCounts", "channel_wise", "majority", "warm_up"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +137,7 @@ def channel_wise(
     if not np.issubdtype(owner.dtype, np.integer):
         raise TypeError(f"owner must hold integers, got {owner.dtype}")
     n_classes = len(owner)
-    check_n_classes(n_classes, most=MAX_CLASSES)
+    check_n_classes(n_classes, most=MAX_FUSED)
     check_form("label_maps", label_maps, ndim=3)
     teachers, height, width = label_maps.shape
     if owner.min() < -1 or owner.max() >= teachers:

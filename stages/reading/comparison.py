@@ -14,8 +14,9 @@ from ensdistill.pipeline.config import Foreign, described, read_object
 from ensdistill.pipeline.errors import ConfigError, NotReadyError, shown
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment.schema import MAX_CLASSES
-from ensdistill.stages.graph import load
+from ensdistill.stages.experiment.experiment import load
+from ensdistill.stages.functional import MAX_FUSED
+from ensdistill.stages.graph import evaluation_id, load, truth_id
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results
@@ -25,7 +26,7 @@ _RESULTS: Final = "results.json"
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Kind = Literal["teacher", "fusion", "probe", "student"]
-Names = Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+Names = Annotated[list[str], Field(min_length=1, max_length=MAX_FUSED)]
 
 
 class _Method(Foreign):
