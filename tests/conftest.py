@@ -32,6 +32,23 @@ def world(tmp_path):
 
 
 @pytest.fixture
+def on_step(monkeypatch):
+    """Have one function called with the number of each step of a training that begins."""
+    from ensdistill.stages.training.loop import Training
+
+    begin = Training.begin_step
+
+    def hear(call):
+        def heard(training, step):
+            call(step)
+            return begin(training, step)
+
+        monkeypatch.setattr(Training, "begin_step", heard)
+
+    return hear
+
+
+@pytest.fixture
 def lenient():
     """Warnings are no errors."""
     with warnings.catch_warnings():

@@ -342,11 +342,7 @@ class Training:
             return nullcontext() if last or ranks.count == 1 else network.no_sync()
 
         def step_of(step: int, batch: Sample) -> tuple[Tensor, float]:
-            # dropout draws from torch's own stream: tie that to the step as well
-            torch.manual_seed(_mix(recipe["seed"], step, ranks.rank))
-            rate = learning_rate(recipe, step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["lr_factor"]
+            rate = self.begin_step(step)
             image, label, weight, look = (x.to(device, non_blocking=True) for x in batch)
             label = label.long()
             weights = weight if weight.numel() else None
@@ -378,6 +374,15 @@ class Training:
             return loss, rate
 
         return step_of
+
+    def begin_step(self, step: int) -> float:
+        """Set what a step has from its number: torch's seed and the learning rate, returned."""
+        # dropout draws from torch's own stream: tie that to the step as well
+        torch.manual_seed(_mix(self.recipe["seed"], step, self.ranks.rank))
+        rate = learning_rate(self.recipe, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+        return rate
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """Return a network on the device, where its tensors lie as they are wanted."""

@@ -205,23 +205,20 @@ def test_what_lacks_its_upstream_is_left_as_it_is(world):
     assert (folder / "manifest.json").exists()
 
 
-def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
+def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch, on_step):
     world = World(tmp_path)
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
     world.settings["runtime"]["checkpoint_every"] = 1
     world.write()
     world.call("fuse", "--upstream")
-    from ensdistill.stages.training import loop
+    steps, seen = [], []
 
-    steps, mix = [], loop._mix
-
-    def stop(seed, step, rank):
+    def stop(step):
         steps.append(step)
         if step == 4:
             raise KeyboardInterrupt
-        return mix(seed, step, rank)
 
-    monkeypatch.setattr(loop, "_mix", stop)
+    on_step(stop)
     world.call("train-student", expect=1)
     read = Decoder.read
     with monkeypatch.context() as other:
@@ -229,9 +226,7 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch):
         other.setattr(Decoder, "read", lambda *a: np.where(read(*a) == 0, 2, read(*a)))
         world.call("verify", "--repair")
         world.call("fuse")
-    monkeypatch.setattr(loop, "_mix", mix)
-    seen = []
-    monkeypatch.setattr(loop, "_mix", lambda *a: seen.append(a[1]) or mix(*a))
+    on_step(seen.append)
     world.call("train-student")
     assert steps == [0, 1, 2, 3, 4]
     assert seen == [0, 1, 2, 3, 4, 5]

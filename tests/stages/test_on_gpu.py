@@ -219,12 +219,12 @@ DETERMINISTIC = """
 import os, sys, torch
 from ensdistill.stages.training import loop
 torch.use_deterministic_algorithms(True)
-mix, stop = loop._mix, int(sys.argv[1])
-def counted(seed, step, rank):
+begin, stop = loop.Training.begin_step, int(sys.argv[1])
+def counted(training, step):
     if step == stop:
         os._exit(9)
-    return mix(seed, step, rank)
-loop._mix = counted
+    return begin(training, step)
+loop.Training.begin_step = counted
 from ensdistill.cli.__main__ import main
 main(sys.argv[2:])
 """

@@ -28,7 +28,6 @@ from ensdistill.stages.networks.students import (
     in_head,
     pad_to_multiple,
 )
-from ensdistill.stages.training import loop
 
 pytest.importorskip("transformers")
 
@@ -480,7 +479,7 @@ def test_the_same_weights_under_other_code_are_another_network(code_world):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_is_the_same_bytes(code_world, monkeypatch):
+def test_killed_and_resumed_it_is_the_same_bytes(code_world, on_step):
     world = code_world
     world.settings["runtime"]["checkpoint_every"] = 2
     world.write()
@@ -489,19 +488,20 @@ def test_killed_and_resumed_it_is_the_same_bytes(code_world, monkeypatch):
     world.settings["workspace"] = "other"
     world.write()
     world.call("fuse", "--upstream")
-    mix = loop._mix
+    steps = []
 
-    def killed(seed, step):
-        if step == 4:
+    def killed(step):
+        steps.append(step)
+        if step == 4 and len(steps) == 5:
             raise KeyboardInterrupt
-        return mix(seed, step)
 
-    monkeypatch.setattr(loop, "_mix", killed)
+    on_step(killed)
     world.call("train-student", expect=1)  # 130 where it is a program of its own
-    monkeypatch.undo()
+    assert steps == [0, 1, 2, 3, 4]
     assert world.states()["student"] == "partial"
     torch.rand(5)
     world.call("train-student")
+    assert steps[5:7] == [4, 5]
     found = files_of(world.artifact("student").path)
     for files in (expected, found):
         files.pop("manifest.json")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from worlds import EVERYTHING, TINY, World, files_of
 
-from ensdistill.stages.training import loop
 from ensdistill.stages.training.checkpoints import checkpoints
 from ensdistill.stages.training.samples import Samples
 
@@ -61,24 +60,23 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("network", ["tiny", pytest.param("segformer", marks=pytest.mark.slow)])
-def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, monkeypatch, network):
+def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step, network):
     segformer(tmp_path / "segformer")
     chosen = {"arch": "tiny"} if network == "tiny" else {"hf": "segformer"}
     student = EVERYTHING | {"network": chosen, "steps": 40}
     world, expected = prepared(tmp_path, student, checkpoint_every=3)
     shutil.rmtree(world.root / "work" / "student")
-    numbers, mix, killed = random.Random(0), loop._mix, 0
+    numbers, killed = random.Random(0), 0
     for _ in range(20):
         left = numbers.randrange(1, 8)
 
-        def count(*arguments):
+        def count(_):
             nonlocal left
             left -= 1
             if left < 0:
                 raise Killed
-            return mix(*arguments)
 
-        monkeypatch.setattr(loop, "_mix", count)
+        on_step(count)
         world.settings["runtime"] |= {"checkpoint_every": numbers.choice([1, 2, 5])}
         world.write()
         try:
@@ -87,7 +85,7 @@ def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, monkeypa
         except Killed:
             killed += 1
     assert killed > 5
-    monkeypatch.setattr(loop, "_mix", mix)
+    on_step(lambda _: None)
     world.call("train-student")
     assert_the_same(world, expected)
 
@@ -189,17 +187,15 @@ def test_no_loader_worker_outlives_the_command(tmp_path, number):
     assert {s.read_text().rpartition(")")[2].split()[0] for s in stats if s.exists()} <= {"Z"}
 
 
-def test_the_last_checkpoints_are_kept_and_the_best_whole_one_is_used(tmp_path, monkeypatch):
+def test_the_last_checkpoints_are_kept_and_the_best_whole_one_is_used(tmp_path, on_step):
     world, expected = prepared(tmp_path, {"steps": 12}, checkpoint_every=2, keep_checkpoints=3)
     shutil.rmtree(world.root / "work" / "student")
-    mix = loop._mix
 
-    def stop(seed, step, rank):
+    def stop(step):
         if step == 9:
             raise Killed
-        return mix(seed, step, rank)
 
-    monkeypatch.setattr(loop, "_mix", stop)
+    on_step(stop)
     with pytest.raises(Killed):
         world.call("train-student")
     folder = next((world.root / "work" / "student").glob("*"))
@@ -209,14 +205,14 @@ def test_the_last_checkpoints_are_kept_and_the_best_whole_one_is_used(tmp_path, 
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     steps = []
-    monkeypatch.setattr(loop, "_mix", lambda *a: steps.append(a[1]) or mix(*a))
+    on_step(steps.append)
     world.call("train-student")
     assert steps == list(range(6, 12))
     assert_the_same(world, expected)
     assert not list(world.artifact("student").path.glob("draft-*"))
 
 
-def test_a_checkpoint_is_plain_data(tmp_path, monkeypatch):
+def test_a_checkpoint_is_plain_data(tmp_path, on_step):
     """No code runs when one is read: torch refuses anything but tensors and plain values."""
     import torch
 
@@ -224,12 +220,11 @@ def test_a_checkpoint_is_plain_data(tmp_path, monkeypatch):
     world, _ = prepared(tmp_path, student, checkpoint_every=2)
     shutil.rmtree(world.root / "work" / "student")
 
-    def stop(seed, step, rank):
+    def stop(step):
         if step == 3:
             raise Killed
-        return 0
 
-    monkeypatch.setattr(loop, "_mix", stop)
+    on_step(stop)
     with pytest.raises(Killed):
         world.call("train-student")
     path = next((world.root / "work" / "student").glob("*/draft-checkpoint-00000002.pt"))

@@ -406,9 +406,8 @@ def test_a_diverging_training_stops_with_the_step(world):
     assert world.states()["student"] == "partial"
 
 
-def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
+def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch, on_step):
     from ensdistill.pipeline import atomic
-    from ensdistill.stages.training import loop
 
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
     world.write()
@@ -424,7 +423,7 @@ def test_a_training_is_not_lost_when_publishing_fails(world, monkeypatch):
     assert "No space left" in world.refuse("train-student")
     monkeypatch.undo()
     steps = []
-    monkeypatch.setattr(loop, "_mix", lambda seed, step, rank: steps.append(step) or 0)
+    on_step(steps.append)
     world.call("train-student")
     assert steps == []
     assert not list(world.artifact("student").path.glob("draft-*"))
