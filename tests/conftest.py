@@ -32,6 +32,15 @@ def world(tmp_path):
 
 
 @pytest.fixture
+def eager(monkeypatch):
+    """Start processes as soon as two items are done."""
+    from ensdistill.stages.work import items
+
+    monkeypatch.setattr(items, "TRIAL", 0.0)
+    monkeypatch.setattr(items, "STARTING", 0.0)
+
+
+@pytest.fixture
 def on_step(monkeypatch):
     """Have one function called with the number of each step of a training that begins."""
     from ensdistill.stages.training.loop import Training

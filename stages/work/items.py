@@ -22,9 +22,9 @@ from ensdistill.stages.work.warned import Warned, issue, kept, taken
 T = TypeVar("T")
 R = TypeVar("R")
 
+TRIAL: Final = 0.25  # seconds that are worked here before it is asked how long the rest takes
+STARTING: Final = 2.0  # seconds that must be saved before processes are started
 _WAITING: Final = 8  # calls of a queue
-_TRIAL: Final = 0.25  # seconds that are worked here before it is asked how long the rest takes
-_STARTING: Final = 2.0  # seconds that must be saved before processes are started
 _TASK: Final = 0.25  # seconds of work in a task: what an interruption loses of each worker
 _PARTITION: Final = 32  # most items a task: dask takes 0.5 ms for one
 _SPREAD: Final = 4  # fewest tasks a worker, so that none waits long for the last one
@@ -119,15 +119,15 @@ def for_each(
         done(item, work(item))
         progress.advance()
         spent = time.perf_counter() - begin
-        if workers > 1 and k and spent >= _TRIAL:
+        if workers > 1 and k and spent >= TRIAL:
             left = items[k + 1 :]
-            if spent / k * len(left) * (1 - 1 / workers) >= _STARTING:
+            if spent / k * len(left) * (1 - 1 / workers) >= STARTING:
                 most = max(1, min(_PARTITION, int(_TASK * k / max(spent, 1e-9))))
-                _spread(left, work, done, workers, progress, most)
+                share_out(left, work, done, workers, progress, most)
                 return
 
 
-def _spread(
+def share_out(
     items: Sequence[T],
     work: Callable[[T], R],
     done: Callable[[T, R], object],

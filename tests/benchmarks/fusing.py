@@ -133,7 +133,7 @@ def spread(processes):
     """Return `for_each` with that many worker processes from the start."""
 
     def for_each(ids, work, done, *, workers, progress):
-        items._spread(ids, work, done, processes, progress)
+        items.share_out(ids, work, done, processes, progress)
 
     return for_each
 
@@ -229,7 +229,7 @@ def workers(made, packed):
                 stamps.append(stamp)
                 done(item_id, result)
 
-            items._spread(ids, Stamped(work), unpack, processes, progress)
+            items.share_out(ids, Stamped(work), unpack, processes, progress)
 
         made.through(for_each)
         ends = {pid: sorted(end for p, end in stamps if p == pid) for pid, _ in stamps}

@@ -260,11 +260,12 @@ def test_fewer_classes_are_not_called_those_of_cityscapes(tmp_path, out):
 @pytest.mark.slow
 def test_worker_processes_write_the_same(cities, out, tmp_path):
     from ensdistill.stages.export import labels as module
+    from ensdistill.stages.work.items import share_out
 
     cities.call("export", "labels", str(out))
 
     def spread(items, work, done, *, workers, progress):
-        items._spread(items, work, done, 2, progress)
+        share_out(items, work, done, 2, progress)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "for_each", spread)

@@ -64,9 +64,7 @@ def test_the_stages_do_what_the_functions_say(world):
     assert 0 < result["conflict"] < 1
 
 
-def test_the_same_artifacts_with_worker_processes_and_in_any_order(world, monkeypatch):
-    from ensdistill.stages.work import items
-
+def test_the_same_artifacts_with_worker_processes_and_in_any_order(world, eager):
     world.call("fuse", "--upstream")
     paths = {n: world.artifact(n).path for n in ("label-model", "fusion")}
     found = {n: p / "manifest.json" for n, p in paths.items()}
@@ -75,7 +73,6 @@ def test_the_same_artifacts_with_worker_processes_and_in_any_order(world, monkey
     world.settings["teachers"].reverse()
     world.settings["runtime"]["workers"] = 2
     world.write()
-    monkeypatch.setattr(items, "_TRIAL", 0.0, raising=False)
     world.call("fuse", "--upstream")
     assert {n: world.artifact(n).manifest.result for n in results} == results
 

@@ -168,19 +168,18 @@ def test_an_image_costs_itself_where_the_model_stays(world):
     assert "nothing to do" in world.call("fuse")
 
 
-def test_worker_processes_change_nothing(world, monkeypatch):
+def test_worker_processes_change_nothing(world, eager, monkeypatch):
     world.call("fuse", "--upstream")
     expected = contents(world)
     world.settings["workspace"] = "again"
-    world.settings["runtime"]["workers"] = 2
     world.write()
     for node_id in ("fusion", "label-model"):
         make(world, node_id)
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
-    spread, started = items._spread, []
+    world.settings["runtime"]["workers"] = 2
+    world.write()
+    spread, started = items.share_out, []
     monkeypatch.setattr(
-        items, "_spread", lambda *a: started.append(type(a[1]).__name__) or spread(*a)
+        items, "share_out", lambda *a: started.append(type(a[1]).__name__) or spread(*a)
     )
     world.call("fuse")
     assert started[-1] == "_Weighing"  # the check before it looks at the files

@@ -24,7 +24,6 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.files import FileCache
 from ensdistill.stages.training import pixels
 from ensdistill.stages.training.pixels import prepare
-from ensdistill.stages.work import items
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -105,9 +104,7 @@ def test_without_a_folder_nothing_is_kept(images, decoded):
     assert len(decoded) == 6 and told.totals == [] and told.texts == []
 
 
-def test_workers_do_it_too(images, decoded, monkeypatch):
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
+def test_workers_do_it_too(images, decoded, eager):
     local, told = local_of(images, workers=2), Told()
     right(prepare(local, "student", told), local)
     assert len(decoded) == 2  # the first two here, the others elsewhere
@@ -166,9 +163,7 @@ def test_too_little_room_is_said_and_no_failure(images, decoded, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_gets_full_is_left_as_it_was(images, monkeypatch, workers):
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
+def test_a_disk_that_gets_full_is_left_as_it_was(images, eager, monkeypatch, workers):
     monkeypatch.setattr(pixels.random, "Random", lambda: SimpleNamespace(shuffle=lambda _: None))
     Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(images / "4.png")
     local, told = local_of(images, workers), Told()

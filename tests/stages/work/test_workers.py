@@ -29,13 +29,6 @@ class Counter:
         self.count += count
 
 
-@pytest.fixture
-def eager(monkeypatch):
-    """Start processes as soon as two items are done."""
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
-
-
 def run(task, ids=IDS, workers=2):
     found, progress = [], Counter()
     try:
@@ -62,7 +55,7 @@ def test_little_work_starts_no_process(tmp_path):
 
 
 def test_much_work_does(monkeypatch, tmp_path):
-    monkeypatch.setattr(items, "_STARTING", 0.3)
+    monkeypatch.setattr(items, "STARTING", 0.3)
     found = run(Task(tmp_path, seconds=0.03))
     here = [i for i, (pid, _) in found if pid == os.getpid()]
     assert here == IDS[: len(here)]
@@ -139,11 +132,9 @@ def test_an_error_comes_as_it_was_or_in_words(eager, tmp_path, raised, expected)
     assert getattr(stop.value, "errno", None) == (28 if raised[0] is OSError else None)
 
 
-def test_a_task_is_a_quarter_of_a_second_of_work(monkeypatch, tmp_path):
+def test_a_task_is_a_quarter_of_a_second_of_work(eager, monkeypatch, tmp_path):
     sizes = []
-    monkeypatch.setattr(items, "_spread", lambda *arguments: sizes.append(arguments[-1]))
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
+    monkeypatch.setattr(items, "share_out", lambda *arguments: sizes.append(arguments[-1]))
     run(Task(tmp_path, seconds=0.1), IDS)
     run(Task(tmp_path), IDS)
     assert sizes == [2, 32]
@@ -216,7 +207,7 @@ from tasks import Task, UnsendableError
 from ensdistill.stages.work import items
 class Silent:
     def advance(self, count=1, note=""): pass
-items._TRIAL = items._STARTING = 0.0
+items.TRIAL = items.STARTING = 0.0
 if __name__ == "__main__":
     ids = [f"image-{k}" for k in range(400)]
     task = Task(Path(sys.argv[1]), seconds=0.02)
@@ -251,7 +242,7 @@ def test_workers_die_with_their_parent(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_artifacts_are_the_same_from_one_process_and_from_several(monkeypatch, tmp_path):
+def test_artifacts_are_the_same_from_one_process_and_from_several(eager, monkeypatch, tmp_path):
     world = World(tmp_path, train=14, val=4)
     world.settings["runtime"] |= {"workers": 0, "cache": False}
     world.write()
@@ -261,9 +252,7 @@ def test_artifacts_are_the_same_from_one_process_and_from_several(monkeypatch, t
     shutil.rmtree(world.root / "work")
     world.settings["runtime"]["workers"] = 2
     world.write()
-    monkeypatch.setattr(items, "_TRIAL", 0.0)
-    monkeypatch.setattr(items, "_STARTING", 0.0)
-    spread, started = items._spread, set()
+    spread, started = items.share_out, set()
 
     def once_each(ids, work, done, workers, progress, most):
         """Starting processes takes longer than the work."""
@@ -273,7 +262,7 @@ def test_artifacts_are_the_same_from_one_process_and_from_several(monkeypatch, t
         started.add(name)
         spread(ids, work, done, workers, progress)
 
-    monkeypatch.setattr(items, "_spread", once_each)
+    monkeypatch.setattr(items, "share_out", once_each)
     world.call("check")
     world.call("run")
     assert started == {"_look", "_Reading", "_Fusing", "_Counting"}
