@@ -26,6 +26,7 @@ from ensdistill.pipeline.ownership import require_no_link
 
 BEAT: Final = 5.0  # seconds
 PATIENCE: Final = 3 * BEAT
+TURN: Final = 60.0  # seconds that a part waits for another to look round or to publish
 _COMMAND: Final = "command-"  # before the name of the lock of a command that is under way
 # what file systems say that have no locks: old NFS, Lustre, FUSE and what is mounted without them
 _NO_LOCKS: Final = frozenset(
@@ -37,7 +38,6 @@ _NO_LOCKS: Final = frozenset(
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _LONGEST: Final = 10_000_000  # bytes of a holder's file
 _BRIEF: Final = 0.2  # seconds for which somebody may hold a lock only to look at it
-_TURN: Final = 60.0  # seconds that a part waits for another to look round or to publish
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Locks:
         own_name = f"{name}.part-{part.index}-of-{part.count}"
         own = self._lock(own_name, f"part {part} of {node_id}", say, uses)
         with own.held():
-            with whole.held(wait=_TURN):  # nobody makes the whole, nor began other parts meanwhile
+            with whole.held(wait=TURN):  # nobody makes the whole, nor began other parts meanwhile
                 self._refuse_parts(name, node_id, say, part.count)
             yield Claim(own)
 
@@ -205,7 +205,7 @@ class Locks:
         """Hold what parts take turns in, such as publishing; their own locks do not matter."""
         self._make()
         whole = self._lock(name, node_id, lambda _: None)
-        with whole.held(wait=_TURN):
+        with whole.held(wait=TURN):
             yield Claim(whole)
 
     def in_use(self) -> dict[str, str]:

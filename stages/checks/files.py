@@ -265,7 +265,7 @@ def _about_packages(experiment: Experiment) -> Iterator[str]:
             )
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
     """A file to be looked into.
 
     Attributes
@@ -285,7 +285,7 @@ class _Item(NamedTuple):
     most: int
 
 
-def _look(item: _Item) -> dict[str, Any] | str:
+def look(item: Item) -> dict[str, Any] | str:
     """Look into a file, whose header must be as it may be before the rest is decoded.
 
     Returns a text if it is unreadable or does not fit its image.
@@ -317,7 +317,7 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
     files = experiment.files
     found: dict[int, _Problem] = {}
     unknown: dict[tuple[Path, str], list[int]] = {}  # by file and kind, the positions in `jobs`
-    items: list[_Item] = []
+    items: list[Item] = []
     runtime = experiment.config.runtime
 
     def unreadable(k: int, text: str) -> None:
@@ -331,13 +331,13 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
                 continue
             if not (of_file := unknown.setdefault((job.file, job.kind), [])):
                 image, sha256 = job.picture.image, files.digest(job.file)
-                items.append(_Item(job.file, sha256, job.kind, image, runtime.max_pixels))
+                items.append(Item(job.file, sha256, job.kind, image, runtime.max_pixels))
             of_file.append(k)
         except EnsdistillError as error:
             unreadable(k, str(error))
     progress.start(len(jobs), len(jobs) - len(items), "files")
 
-    def learn(item: _Item, fact: dict[str, Any] | str) -> None:
+    def learn(item: Item, fact: dict[str, Any] | str) -> None:
         if isinstance(fact, str):
             for k in unknown[item.file, item.kind]:
                 unreadable(k, fact)
@@ -345,7 +345,7 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
             files.learn(item.sha256, item.kind, fact)
 
     try:
-        for_each(items, _look, learn, workers=runtime.workers, progress=progress)
+        for_each(items, look, learn, workers=runtime.workers, progress=progress)
     finally:
         files.save()  # also what was learnt before Ctrl-C
     for k, job in enumerate(jobs):

@@ -212,7 +212,7 @@ def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, A
     kind = f"seen-{digest([STAGE.version, work.recipe.to_json(), *shown, where])}"
     seen = experiment.files.recalled(batch[0].sha256, kind)
     if seen is None:
-        seen = _look(work, batch, alone)
+        seen = look(work, batch, alone)
         experiment.files.learn(batch[0].sha256, kind, seen)
     looked = [first, *show.alone]
     classes = experiment.teacher_table(teacher).classes
@@ -306,7 +306,7 @@ def _require_ids(counts: Mapping[str, int], n_classes: int, image: Path) -> None
         )
 
 
-def _look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> dict[str, Any]:
+def look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> dict[str, Any]:
     """Return what a network says of images.
 
     Of the first of the batch and of each of those that are seen alone, as far as there is time for

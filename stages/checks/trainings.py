@@ -109,7 +109,7 @@ def try_trainings(
             key = digest([VERSIONS[section], recipe, where])
             facts = experiment.files.recalled(key, _KIND)
             if facts is None:
-                call = _tried_apart if apart and local.factory is not None else _tried
+                call = _tried_apart if apart and local.factory is not None else tried
                 facts = call(section, recipe, local, device)
                 torch.cuda.empty_cache()  # teachers in other processes may need all of it
                 experiment.files.learn(key, _KIND, facts)
@@ -138,7 +138,7 @@ def _planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Loc
 def _tried_apart(
     section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
 ) -> dict[str, Any]:
-    """Return what `_tried` does, in a process of its own."""
+    """Return what `tried` does, in a process of its own."""
     with processes(1, torch.get_num_threads(), _begin, local.threads) as pool:
         try:
             facts, warned, error = pool.submit(_try_here, section, recipe, local, device).result()
@@ -163,13 +163,13 @@ def _try_here(*arguments: Any) -> tuple[dict[str, Any], list[tuple[Warned, int]]
     failed = None
     with kept() as warned:
         try:
-            facts = _tried(*arguments)
+            facts = tried(*arguments)
         except Exception as error:
             failed = portable(error)
     return facts, taken(warned), failed
 
 
-def _tried(
+def tried(
     section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
 ) -> dict[str, Any]:
     """Return what a training's network is, and what a step of it costs."""

@@ -14,9 +14,8 @@ from ensdistill.pipeline.config import Foreign, described, read_object
 from ensdistill.pipeline.errors import ConfigError, NotReadyError, shown
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import Decision
-from ensdistill.stages.experiment.experiment import load
 from ensdistill.stages.functional import MAX_FUSED
-from ensdistill.stages.graph import evaluation_id, load, truth_id
+from ensdistill.stages.graph import load
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results

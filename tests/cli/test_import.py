@@ -117,7 +117,7 @@ def test_what_was_imported_passes_the_check_without_reading_a_label_map_again(
     published.call()
     from ensdistill.stages.checks import files as check
 
-    monkeypatch.setattr(check, "_look", lambda item: pytest.fail(f"{item} is read again"))
+    monkeypatch.setattr(check, "look", lambda item: pytest.fail(f"{item} is read again"))
     result = CliRunner().invoke(cli, ["check", "-c", str(published.file)])
     assert result.exit_code == 0, result.exception
 

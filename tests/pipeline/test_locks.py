@@ -34,7 +34,7 @@ def locks(folder):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "_TURN", 0.1)
+    monkeypatch.setattr(module, "TURN", 0.1)
 
 
 def holder_of(folder, name=NAME):
@@ -226,7 +226,7 @@ def test_parts_take_turns(locks):
 
 
 def test_a_part_waits_for_its_turn(locks, monkeypatch):
-    monkeypatch.setattr(module, "_TURN", 10.0)
+    monkeypatch.setattr(module, "TURN", 10.0)
     order, had = [], threading.Event()
 
     def first():

@@ -877,7 +877,7 @@ def test_what_an_input_changed_to_is_made_by_the_next_run(lab):
 
 @pytest.fixture
 def quick_turns(monkeypatch):
-    monkeypatch.setattr(locks_module, "_TURN", 0.2)
+    monkeypatch.setattr(locks_module, "TURN", 0.2)
 
 
 def content_of(folder):

@@ -374,8 +374,8 @@ def test_a_second_check_asks_no_network(world, monkeypatch):
     segformer(world.root / "net")
     world.write()
     first = world.json("check")
-    monkeypatch.setattr(networks, "_look", None)
-    monkeypatch.setattr(trainings, "_tried", None)
+    monkeypatch.setattr(networks, "look", None)
+    monkeypatch.setattr(trainings, "tried", None)
     assert world.json("check") == first
 
 
@@ -462,9 +462,9 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     three.settings["probe"] |= {"steps": 30, "crop": [24, 32], "batch_size": 2}
     three.settings["student"] |= {"steps": 100, "input_size": [48, 64], "crop": [24, 32]}
     three.write()
-    look, tried = networks._look, trainings._tried
-    monkeypatch.setattr(networks, "_look", lambda *a: look(*a) | {"seconds": 5.0, "starting": 2.0})
-    monkeypatch.setattr(trainings, "_tried", lambda *a: tried(*a) | {"seconds_per_step": 3.0})
+    look, tried = networks.look, trainings.tried
+    monkeypatch.setattr(networks, "look", lambda *a: look(*a) | {"seconds": 5.0, "starting": 2.0})
+    monkeypatch.setattr(trainings, "tried", lambda *a: tried(*a) | {"seconds_per_step": 3.0})
     found = looked(three)["seconds"]
     assert found["infer[n]"] == found["certainty-maps[n]"] == 2 + 5 * 5
     assert found["infer[n]@val"] == 2 + 3 * 5

@@ -70,7 +70,7 @@ def test_an_image_that_cannot_be_read_is_one_problem(world):
 def test_what_is_learnt_is_of_the_bytes_that_were_digested(world):
     before = Digests(world.root / "facts.json").digest(first(world))
     world.save("teachers/a", "train", "train_000001_000019", np.zeros((48, 64)))
-    found = check._look(check._Item(first(world), before, "ids", first(world, "images"), 10**6))
+    found = check.look(check.Item(first(world), before, "ids", first(world, "images"), 10**6))
     assert "changed since this command looked at it" in found
 
 
@@ -204,10 +204,10 @@ def test_an_interrupted_check_keeps_what_it_learnt(world, monkeypatch):
         looked.append(item)
         return look(item)
 
-    look = check._look
-    monkeypatch.setattr(check, "_look", interrupted)
+    look = check.look
+    monkeypatch.setattr(check, "look", interrupted)
     world.call("check", expect=1)  # 130 where it is a program of its own
-    monkeypatch.setattr(check, "_look", lambda item: looked.append(item) or look(item))
+    monkeypatch.setattr(check, "look", lambda item: looked.append(item) or look(item))
     world.call("check")
     assert len(set(looked)) == len(looked) > 3
 

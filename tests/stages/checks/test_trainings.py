@@ -131,13 +131,13 @@ def found(world):
 def tried(monkeypatch):
     """Return the list of the sections that were tried, not recalled."""
     sections = []
-    real = trainings._tried
+    real = trainings.tried
 
     def counted(section, *arguments):
         sections.append(section)
         return real(section, *arguments)
 
-    monkeypatch.setattr(trainings, "_tried", counted)
+    monkeypatch.setattr(trainings, "tried", counted)
     return sections
 
 

@@ -137,7 +137,7 @@ def busy(empty):
     ],
 )
 def test_who_would_do_the_same_work_is_refused(empty, busy, monkeypatch, first, second, said):
-    monkeypatch.setattr("ensdistill.pipeline.locks._TURN", 0.2)
+    monkeypatch.setattr("ensdistill.pipeline.locks.TURN", 0.2)
     process = busy("infer-teacher", "a", *first)
     text = empty.refuse("infer-teacher", "a", *second)
     assert f"LockedError: {said} {process.pid} on " in text

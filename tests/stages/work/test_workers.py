@@ -265,7 +265,7 @@ def test_artifacts_are_the_same_from_one_process_and_from_several(eager, monkeyp
     monkeypatch.setattr(items, "share_out", once_each)
     world.call("check")
     world.call("run")
-    assert started == {"_look", "_Reading", "_Fusing", "_Counting"}
+    assert started == {"look", "_Reading", "_Fusing", "_Counting"}
     assert contents(world) == expected
 
 
