@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,8 @@ from ensdistill.cli import options
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.opening import real_path
+from ensdistill.stages.experiment.writing import from_template, quoted
 
 if TYPE_CHECKING:
     from ensdistill.stages.checks.importing import Found
@@ -222,17 +220,15 @@ def _text(
     """Return the experiment file."""
     teachers = []
     for name, labels in entries.items():
-        teachers += [f"  - name: {_quoted(name)}", f"    labels: {_flow(**labels)}"]
+        teachers += [f"  - name: {quoted(name)}", f"    labels: {_flow(**labels)}"]
         if name in sure:
             teachers.append(f"    certainty: {_flow(train=sure[name])}   # of each label")
-    text = (resources.files("ensdistill.cli") / "templates" / "imported.yaml").read_text("utf-8")
-    for key, value in (
-        ("@CLASSES@", _quoted(classes)),
-        ("@TARGET@", "\n".join(target)),
-        ("@TEACHERS@", "\n".join(teachers)),
-    ):
-        text = text.replace(key, value, 1)
-    return text
+    return from_template(
+        "imported",
+        classes=quoted(classes),
+        target="\n".join(target),
+        teachers="\n".join(teachers),
+    )
 
 
 def _experiment(config: Path, text: str) -> Experiment:
@@ -256,12 +252,7 @@ def _seen_from(config: Path, path: str) -> str:
 
 
 def _flow(**values: str) -> str:
-    return "{" + ", ".join(f"{key}: {_quoted(value)}" for key, value in values.items()) + "}"
-
-
-def _quoted(text: str) -> str:
-    """Return a text as YAML; JSON is YAML, but for what its readers do not take as it is."""
-    return escaped(json.dumps(text, ensure_ascii=False).encode(errors="backslashreplace").decode())
+    return "{" + ", ".join(f"{key}: {quoted(value)}" for key, value in values.items()) + "}"
 
 
 def _short(config: Path) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
-from importlib import resources
 from pathlib import Path
 from shlex import quote
 
@@ -15,6 +13,7 @@ from ensdistill.cli import options
 from ensdistill.cli.screen import echo
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.opening import real_path
+from ensdistill.stages.experiment.writing import from_template, quoted
 from ensdistill.stages.reading.outputs import Output
 
 TEMPLATES = ("folders", "cityscapes", "camvid")
@@ -65,15 +64,13 @@ def command(template: str, output: Path, overwrite: bool) -> None:
     """
     file = Output(output, "init", overwrite=overwrite)
     file.require_free()
-    text = (resources.files("ensdistill.cli") / "templates" / f"{template}.yaml").read_text("utf-8")
-    if template == "camvid":
-        text = _camvid(text)
+    text = from_template(template, **(_camvid() if template == "camvid" else {}))
     file.write(text.encode(errors="backslashreplace"))
     echo(f"wrote {output}; edit it, then run `ensdistill check -c {quote(str(output))}`")
 
 
-def _camvid(text: str) -> str:
-    """Fill in the folder of the data and the teachers that lie in it."""
+def _camvid() -> dict[str, str]:
+    """Return the folder of the data and the teachers that lie in it, as the template has them."""
     folder = os.environ.get(CAMVID)
     if not folder or not (Path(folder) / "teachers").is_dir():
         raise ConfigError(
@@ -85,15 +82,13 @@ def _camvid(text: str) -> str:
     mapping = f"&cityscapes {{{mapping}}}"  # written once, then referred to
     lines = []
     for teacher in sorted(p.name for p in (root / "teachers").iterdir() if p.is_dir()):
-        # JSON is YAML: quoted, whatever the folder is called
         folders = {s: str(root / "teachers" / teacher / s) for s in ("train", "val")}
         lines += [
             f"  - name: {teacher}",
-            f"    labels: {json.dumps(folders, ensure_ascii=False)}",
+            f"    labels: {quoted(folders)}",
             "    ids: train_ids",
             "    classes: cityscapes19      # the teacher's own; `map` says where each goes",
             f"    map: {mapping}",
         ]
         mapping = "*cityscapes"
-    literal = json.dumps(glob.escape(str(root)), ensure_ascii=False)[1:-1]
-    return text.replace("@ROOT@", literal).replace("@TEACHERS@", "\n".join(lines))
+    return {"root": quoted(glob.escape(str(root)))[1:-1], "teachers": "\n".join(lines)}

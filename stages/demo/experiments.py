@@ -9,15 +9,12 @@ was run on them.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import Json, digest
@@ -28,6 +25,7 @@ from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.contract import Result, Settings
 from ensdistill.stages.demo.city import write_city
 from ensdistill.stages.demo.styles import SOURCES, TARGET, Style
+from ensdistill.stages.experiment.writing import from_settings
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.reading.outputs import RESULTS, Output
 
@@ -204,9 +202,7 @@ def require_free(out: Path, overwrite: bool) -> None:
 def _write(path: Path, title: str, settings: Mapping[str, Any]) -> Path:
     """Write an experiment file; another that is there already is kept as ``.old``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(settings))  # no object twice: YAML would write anchors for it
-    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-    content = f"# {title}\n{text}".encode()
+    content = f"# {title}\n{from_settings(settings)}".encode()
     if path.exists() and path.read_bytes() != content:
         names = (Path(f"{path}.old{k or ''}") for k in itertools.count())
         path.rename(next(name for name in names if not os.path.lexists(name)))

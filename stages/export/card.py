@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
+from ensdistill.stages.experiment.writing import from_settings
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.networks.preprocessing import Preprocessing
 
@@ -50,7 +49,8 @@ def card(
     name : str
         Of the folder or file.
     """
-    made = artifact.manifest
+    recipe = artifact.manifest.recipe
+    training = {k: v for k, v in recipe.items() if k not in _NOT_TRAINING}
     parts = [
         "# Semantic segmentation student\n",
         "Distilled by `ensdistill` from the labels of its teachers, after Chao, Cheng, Lee, "
@@ -58,7 +58,7 @@ def card(
         'Adaption" (CVPR Workshops 2021).\n',
         _facts(experiment, decisions, artifact, description),
         "## Training\n",
-        _block("yaml", _yaml({k: v for k, v in made.recipe.items() if k not in _NOT_TRAINING})),
+        _block("yaml", from_settings(training)),
         f"## Classes\n\n{classes_table(experiment.classes)}",
         "## Input and output\n",
         _input(description),
@@ -192,7 +192,7 @@ def _as_teacher(network: dict[str, Any], description: Mapping[str, Any], form: s
     if form == "onnx":  # a folder of transformers says it itself
         seen = description["preprocessing"]
         entry["preprocess"] = {**seen, "size": seen["size"] or "image"}
-    return "\nAs a teacher of another experiment:\n\n" + _block("yaml", _yaml([entry]))
+    return "\nAs a teacher of another experiment:\n\n" + _block("yaml", from_settings([entry]))
 
 
 def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
@@ -221,10 +221,6 @@ def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
 
 def _percent(value: float | None) -> str:
     return "absent" if value is None else f"{value:.1f}"
-
-
-def _yaml(value: Any) -> str:
-    return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=96))
 
 
 def _block(language: str, text: str) -> str:

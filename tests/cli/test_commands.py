@@ -96,7 +96,7 @@ def test_templates_are_valid_experiments(tmp_path, template):
 
 
 def test_the_networks_in_the_comments_of_a_template_are_valid(repository):
-    text = (repository / "cli/templates/cityscapes.yaml").read_text()
+    text = (repository / "stages/experiment/templates/cityscapes.yaml").read_text()
     lines = [line[1:] for line in text.split("\n") if line.startswith("#  ")]
     teachers = [Teacher.model_validate(t) for t in yaml.safe_load("\n".join(lines))]
     taken = {t.name: t.network.take for t in teachers}
