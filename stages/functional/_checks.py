@@ -29,3 +29,8 @@ def check_highest(name: str, highest: int, n_classes: int) -> None:
             f"{name} holds the value {highest}; expected class ids 0..{n_classes - 1} "
             f"or {IGNORE_INDEX}"
         )
+
+
+def check_counted(name: str, counts: NDArray[np.int64], n_classes: int) -> None:
+    """Raise ValueError if (256,) counts any label that is neither a class id nor 255."""
+    check_highest(name, int(np.flatnonzero(counts[:IGNORE_INDEX]).max(initial=-1)), n_classes)

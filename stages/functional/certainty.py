@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional._checks import check_counted, check_form, check_n_classes
 from ensdistill.stages.functional.numbers import shares
 
 __all__ = ["CertaintySums", "certainty_sums", "mean_certainty"]
@@ -86,7 +85,7 @@ def certainty_sums(
     kind = np.float32 if certainty.dtype.itemsize <= 4 else np.float64
     values = counting.flat(certainty.astype(kind, copy=False))
     legal = counting.sum_by_label(counting.flat(labels), values, sums, support)
-    check_highest("labels", int(np.flatnonzero(support[:IGNORE_INDEX]).max(initial=-1)), n_classes)
+    check_counted("labels", support, n_classes)
     if not legal:
         raise ValueError("certainty must be a fraction in [0, 1] wherever there is a label")
     return CertaintySums(sums[:n_classes], support[:n_classes])

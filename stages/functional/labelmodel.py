@@ -33,7 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional._checks import (
+    check_counted,
+    check_form,
+    check_highest,
+    check_n_classes,
+)
 from ensdistill.stages.functional.fusion import FusionCounts, frozen
 from ensdistill.stages.functional.numbers import shares
 from ensdistill.stages.functional.scores import iou, mean_iou
@@ -368,7 +373,7 @@ def posterior(
         percent,
         counts,
     )
-    check_highest("fused", int(np.flatnonzero(counts[0, :-1]).max(initial=-1)), n_classes)
+    check_counted("fused", counts[0], n_classes)
     return percent, counts[0, :n_classes], counts[1, :n_classes]
 
 

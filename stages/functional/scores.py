@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
+from ensdistill.stages.functional._checks import check_counted, check_form, check_n_classes
 from ensdistill.stages.functional.numbers import share, shares
 
 __all__ = [
@@ -80,8 +80,8 @@ def confusion(
     for k, prediction in enumerate(predictions):
         every_value = np.zeros((256, 256), np.int64)
         counting.count_pairs(*wanted, *counting.as_words(prediction), every_value)
-        check_highest("target", _highest(every_value.sum(axis=1)), n_classes)
-        check_highest("predictions", _highest(every_value.sum(axis=0)), n_classes)
+        check_counted("target", every_value.sum(axis=1), n_classes)
+        check_counted("predictions", every_value.sum(axis=0), n_classes)
         confmats[k] = every_value[:n_classes, columns]
     return confmats
 
@@ -115,13 +115,8 @@ def class_counts(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]
 
     counts = np.zeros(256, np.int64)
     counting.count_labels(*counting.as_words(labels), counts)
-    check_highest("labels", _highest(counts), n_classes)
+    check_counted("labels", counts, n_classes)
     return counts[:n_classes]
-
-
-def _highest(counts: NDArray[np.int64]) -> int:
-    """The highest label but 255 that (256,) counts any of; -1 if there is none."""
-    return int(np.flatnonzero(counts[:IGNORE_INDEX]).max(initial=-1))
 
 
 def iou(
