@@ -10,9 +10,8 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.progress import display
-from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
-from ensdistill.pipeline.figures import duration
+from ensdistill.pipeline.figures import duration, some
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.graph import build
 

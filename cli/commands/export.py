@@ -10,8 +10,8 @@ import click
 
 from ensdistill.cli import options
 from ensdistill.cli.progress import display
-from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
+from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision, plan
 from ensdistill.stages.experiment.experiment import Experiment

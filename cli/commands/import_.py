@@ -15,6 +15,7 @@ from ensdistill.cli import options
 from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import ConfigError, DataError
+from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.experiment.writing import from_template, quoted
 
@@ -151,8 +152,7 @@ def _say(name: str, row: Mapping[str, Any]) -> None:
     echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
     if row["extra"]:
         names = [Path(path).name for path in row["extra"]]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        echo(f"  not needed: {', '.join(names[:_SHOWN])}{more}")
+        echo(f"  not needed: {some(names, _SHOWN)}")
     if (made := row["converted"]) and row["certainties"]:
         echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
         if made["other"]:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from ensdistill.cli.grid import Table, print_table
-from ensdistill.cli.render.texts import some
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import grouped
-from ensdistill.pipeline.figures import duration, size
+from ensdistill.pipeline.figures import duration, size, some
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State, left_out
 

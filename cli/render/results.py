@@ -8,8 +8,9 @@ from typing import Any, Final
 from rich.text import Text
 
 from ensdistill.cli.grid import Table, print_table
-from ensdistill.cli.render.texts import number, signed, some
+from ensdistill.cli.render.texts import number, signed
 from ensdistill.cli.screen import echo
+from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.reading.tables import (
     covered,

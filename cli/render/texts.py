@@ -1,14 +1,6 @@
-"""How names and numbers are written."""
+"""How numbers are written."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def number(value: float | None, digits: int = 1) -> str:

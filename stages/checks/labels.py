@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
+from ensdistill.pipeline.figures import some
 
 LITTLE: Final = 0.5
 """The share of the pixels with a label below which it is asked where they went."""
@@ -159,10 +160,9 @@ def _lost(found: LabelFiles) -> str:
         parts.append(f"{_share(ignored, pixels)} {', '.join(shown)}{more}, which is no class")
     if left_out:
         names = sorted(left_out, key=lambda c: -left_out[c])
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         parts.append(
             f"{_share(sum(left_out.values()), pixels)} of classes that go nowhere "
-            f"({', '.join(names[:_NAMED])}{more})"
+            f"({some(names, _NAMED)})"
         )
     return " and ".join(parts)
 

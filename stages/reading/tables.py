@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ensdistill.pipeline.escaping import in_a_cell, in_a_line
+from ensdistill.pipeline.figures import some
 
 __all__ = [
     "WRITERS",
@@ -250,7 +251,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             for c in results["classes"]
             if c not in present
         }
-        told = [f"{c} ({_some(names)})" for c, names in by_class.items() if names]
+        told = [f"{c} ({some(names, _NAMED)})" for c, names in by_class.items() if names]
         found = [
             f"mIoU present is over the {len(present)} classes in the ground truth of {split}; mIoU "
             f"counts as 0 what a method predicts beside them: {', '.join(told)}"
@@ -287,8 +288,3 @@ def _cell(value: float | None, best: float | None) -> str:
     if value is None:
         return "-"
     return f"**{value:.2f}**" if value == best else f"{value:.2f}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ensdistill.pipeline.figures import duration, size, speed
+from ensdistill.pipeline.figures import duration, size, some, speed
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
@@ -82,3 +82,10 @@ def test_a_size_has_one_unit():
     assert [size(n) for n in (0, 999, 1000, 12345, 4.7e6, 3e9, 5e12)] == [
         "0 B", "999 B", "1.0 kB", "12 kB", "4.7 MB", "3.0 GB", "5.0 TB",
     ]  # fmt: skip
+
+
+def test_lists_tell_the_first_and_how_many_more():
+    assert some([]) == ""
+    assert some(["a", "b"], 2) == "a, b"
+    assert some(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert some("abcdefgh") == "a, b, c, d, e and 3 more"
