@@ -21,6 +21,7 @@ from ensdistill.cli.rate import Rate
 from ensdistill.cli.screen import line
 from ensdistill.pipeline.escaping import in_a_line
 from ensdistill.pipeline.figures import duration, size, speed
+from ensdistill.pipeline.repeating import every
 
 _LOG_SECONDS: Final = 15.0  # between two lines of a log
 _SILENCE: Final = 60.0  # seconds without a unit that a log tells of; the next time twice as many
@@ -180,21 +181,14 @@ class Display:
     @contextmanager
     def in_log(self) -> Iterator[None]:
         """Write a line of each bar now and then."""
-        stop = threading.Event()
 
-        def watch() -> None:
-            while not stop.wait(_LOG_SECONDS):
-                for news in filter(None, [bar.news() for bar in self._all]):
-                    with suppress(OSError):
-                        self.say(news)
+        def tell() -> None:
+            for news in filter(None, [bar.news() for bar in self._all]):
+                with suppress(OSError):
+                    self.say(news)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with every(_LOG_SECONDS, tell):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +22,7 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import LockedError
 from ensdistill.pipeline.opening import read_json
 from ensdistill.pipeline.ownership import require_no_link
+from ensdistill.pipeline.repeating import every
 
 BEAT: Final = 5.0  # seconds
 PATIENCE: Final = 3 * BEAT
@@ -389,14 +389,10 @@ class _Lock:
         """Hold the lock while the block runs."""
         with self._acquired(wait):
             self._write(0)
-            stop = threading.Event()
-            beating = threading.Thread(target=self._go_on_beating, args=(stop,), daemon=True)
-            beating.start()
             try:
-                yield
+                with every(self.beat, self._beat):
+                    yield
             finally:
-                stop.set()
-                beating.join()
                 if self._is_own():
                     self.forget_holder()
 
@@ -513,10 +509,8 @@ class _Lock:
     def _is_own(self) -> bool:
         return (_read(self._holder) or {}).get("token") == self._token
 
-    def _go_on_beating(self, stop: threading.Event) -> None:
-        while not stop.wait(self.beat):
-            if not self._is_own():
-                return
+    def _beat(self) -> None:
+        if self._is_own():
             self._count += 1
             with suppress(OSError):  # a full disk must not stop the work
                 self._write(self._count)

@@ -25,6 +25,7 @@ from ensdistill.pipeline.manifest import MANIFEST, SHORT
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.opening import read_json
 from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.pipeline.repeating import every
 from ensdistill.pipeline.runner import Aside, Ran, run
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.graph import build, load
@@ -307,23 +308,17 @@ def _last_step(folder: Path) -> tuple[int, str]:
 @contextmanager
 def _looked_at(views: Sequence[_View]) -> Iterator[None]:
     """Look at the nodes now and then while the block runs, and once at its end."""
-    stop = threading.Event()
 
-    def watch() -> None:
-        ended = False
-        while not ended:
-            ended = stop.wait(_LOOK)
-            for view in views:
-                with suppress(OSError):
-                    view.look()
+    def look() -> None:
+        for view in views:
+            with suppress(OSError):
+                view.look()
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(_LOOK, look):
+            yield
     finally:
-        stop.set()
-        thread.join()
+        look()
 
 
 @contextmanager
