@@ -6,7 +6,7 @@ label do not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -66,15 +66,7 @@ class Agreement:
         return each[:, None] + each - self.both
 
     def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(
-            pixels=self.pixels + other.pixels,
-            labelled=self.labelled + other.labelled,
-            unanimous=self.unanimous + other.unanimous,
-            pairs=self.pairs + other.pairs,
-            both=self.both + other.both,
-            fused=self.fused + other.fused,
-            settled=self.settled + other.settled,
-        )
+        return Agreement(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes: int) -> Agreement:

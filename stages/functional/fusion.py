@@ -6,7 +6,7 @@ each class to one teacher, whose pixels of that class are then taken over. `majo
 pixel-wise baseline of the same paper.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -55,17 +55,7 @@ class FusionCounts:
             raise ValueError(
                 f"cannot add counts of {len(self.label)} and {len(other.label)} classes"
             )
-        return FusionCounts(
-            claimed=self.claimed + other.claimed,
-            conflict=self.conflict + other.conflict,
-            won=self.won + other.won,
-            filled=self.filled + other.filled,
-            label=self.label + other.label,
-            pixels=self.pixels + other.pixels,
-            conflicts=self.conflicts + other.conflicts,
-            holes=self.holes + other.holes,
-            ignored=self.ignored + other.ignored,
-        )
+        return FusionCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def channel_wise(
