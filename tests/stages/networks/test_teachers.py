@@ -16,7 +16,7 @@ from worlds import World, network_world, segformer
 
 from ensdistill.data.decoding import read_certainty, read_image
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages import graph
+from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.stages.labelmaps import LabelMaps, LabelWriter
 from ensdistill.stages.networks import frozen, stream
 from ensdistill.stages.networks.frozen import FrozenNetwork, Reading
@@ -337,7 +337,7 @@ def test_what_is_not_as_declared_is_refused(world, what, more, words):
     module = namespace["build"](what)
     network = FrozenNetwork(module, Preprocessing(), torch.device("cpu"), reading)
     path = images_of(world)[0]
-    sha256 = graph.file_digest(path)
+    sha256 = file_digest(path)
     if what == "wrong ids":
         returning(world, what, **more)
         text = world.refuse("infer-teacher")
@@ -370,7 +370,7 @@ class Counting(torch.nn.Module):
 
 def through(module, paths, size, *, workers=2, said=None, want="labels"):
     network = FrozenNetwork(module, Preprocessing(), torch.device("cpu"), workers=workers)
-    requests = [Request(str(p), graph.file_digest(p)) for p in paths]
+    requests = [Request(str(p), file_digest(p)) for p in paths]
     batches = [requests[k : k + size] for k in range(0, len(requests), size)]
     say = print if said is None else said.append
     return [one for batch in network.stream(batches, want, Clock(), say) for one in batch]
@@ -423,7 +423,7 @@ def test_what_was_asked_for_before_a_bad_image_comes_and_threads_end(world):
     paths[3].write_bytes(b"no image")
     seen = []
     network = FrozenNetwork(Counting(), Preprocessing(), torch.device("cpu"), workers=3)
-    batches = [[Request(str(p), graph.file_digest(p))] for p in paths]
+    batches = [[Request(str(p), file_digest(p))] for p in paths]
     with pytest.raises(DataError, match="cannot be read as an image"):
         for batch in network.stream(batches, "labels", Clock(), print):
             seen += batch
