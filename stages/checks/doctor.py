@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
@@ -28,27 +28,16 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import what_instead
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
-from ensdistill.stages.networks.folders import hf_preprocessing, network_classes
+from ensdistill.stages.networks.files import Source
+from ensdistill.stages.networks.kinds import KINDS, kind_of
 from ensdistill.stages.networks.whole import SAVED, require_whole
 
-# What runs a teacher's network of each kind; predictions in files (`labels`) need nothing.
-KINDS: Final[Mapping[str, str | None]] = {
-    "labels": None,
-    "hf": "transformers",
-    "student": "torch",
-    "factory": "torch",
-    "exported": "torch",
-    "torchscript": "torch",
-    "onnx": "onnxruntime",
-}
 # Optional packages: the extra that brings each, and what for.
 EXTRAS: Final = {
     "tensorboard": ("tensorboard", "`runtime: {tensorboard: FOLDER}`"),
     "distributed": ("cluster", "`runtime: {scheduler: ...}`"),
-    "onnxruntime": ("onnx", "`network: {onnx: FILE}`"),
-}
+} | {kind.package: (kind.extra, f"`network: {{{kind.key}: FILE}}`") for kind in KINDS if kind.extra}
 GIGABYTE: Final = 10**9
-_FOLDERS: Final = ("hf", "student", "factory")  # the kinds that are given by a folder
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
 _COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
 _SOME: Final = 50  # label files of a folder whose first bytes are looked at
@@ -197,7 +186,7 @@ def gather(experiment: Experiment | None = None) -> Facts:
     """
     with ThreadPoolExecutor() as threads:
         torch, torchvision, onnxruntime, numba = threads.map(_ask, _LOOKS)
-    core = ("ensdistill", "numpy", "zarr", "transformers", "tensorboard", "distributed")
+    core = ("ensdistill", "numpy", "zarr", "transformers", *(n for n in EXTRAS if n not in _LOOKS))
     gpus = tuple(Gpu(**gpu) for gpu in torch[1].pop("gpus", ()))
     runtimes = tuple(name for name in _RUNTIMES if _version(name) is not None)
     providers = tuple(onnxruntime[1].pop("providers", ()))
@@ -318,7 +307,9 @@ def _judge_onnxruntime(facts: Facts) -> Iterator[Finding]:
     if not package.installed:
         return  # said with the other extras
     teachers = () if facts.experiment is None else facts.experiment.teachers
-    bad: Level = "problem" if any(t.kind == "onnx" for t in teachers) else "warning"
+    bad: Level = (
+        "problem" if any(_package(t.kind) == "onnxruntime" for t in teachers) else "warning"
+    )
     if len(runtime.distributions) > 1:
         yield Finding(
             "onnxruntime",
@@ -384,7 +375,7 @@ def _judge_extras(facts: Facts) -> Iterator[Finding]:
                 yield Finding(name, "problem", f"absent, and asked for: {purpose}", install)
             else:
                 yield Finding(name, "ok", f"absent; only {purpose} needs it")
-        elif name != "onnxruntime":
+        elif name not in _LOOKS:
             yield Finding(name, "ok", package.version or "of unknown version")
 
 
@@ -417,7 +408,7 @@ def _judge_machine(facts: Facts) -> Iterator[Finding]:
 
 def _judge_teacher(teacher: TeacherFacts, facts: Facts) -> Iterator[Finding]:
     about = f"teacher {teacher.name}"
-    package = KINDS[teacher.kind]
+    package = _package(teacher.kind)
     problems = [
         Finding(about, "problem", f"{need.key}: {need.path} is not there")
         for need in teacher.needs
@@ -435,8 +426,8 @@ def _judge_teacher(teacher: TeacherFacts, facts: Facts) -> Iterator[Finding]:
                 f"{teacher.kind} needs {package}, which {'fails' if needed.error else 'is absent'}"
             )
             problems.append(Finding(about, "problem", f"{text} here (see above)"))
-    if teacher.kind == "hf" and facts.torchvision.package.error:
-        text = "hf needs transformers, whose models torchvision stops here (see above)"
+    if package == "transformers" and facts.torchvision.package.error:
+        text = f"{teacher.kind} needs transformers, whose models torchvision stops here (see above)"
         problems.append(Finding(about, "problem", text))
     if problems:
         yield from problems
@@ -445,6 +436,11 @@ def _judge_teacher(teacher: TeacherFacts, facts: Facts) -> Iterator[Finding]:
     trust = ", trusted to run its code" if teacher.trusted else ""
     paths = ", ".join(dict.fromkeys(need.path for need in teacher.needs))
     yield Finding(about, "ok", f"{teacher.kind}{with_}{trust}: {paths}")
+
+
+def _package(kind: str) -> str | None:
+    """Return what runs a teacher's network; predictions in files (`labels`) need nothing."""
+    return None if kind == "labels" else kind_of(kind).package
 
 
 def _experiment(experiment: Experiment) -> ExperimentFacts:
@@ -456,8 +452,7 @@ def _experiment(experiment: Experiment) -> ExperimentFacts:
     wanted = {
         "tensorboard": runtime.tensorboard is not None,
         "distributed": runtime.scheduler is not None,
-        "onnxruntime": any(t.kind == "onnx" for t in teachers),
-    }
+    } | {kind.package: any(t.kind == kind.key for t in teachers) for kind in KINDS if kind.extra}
     return ExperimentFacts(
         workspace=str(folder),
         free=shutil.disk_usage(there).free,
@@ -483,12 +478,11 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
     else:
         kind = network.kind
         where = f"{where}.network"
-        key = "root" if kind == "factory" else kind
         try:
-            path = experiment.teacher_source(teacher).path
-            needs = [_network(f"{where}.{key}", path, teacher)]
+            source = experiment.teacher_source(teacher)
+            path, needs = source.path, [_network(source)]
         except DataError:  # of a hub, and not downloaded: `check` will
-            needs = [Need(f"{where}.{key}", f"{network.path} at {network.revision}", False)]
+            needs = [Need(f"{where}.{kind}", f"{network.path} at {network.revision}", False)]
         if network.factory is not None:
             module = network.factory.split(":")[0].split(".")[0]
             found = PathFinder.find_spec(module, [str(path)]) is not None
@@ -503,18 +497,17 @@ def _teacher(experiment: Experiment, teacher: Teacher) -> TeacherFacts:
     return TeacherFacts(teacher.name, kind, teacher.trust == "code", tuple(needs))
 
 
-def _network(key: str, path: Path, teacher: Teacher) -> Need:
+def _network(source: Source) -> Need:
     """Return the folder or file of a teacher's network, and what its files say against it."""
-    network = teacher.network
-    assert network is not None
-    need = _need(key, path, folder=network.kind in _FOLDERS)
-    if need.present and network.kind in ("hf", "student"):
-        try:
-            network_classes(path, network.kind, key, weights=network.state_dict is None)
-            if network.kind == "hf":
-                hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
-        except DataError as error:
-            return replace(need, problem=str(error))
+    kind = kind_of(source.kind)
+    need = _need(source.key, source.path, folder=kind.folder)
+    # whether a function's module is there is a need of its own
+    if not need.present or need.problem is not None or source.function is not None:
+        return need
+    try:
+        kind.inspect(source)
+    except DataError as error:
+        return replace(need, problem=str(error))
     return need
 
 

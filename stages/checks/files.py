@@ -25,9 +25,10 @@ from ensdistill.pipeline.errors import DataError, EnsdistillError, grouped, rais
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.checks import labels
 from ensdistill.stages.checks.labels import LabelFiles
-from ensdistill.stages.checks.networks import require_declared, require_module
+from ensdistill.stages.checks.networks import require_declared
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.networks.files import require_module
 from ensdistill.stages.nodes.label_model import doubts
 from ensdistill.stages.work.items import for_each
 
@@ -217,8 +218,7 @@ def _about_networks(experiment: Experiment) -> Iterator[str]:
         network = getattr(experiment.config, section).network
         if network.factory is not None:
             try:
-                root = experiment.folder(network.root)
-                require_module(root, network.factory, f"{section}.network.factory")
+                require_module(experiment.source(network, f"{section}.network"))
             except EnsdistillError as error:
                 yield str(error)
 

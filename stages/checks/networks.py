@@ -24,13 +24,9 @@ from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import local_of
-from ensdistill.stages.networks.folders import (
-    hf_preprocessing,
-    network_classes,
-    require_trusted_code,
-)
 from ensdistill.stages.networks.hub import hub_folder
-from ensdistill.stages.networks.whole import SAVED, require_whole
+from ensdistill.stages.networks.kinds import kind_of, open_network
+from ensdistill.stages.networks.whole import require_whole
 from ensdistill.stages.nodes.infer.plan import STAGE, infer_id
 from ensdistill.stages.nodes.label_model.run import spread
 
@@ -55,68 +51,34 @@ def require_declared(experiment: Experiment, teacher: Teacher) -> None:
     """
     network = teacher.network
     assert network is not None
-    where = f"teachers[{teacher.name}].network.{network.kind}"
     if network.revision is not None:
         hub_folder(network.path, network.revision, download=True)
-    path = experiment.teacher_source(teacher).path
-    if network.state_dict is not None:
-        weights = experiment.folder(network.state_dict)
-        if not weights.is_file():
-            raise DataError(f"teachers[{teacher.name}].network.state_dict: there is no such file")
-        require_whole(weights)
-    if network.kind == "factory":
-        require_module(path, network.factory or "", where)
-        for file in map(experiment.folder, network.files.values()):
-            if file.suffix in SAVED and file.is_file():
-                require_whole(file)
+    source = experiment.teacher_source(teacher)
+    if source.state_dict is not None:
+        if not source.state_dict.is_file():
+            raise DataError(f"{source.where}.state_dict: there is no such file")
+        require_whole(source.state_dict)
+    found = kind_of(source.kind).inspect(source)
+    if found is None:
         return
-    if network.kind not in ("hf", "student"):
-        if not path.is_file():
-            raise DataError(f"{where}: {path} is no file")
-        require_whole(path)
-        return
-    found = network_classes(path, network.kind, where, weights=network.state_dict is None)
     table = experiment.teacher_table(teacher)
-    if isinstance(found, list):
-        found = [name for k, name in enumerate(found) if k not in network.void_channels]
-    count = found - len(network.void_channels) if isinstance(found, int) else len(found)
+    count = found if isinstance(found, int) else len(found)
     if count != len(table):
-        void = " beside its void channels" if network.void_channels else ""
+        void = " beside its void channels" if source.void_channels else ""
         raise DataError(
-            f"{where}: {path} has {count} classes{void}, class table {table.name} has "
+            f"{source.key}: {source.path} has {count} classes{void}, class table {table.name} has "
             f"{len(table)}; declare the teacher's own `classes:`"
         )
-    if network.kind == "hf":
-        if isinstance(found, list) and len({*found}) != len(found):
-            twice = next(name for name in found if found.count(name) > 1)
-            raise DataError(
-                f"{where}: {path}/config.json has {twice!r} twice in `id2label`; expected each "
-                "class once, and `void_channels` for the channels that are none"
-            )
-        require_trusted_code(path, trusted=teacher.trust == "code")
-        hf_preprocessing(path, teacher.preprocess.model_dump(exclude_none=True))
     if isinstance(found, list):
         pairs = zip(found, table.classes, strict=True)
         other = [(i, a, b) for i, (a, b) in enumerate(pairs) if _plain(a) != _plain(b)]
         if other:
             i, own, declared = other[0]
             raise DataError(
-                f"{where}: class {i} is {own!r} in {path} and {declared!r} in class table "
-                f"{table.name}; declare the teacher's own `classes:` (a YAML file, in its order)"
+                f"{source.key}: class {i} is {own!r} in {source.path} and {declared!r} in class "
+                f"table {table.name}; declare the teacher's own `classes:` (a YAML file, in its "
+                "order)"
             )
-
-
-def require_module(root: Path, function: str, where: str) -> None:
-    """Refuse a function whose module is not there; whether it works shows when it runs.
-
-    Raises
-    ------
-    DataError
-        If there is no such module below `root`.
-    """
-    module = root / function.split(":")[0].replace(".", "/")
-    if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
-        raise DataError(f"{where}: {function} is in no module below {root}")
 
 
 def try_networks(
@@ -316,11 +278,11 @@ def look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> d
     image took; ``starting``: until the first was seen; ``said``: what it had to say.
     """
     from ensdistill.stages.networks.stream import Clock
-    from ensdistill.stages.nodes.infer.run import open_network
 
     said: list[str] = []
     opened = time.perf_counter()
-    with closing(open_network(work, local_of(work).network)) as network:
+    local = local_of(work)
+    with closing(open_network(local.network, work.recipe.to_json(), local)) as network:
         begin = time.perf_counter()
 
         def see(requests: Sequence[Request]) -> tuple[UInt8, float]:

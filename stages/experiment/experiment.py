@@ -164,12 +164,17 @@ class Experiment:
         """
         network = teacher.network
         assert network is not None
-        found = self.source(network, f"teachers[{teacher.name}].network")
+        weights, path = network.state_dict, self.folder(network.path)
         if network.revision is not None:
-            found = replace(found, path=hub_folder(network.path, network.revision, download=False))
-        if network.state_dict is not None:
-            found = replace(found, state_dict=self.folder(network.state_dict))
-        return replace(found, trusted=teacher.trust == "code")
+            path = hub_folder(network.path, network.revision, download=False)
+        return replace(
+            self.source(network, f"teachers[{teacher.name}].network"),
+            path=path,
+            state_dict=None if weights is None else self.folder(weights),
+            trusted=teacher.trust == "code",
+            void_channels=network.void_channels,
+            preprocess=teacher.preprocess.model_dump(exclude_none=True),
+        )
 
     def teacher_table(self, teacher: Teacher) -> ClassTable:
         """Return a teacher's own classes (the experiment's, unless it declares others)."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from ensdistill.data.classes import Ids
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.stages.experiment.presets import PAPER, PRESETS
 from ensdistill.stages.functional import MAX_FUSED
+from ensdistill.stages.networks.kinds import KINDS, SETTINGS, kind_of
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 PositiveReal = Annotated[float, Field(gt=0)]
@@ -166,7 +167,7 @@ class Built(Section):
     of the network's key. Images are padded at the bottom and right to a multiple of `divisor`.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("hf", "factory")
+    kinds: ClassVar[tuple[str, ...]] = tuple(kind.key for kind in KINDS if kind.trainable)
 
     hf: str | None = None
     factory: str | None = None
@@ -210,7 +211,8 @@ class Built(Section):
     @property
     def code(self) -> str | None:
         """What of it runs code that came with it, as written in the file."""
-        return self.factory
+        codes = [kind.key for kind in KINDS if kind.runs_code and kind.key in self._given]
+        return getattr(self, codes[0]) if codes else None
 
     @property
     def paths(self) -> list[str]:
@@ -218,6 +220,24 @@ class Built(Section):
         return [p for p in (self.hf, self.root, *self.files.values()) if p is not None]
 
 
+BuiltT = TypeVar("BuiltT", bound=Built)
+
+
+def _with_kinds(section: type[BuiltT]) -> type[BuiltT]:
+    """Return a section with a field, the path, for each of its kinds that it does not spell out."""
+    fields: dict[str, Any] = {
+        key: (str | None, None) for key in section.kinds if key not in section.model_fields
+    }
+    return create_model(
+        section.__name__,
+        __base__=section,
+        __doc__=section.__doc__,
+        __module__=section.__module__,
+        **fields,
+    )
+
+
+@_with_kinds
 class Network(Built):
     """A frozen network, of whatever kind.
 
@@ -229,19 +249,8 @@ class Network(Built):
     name or position (``1``, ``out``, ``aux/0``), or the weights of those whose sum is meant.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = (
-        "hf",
-        "student",
-        "onnx",
-        "exported",
-        "torchscript",
-        "factory",
-    )
+    kinds: ClassVar[tuple[str, ...]] = tuple(kind.key for kind in KINDS)
 
-    student: str | None = None
-    onnx: str | None = None
-    exported: str | None = None
-    torchscript: str | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     state_dict: str | None = None
     ignore_keys: tuple[str, ...] = ()
@@ -267,13 +276,9 @@ class Network(Built):
     def _one_kind(self) -> Network:
         if not self._given:
             raise ValueError(f"expected one of {_listed(self.kinds)}, found none")
-        for key, used, kinds in (
-            ("divisor", self.divisor != 1, ("hf", "factory", "exported", "torchscript", "onnx")),
-            ("revision", self.revision is not None, ("hf",)),
-            ("state_dict", self.state_dict is not None, ("hf", "factory")),
-            ("precision", self.precision != "float32", tuple(set(self.kinds) - {"onnx"})),
-        ):
-            if used and self.kind not in kinds:
+        for key in SETTINGS:
+            used = getattr(self, key) != type(self).model_fields[key].default
+            if used and key not in kind_of(self.kind).settings:
                 raise ValueError(f"`{key}` does not go with `{self.kind}`")
         if self.ignore_keys and self.state_dict is None:
             raise ValueError("`ignore_keys` goes with `state_dict`")
@@ -285,11 +290,6 @@ class Network(Built):
             if self.output == "ids" and given:
                 raise ValueError(f"`{key}` is for scores; a network whose output is `ids` has none")
         return self
-
-    @property
-    def code(self) -> str | None:
-        """What of it runs code that came with it, as written in the file."""
-        return self.factory or self.exported or self.torchscript
 
     @property
     def paths(self) -> list[str]:
@@ -364,7 +364,7 @@ class Teacher(Section):
 class StudentNetwork(Built):
     """What a probe or student is built from; it may also be an architecture of ours."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("arch", "hf", "factory")
+    kinds: ClassVar[tuple[str, ...]] = ("arch", *Built.kinds)
 
     arch: Literal["mobilenetv2-deeplabv3plus", "tiny"] | None = None
 

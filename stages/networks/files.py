@@ -13,7 +13,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.manifest import MANIFEST, read_manifest
 from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.local import Factory
-from ensdistill.stages.networks.folders import onnx_data_files, require_own_files
+from ensdistill.stages.networks.folders import require_own_files
 
 DigestOf = Callable[[Path], str]
 """Returns the digest of a file."""
@@ -28,7 +28,7 @@ class Source:
     where : str
         The key of the experiment file, for errors.
     kind : str
-        What kind of network it is.
+        Its key in `kinds.KINDS`.
     path : Path
         The folder or file that it is; of code, the folder that its modules are imported from.
     function : str or None
@@ -39,6 +39,10 @@ class Source:
         The file of its weights, where they lie elsewhere.
     trusted : bool
         Whether code that comes with it may run.
+    void_channels : tuple of int
+        Channels of its output that are no class.
+    preprocess : mapping
+        The settings that override its own.
     """
 
     where: str
@@ -49,6 +53,8 @@ class Source:
     files: Mapping[str, Path] = field(default_factory=dict)
     state_dict: Path | None = None
     trusted: bool = False
+    void_channels: tuple[int, ...] = ()
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -77,33 +83,6 @@ class Hashed(NamedTuple):
 
     recipe: dict[str, Json]
     digests: dict[str, str]
-
-
-def hashed(source: Source, digest: DigestOf) -> Hashed:
-    """Return what a network is made from.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, or the network would read others than those that are hashed.
-    CorruptError
-        If a network that was trained here is not what was written.
-    """
-    if source.function is not None:
-        found = hash_code(source, digest)
-    elif source.kind in ("hf", "student"):
-        found = hash_folder(source, digest)
-    else:
-        data = onnx_data_files(source.path) if source.kind == "onnx" else []
-        found = hash_file(source, digest, data)
-    if source.state_dict is None:
-        return found
-    if not source.state_dict.is_file():
-        raise DataError(f"{source.where}.state_dict: {source.state_dict} is no file")
-    own = digest(source.state_dict)
-    return Hashed(
-        {**found.recipe, "state_dict": own}, {**found.digests, str(source.state_dict): own}
-    )
 
 
 def hash_file(source: Source, digest: DigestOf, beside: Sequence[Path] = ()) -> Hashed:
@@ -173,6 +152,31 @@ def hash_code(source: Source, digest: DigestOf) -> Hashed:
         "code": {p.relative_to(root).as_posix(): digest(p) for p in code},
     }
     return Hashed(recipe, {str(path): digest(path) for path in (*source.files.values(), *code)})
+
+
+def hash_weights(source: Source, digest: DigestOf, architecture: Hashed) -> Hashed:
+    """Return a network by content with the file of its weights, where they lie elsewhere."""
+    file = source.state_dict
+    if file is None:
+        return architecture
+    if not file.is_file():
+        raise DataError(f"{source.where}.state_dict: {file} is no file")
+    recipe, digests = architecture
+    return Hashed({**recipe, "state_dict": digest(file)}, {**digests, str(file): digest(file)})
+
+
+def require_module(source: Source) -> None:
+    """Refuse a function whose module is not there; whether it works shows when it runs.
+
+    Raises
+    ------
+    DataError
+        If there is no such module below the folder.
+    """
+    function = source.function or ""
+    module = source.path / function.split(":")[0].replace(".", "/")
+    if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
+        raise DataError(f"{source.where}.factory: {function} is in no module below {source.path}")
 
 
 def _code_below(root: Path) -> list[Path]:

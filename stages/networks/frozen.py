@@ -29,19 +29,11 @@ from ensdistill.stages.functional.unify import (
 )
 from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.answers import Reading, misshapen
-from ensdistill.stages.networks.exported import exported_network, torchscript_network
-from ensdistill.stages.networks.folders import (
-    NETWORK,
-    hf_preprocessing,
-    onnx_data_files,
-    read_description,
-    require_no_code,
-)
+from ensdistill.stages.networks.folders import NETWORK, read_description, require_no_code
 from ensdistill.stages.networks.foreign import device_failure, reason
-from ensdistill.stages.networks.onnx import OnnxNetwork, onnx_network
+from ensdistill.stages.networks.onnx import OnnxNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
-from ensdistill.stages.networks.state_dicts import load_weights
 from ensdistill.stages.networks.stream import Clock, Request, Want, stream
 from ensdistill.stages.networks.students import (
     HfSegmentation,
@@ -49,13 +41,17 @@ from ensdistill.stages.networks.students import (
     build_student,
     pad_to_multiple,
 )
-from ensdistill.stages.networks.universal import UniversalSegmentation, hf_teacher
+from ensdistill.stages.networks.universal import UniversalSegmentation
 from ensdistill.stages.networks.whole import require_whole
 
 WEIGHTS: Final = "model.safetensors"
 LAYOUT_ADVICE: Final = (
     "It asks how its tensors lie in memory: say `runtime: {channels_last: false}`"
 )
+Loaded = tuple[nn.Module, Mapping[str, Any]]
+"""A network, and the preprocessing that it comes with; the recipe's own holds."""
+
+Load = Callable[[Path, Mapping[str, Any], Local, torch.device], Loaded]
 _FLAT: Final = torch.contiguous_format
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?|mps|xpu")
 
@@ -351,55 +347,22 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_network(folder: Path | None, recipe: Mapping[str, Any], local: Local) -> FrozenNetwork:
-    """Load a teacher, probe or student.
-
-    Parameters
-    ----------
-    folder : Path
-        The network's folder or file, or an artifact of the stages `probe` and `student`.
-    recipe : mapping
-        ``source``, the kind of network, and what else of a teacher's recipe says how to run it.
-    local : Local
-        Device and threads, and the code of a network that this experiment makes by code.
-
-    Raises
-    ------
-    DataError
-        If the folder or file does not hold such a network.
-    """
-    assert folder is not None
+def open_here(
+    load: Load, path: Path, recipe: Mapping[str, Any], local: Local, *, recorded: bool
+) -> FrozenNetwork:
+    """Open a network that `load` returns and that runs in this process (see `NetworkKind`)."""
     local.require_weights()
     device = pick_device(local.device)
     set_threads(local.threads)
     reads = None
     if local.trusted or local.factory is not None:
-        known = [*local.weights, str(folder / NETWORK), str(folder / WEIGHTS)]
-        reads = Reads(known, folder if local.factory is None else local.factory.root)
+        known = [*local.weights, str(path / NETWORK), str(path / WEIGHTS)]
+        reads = Reads(known, path if local.factory is None else local.factory.root)
     with reads or nullcontext():
-        module, declared = _load(folder, recipe, local, device)
-    # what was recorded was recorded for tensors that lie the other way
-    free = recipe["source"] in ("hf", "student")
-    channels_last = local.channels_last and free
+        module, declared = load(path, recipe, local, device)
+    channels_last = local.channels_last and not recorded
     runtime = {"channels_last": channels_last, "workers": local.workers}
     return freeze(module, declared, recipe, device, reads=reads, **runtime)
-
-
-def _load(
-    folder: Path, recipe: Mapping[str, Any], local: Local, device: torch.device
-) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Return a network of whatever kind, and the preprocessing that it comes with."""
-    kind = recipe["source"]
-    if kind == "student":
-        return load_student(folder, recipe, local)
-    if kind == "hf":
-        network = _load_hf(folder, recipe, local)
-        return network, hf_preprocessing(folder, recipe["preprocess"])
-    if kind == "onnx":
-        data = {p.name: p for p in onnx_data_files(folder)}
-        return onnx_network(folder, data, device, local.threads), {}
-    load = exported_network if kind == "exported" else torchscript_network
-    return load(folder, device), {}
 
 
 def freeze(
@@ -431,18 +394,7 @@ def freeze(
     return FrozenNetwork(module, settings, device, reading, divisor=divisor, about=about, **runtime)
 
 
-def _load_hf(folder: Path, recipe: Mapping[str, Any], local: Local) -> nn.Module:
-    """Return a network of transformers, its weights from its folder or a checkpoint."""
-    network = hf_teacher(folder, trusted=local.trusted, weights=local.state_dict is None)
-    if local.state_dict is not None:
-        ignore = recipe.get("ignore_keys", ())
-        load_weights(network, local.state_dict, trusted=local.trusted, ignore=ignore)
-    return network
-
-
-def load_student(
-    folder: Path, recipe: Mapping[str, Any], local: Local
-) -> tuple[nn.Module, Mapping[str, Any]]:
+def load_student(folder: Path, recipe: Mapping[str, Any], local: Local) -> Loaded:
     """Return a network that was trained here, and the preprocessing it was trained with."""
     description = read_description(folder)
     if local.factory is None:
@@ -472,7 +424,7 @@ def load_student(
 
 
 def save_network(folder: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write what `load_network` reads: weights, and how to build the network around them.
+    """Write what `load_student` reads: weights, and how to build the network around them.
 
     Raises
     ------

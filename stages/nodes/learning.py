@@ -11,7 +11,8 @@ from ensdistill.pipeline.node import Upstream
 from ensdistill.stages.contract import Count, Result
 from ensdistill.stages.experiment.schema import TRAIN, Built, Init, Student, Training
 from ensdistill.stages.local import Local
-from ensdistill.stages.networks.files import Hashed, Source, hashed
+from ensdistill.stages.networks.files import Hashed, Source
+from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import Given, settings_of
 from ensdistill.stages.nodes.truth.plan import truth_local
 

@@ -14,7 +14,7 @@ from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Local
-from ensdistill.stages.networks.frozen import load_network
+from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.certainty.plan import Certainty, Reached
 from ensdistill.stages.nodes.infer.run import see_all
 
@@ -38,7 +38,7 @@ def run(job: Job[Reached, Local]) -> Certainty:
         job.progress.advance()
 
     if missing:
-        network = load_network(job.inputs["probe"].path, {"source": "student"}, local)
+        network = open_network(job.inputs["probe"].path, {"source": "student"}, local)
         see_all(job, network, missing, "both", sum_up)
     total = reduce(
         add,

@@ -10,8 +10,8 @@ from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
 from ensdistill.stages.local import Local
+from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.confidence.plan import FromFiles
-from ensdistill.stages.nodes.infer.run import open_network
 from ensdistill.stages.nodes.keeping import keep, mean_of, write_scores
 from ensdistill.stages.nodes.reading import file_of
 from ensdistill.stages.nodes.scores import Scores
@@ -37,6 +37,7 @@ def from_files(job: Job[FromFiles, Local]) -> Scores:
 
 def by_network(job: Job[Settings, Local]) -> Scores:
     """Store a network's largest softmax value at every pixel."""
-    maps = LabelMapsDraft(job, image_sizes(job))
-    keep(job, maps, "certainty", open_network(job.work, job.work.local.network))
+    local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
+    network = open_network(local.network, job.work.recipe.to_json(), local)
+    keep(job, maps, "certainty", network)
     return Scores(images=len(job.work.items), mean=mean_of(job))

@@ -12,7 +12,8 @@ from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Labelled, LabelMap, OfClasses
 from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Training
 from ensdistill.stages.local import Local
-from ensdistill.stages.networks.files import Hashed, hashed
+from ensdistill.stages.networks.files import Hashed
+from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import (
     ALL_FUSIONS,
     EVALUATE,

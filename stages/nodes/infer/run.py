@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Set
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,11 @@ from ensdistill.data.decoding import UInt8
 from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
-from ensdistill.pipeline.node import AnyWork, Job, Told
+from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import Labelled
 from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
-from ensdistill.stages.local import Local, local_of
+from ensdistill.stages.local import Local
+from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.infer.plan import ByNetwork, FromFiles
 from ensdistill.stages.nodes.reading import read_labels, summary
 from ensdistill.stages.work.items import Queue
@@ -67,7 +67,8 @@ def by_network(job: Job[ByNetwork, Local]) -> Labelled:
         job.progress.advance()
 
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
-    see_all(job, open_network(job.work, folder), set(missing), "labels", write)
+    network = open_network(folder, job.work.recipe.to_json(), local)
+    see_all(job, network, set(missing), "labels", write)
     return summary(job)
 
 
@@ -125,16 +126,3 @@ def see_all(
 def speaker(job: Job[Told, Local]) -> Callable[[str], None]:
     """Return what reports a network's messages as those of a node."""
     return lambda text: job.progress.message(f"{job.node.id}: {text}")
-
-
-def open_network(work: AnyWork, folder: Path | None) -> FrozenNetwork | FactoryNetwork:
-    """Return the network of a node, which lies in a folder or file unless code makes it."""
-    from ensdistill.stages.networks.factory import FactoryNetwork
-    from ensdistill.stages.networks.frozen import load_network
-
-    local, recipe = local_of(work), work.recipe.to_json()
-    if recipe["source"] == "factory":
-        assert local.factory is not None
-        local.require_weights()
-        return FactoryNetwork(local.factory, recipe, local)
-    return load_network(folder, recipe, local)

@@ -9,8 +9,9 @@ from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
 from ensdistill.stages.local import Local
 from ensdistill.stages.networks.factory import FactoryNetwork
 from ensdistill.stages.networks.frozen import FrozenNetwork
+from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.networks.stream import Clock, Request
-from ensdistill.stages.nodes.infer.run import open_network, speaker
+from ensdistill.stages.nodes.infer.run import speaker
 from ensdistill.stages.nodes.keeping import keep, mean_of
 from ensdistill.stages.nodes.scores import SoftScores
 
@@ -18,7 +19,8 @@ from ensdistill.stages.nodes.scores import SoftScores
 def run(job: Job[Settings, Local]) -> SoftScores:
     """Store a network's softmax: an image's (C, h, w) as a map of C * h rows."""
     images = image_sizes(job)
-    network = open_network(job.work, job.work.local.network)
+    local, recipe = job.work.local, job.work.recipe
+    network = open_network(local.network, recipe.to_json(), local)
     grids = {images[i]: tuple(r["size"]) for i, r in job.draft.records().items()}
     grids |= {images[i]: tuple(spare.record["size"]) for i, spare in job.spares.items()}
     unknown = {images[p.id]: p for p in job.work.local.pictures if images[p.id] not in grids}
@@ -26,7 +28,7 @@ def run(job: Job[Settings, Local]) -> SoftScores:
         grids[size] = _look(job, network, picture)
     maps = LabelMapsDraft(job, {i: grids[size] for i, size in images.items()})
     keep(job, maps, "soft", network)
-    classes = job.work.recipe.values["teacher_classes"]
+    classes = recipe.values["teacher_classes"]
     return SoftScores.model_validate(
         {"images": len(images), "mean": mean_of(job), "classes": classes}
     )

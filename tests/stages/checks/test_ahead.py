@@ -20,7 +20,6 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.stages.checks import ahead, networks, trainings
 from ensdistill.stages.checks.teachers import compared, packed, sampled, unpacked
 from ensdistill.stages.graph import build, load
-from ensdistill.stages.nodes.infer import run as infer
 
 CHANCE = "agrees with the others no better than chance"
 
@@ -258,7 +257,7 @@ def shown(three, monkeypatch):
     def make(rule):
         network = Shown(rule)
         code.write_text(f"{code.read_text()}# another one\n")
-        monkeypatch.setattr(infer, "open_network", lambda *_: network)
+        monkeypatch.setattr(networks, "open_network", lambda *_: network)
         return network
 
     declared = {"factory": "net:build", "root": "repo", "output": "ids"}

@@ -18,8 +18,8 @@ from ensdistill.stages.checks.doctor import (
     Torch,
     Torchvision,
 )
-from ensdistill.stages.experiment.schema import Network
 from ensdistill.stages.graph import load
+from ensdistill.stages.networks.kinds import KINDS, kind_of
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 85 * 10**9, bfloat16=True)
 T4 = Gpu("Tesla T4", 16 * 10**9, bfloat16=False)
@@ -247,9 +247,11 @@ def test_a_full_disk():
     holds(only(asking(CPU, free=10**8), "disk"), "warning", "0.1 GB", "ensdistill gc")
 
 
-def test_every_kind_of_network_is_known():
-    assert set(Network.kinds) <= set(doctor.KINDS)
-    assert set(doctor._FOLDERS) <= set(doctor.KINDS)
+@pytest.mark.parametrize("kind", [kind.key for kind in KINDS])
+def test_every_kind_of_network_is_known(kind):
+    level, text = only(asking(replace(CPU, onnxruntime=CPU_RUNTIME), teacher(kind)), "teacher t")
+    assert level == "ok"
+    assert kind_of(kind).package in text
 
 
 def test_what_is_gathered_about_an_experiment(world):

@@ -17,8 +17,9 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Factory, Local
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.frozen import describe, load_network, save_network
+from ensdistill.stages.networks.frozen import describe, save_network
 from ensdistill.stages.networks.initial import describe_initial, initial_network
+from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import (
     Padded,
@@ -110,7 +111,7 @@ def test_a_network_from_a_config_is_trained_saved_and_runs_at_any_size(tmp_path,
     preprocessing = Preprocessing()
     description = describe(network, RECIPE["network"], list(CLASSES.classes), preprocessing)
     save_network(tmp_path, network, description)
-    loaded = load_network(tmp_path, {"source": "student"}, local_of())
+    loaded = open_network(tmp_path, {"source": "student"}, local_of())
     network.eval()
     for size in ((65, 97), (33, 64)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -280,7 +281,7 @@ def test_a_padded_network_has_a_head_and_the_body_of_any_other(tmp_path):
     description = describe(network, "tiny", list(CLASSES.classes), Preprocessing())
     save_network(tmp_path, network, description)
     image = np.zeros((33, 47, 3), np.uint8)
-    loaded = load_network(tmp_path, {"source": "student"}, local_of())
+    loaded = open_network(tmp_path, {"source": "student"}, local_of())
     [view] = loaded._views([torch.tensor(image).permute(2, 0, 1)[None]])[0]
     assert view.pieces[0].scores.shape == (len(CLASSES), 33, 47)
     # what was padded may be where another training begins

@@ -505,7 +505,7 @@ def test_check_lets_each_network_see_an_image_and_remembers_it(world, monkeypatc
     name = world_classes()[int(scores.argmax(0).flatten().mode().values)]
     assert next(iter(found["labels"])) == name
     assert f"  {images_of(world)[0].name}: {name} " in world.call("check")
-    monkeypatch.setattr(frozen, "load_network", None)  # a second time it is not even loaded
+    monkeypatch.setattr(frozen, "open_here", None)  # a second time it is not even loaded
     assert world.json("check")["teachers"]["seg"]["trial"] == found
 
 
