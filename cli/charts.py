@@ -10,6 +10,7 @@ from warnings import catch_warnings, filterwarnings
 
 from ensdistill.cli.render.texts import number
 from ensdistill.pipeline.escaping import escaped
+from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _DPI: Final = 120
 # Okabe and Ito's colours, which colour-blind people can tell apart; and a shape for each.
-_METHODS: Final = {"label-model": ("#0072B2", "o"), "majority": ("#D55E00", "s")}
+_METHODS: Final = {LABEL_MODEL.name: ("#0072B2", "o"), MAJORITY.name: ("#D55E00", "s")}
 _ESTIMATES: Final = {"certainty": ("#D55E00", "^"), "reliability": ("#0072B2", "o")}
 _COLUMNS: Final = 3  # of panels
 

@@ -14,6 +14,7 @@ from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment.experiment import Experiment
+from ensdistill.stages.fusions import CHANNEL
 from ensdistill.stages.graph import made_by, probe_chains
 from ensdistill.stages.nodes.given import SELECT_POLICY
 from ensdistill.stages.reading import results
@@ -50,13 +51,14 @@ def command(
             if not chains:
                 raise ConfigError(
                     f"{config}: no teacher has a probe of its own, since these are for "
-                    "`fusion: {method: channel}` with `policy: {strategy: certainty}`; run "
-                    "`ensdistill select-policy` without names"
+                    f"`fusion: {{method: {CHANNEL.name}}}` with `policy: "
+                    "{strategy: certainty}`; run `ensdistill select-policy` without names"
                 )
             return [node_id for t in teachers for node_id in chains[t]]
         wanted = made_by(nodes, SELECT_POLICY)
         if not wanted:
-            raise ConfigError(f"{config}: fusion.method is majority, which needs no policy")
+            own = experiment.config.fusion.method
+            raise ConfigError(f"{config}: fusion.method is {own}, which needs no policy")
         return wanted
 
     experiment, report, decisions = execute(

@@ -15,6 +15,7 @@ from ensdistill.cli import charts
 from ensdistill.cli.render.texts import number
 from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
+from ensdistill.stages.fusions import MAJORITY, is_yardstick, method_called
 from ensdistill.stages.reading.tables import means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
@@ -60,6 +61,8 @@ def page(content: Mapping[str, Any]) -> str:
         student=next((m for _, m in groups.get("student", [])), None),
         charts=charts,
         method_label=method_label,
+        by_policy=method_called(content["about"]["method"]).policy is not None,
+        is_yardstick=is_yardstick,
     )
 
 
@@ -145,7 +148,7 @@ def _columns(scores: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     for mean in means(scores).values():
         over = None if mean.alike else [len(of) for of in mean.classes]
         found.append({"label": mean.label, "values": mean.values, "over": over, "mean": True})
-    ranked = [m["name"] != "channel-oracle" for m in methods]
+    ranked = [not is_yardstick(m["name"]) for m in methods]
     for column in found:
         values = [v for v in compress(column["values"], ranked) if v is not None]
         # of a class that nobody hits, nothing is
@@ -166,7 +169,7 @@ def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
         return []
     methods: Sequence[Mapping[str, Any]] = scores["methods"]
     own = _own(scores)
-    majority = [m for m in methods if m["name"] == "majority" and m not in own]
+    majority = [m for m in methods if m["name"] == MAJORITY.name and m not in own]
     teachers = [m for m in methods if m["kind"] == "teacher" and m["miou_present"] is not None]
     best = sorted(teachers, key=lambda m: -m["miou_present"])[:1]
     return [*own, *[m for m in methods if m["kind"] == "student"], *majority, *best]

@@ -12,6 +12,7 @@ from ensdistill.cli.render.texts import number, signed
 from ensdistill.cli.screen import echo
 from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.plan import Decision
+from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, is_yardstick
 from ensdistill.stages.reading.tables import (
     covered,
     means,
@@ -22,7 +23,7 @@ from ensdistill.stages.reading.tables import (
     score_label,
 )
 
-_ABLATED: Final = ("label-model", "majority")
+_ABLATED: Final = (LABEL_MODEL.name, MAJORITY.name)
 
 
 def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -141,7 +142,7 @@ def scores(results: Mapping[str, Any]) -> None:
     table.add_row("conflict on all pixels", *map(_percent, conflicts))
     times = [results["seconds_per_image"].get(m["name"]) for m in methods]
     table.add_row("fusing, ms an image", *(number(None if s is None else 1000 * s) for s in times))
-    oracle = next((m["miou_present"] for m in methods if m["name"] == "channel-oracle"), None)
+    oracle = next((m["miou_present"] for m in methods if is_yardstick(m["name"])), None)
     if oracle is not None:
         regrets = (None if (v := m["miou_present"]) is None else oracle - v for m in methods)
         table.add_row("regret, mIoU present", *map(number, regrets))
@@ -272,13 +273,13 @@ def _composed(found: Mapping[str, Any], score: str, present: int) -> None:
     for column in (*_ABLATED, "best member's"):
         table.add_column(column, justify="right")
     table.add_column("best member")
-    for row in sorted(rows, key=lambda r: r["label-model"] or 0, reverse=True):
+    for row in sorted(rows, key=lambda r: r[_ABLATED[0]] or 0, reverse=True):
         numbers = _over(row, (*_ABLATED, "best_miou"), present)
         table.add_row(Text(", ".join(row["teachers"])), *numbers, Text(row["best"]))
     print_table(table)
     on_majority = found["on_majority"]
     told = [(m, "the best member", found[m], found["margin"][m]) for m in _ABLATED]
-    told.append((_ABLATED[0], "majority", on_majority["share"], on_majority["margin"]))
+    told.append((*_ABLATED, on_majority["share"], on_majority["margin"]))
     for m, other, share, margin in told:
         echo(
             f"{m} is at or above {other} in {100 * share:.0f} % of {len(rows)} compositions, by "

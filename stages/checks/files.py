@@ -28,6 +28,7 @@ from ensdistill.stages.checks.labels import LabelFiles
 from ensdistill.stages.checks.networks import require_declared
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.fusions import method_called
 from ensdistill.stages.networks.files import require_module
 from ensdistill.stages.nodes.label_model import doubts
 from ensdistill.stages.work.items import for_each
@@ -246,8 +247,9 @@ def _about_classes(experiment: Experiment) -> Iterator[str]:
 
 def _about_fusion(experiment: Experiment) -> Iterator[str]:
     """Yield what the chosen method can't know of so few teachers."""
-    policy, method = experiment.config.policy, experiment.config.fusion.method
-    asks = method == "label-model" or (method == "channel" and policy.strategy == "reliability")
+    method = method_called(experiment.config.fusion.method)
+    strategy = experiment.config.policy.strategy
+    asks = method.needs_model or (method.policy is not None and strategy == "reliability")
     if asks and (doubt := doubts.of_model(len(experiment.teachers), None)) is not None:
         yield f"label model: {doubt}"
 

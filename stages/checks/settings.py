@@ -13,6 +13,7 @@ from typing import Final
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.presets import PAPER
 from ensdistill.stages.experiment.schema import TRAIN, Config, Training
+from ensdistill.stages.fusions import method_called
 
 ALL_FUSIONS: Final = "only by `evaluate --fusions all`"
 NOTHING: Final = "by nothing"
@@ -41,21 +42,21 @@ def sentences(found: Mapping[str, list[str]]) -> list[str]:
 
 def _of_methods(config: Config) -> Iterator[tuple[str, str]]:
     """Yield what belongs to fusions, policies and trainings."""
-    channel = config.fusion.method == "channel"
+    by_policy = method_called(config.fusion.method).policy is not None
     given = config.fusion.model_fields_set
     windowed = "window" in (config.fusion.conflict, config.fusion.holes)
     for key in ("window", "conflict", "holes"):
         if key in given and key == "window" and not windowed:
             yield "fusion.window", NOTHING
-        elif key in given and not channel:
+        elif key in given and not by_policy:
             yield f"fusion.{key}", ALL_FUSIONS
     strategy = config.policy.strategy
     for key in sorted(config.policy.model_fields_set):
         if key == "min_support" and strategy != "certainty":
             yield "policy.min_support", NOTHING
-        elif not channel:
+        elif not by_policy:
             yield f"policy.{key}", ALL_FUSIONS
-    if strategy == "certainty" and channel:
+    if strategy == "certainty" and by_policy:
         yield from _of_training("probe", config.probe)
     else:
         reader = ALL_FUSIONS if strategy == "certainty" else NOTHING

@@ -26,6 +26,7 @@ from ensdistill.stages.contract import Result, Settings
 from ensdistill.stages.demo.city import write_city
 from ensdistill.stages.demo.styles import SOURCES, TARGET, Style
 from ensdistill.stages.experiment.writing import from_settings
+from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.reading.outputs import RESULTS, Output
 
@@ -92,7 +93,7 @@ def train_teacher(out: Path, name: str, city: Path, seed: int, bars: Bars) -> tu
                 "ids": "label_ids",
             }
         ],
-        "fusion": {"method": "majority"},
+        "fusion": {"method": MAJORITY.name},
         "student": TEACHER | {"seed": seed},
         "runtime": RUNTIME,
     }
@@ -118,7 +119,7 @@ def target_experiment(out: Path, city: Path, teachers: Mapping[str, Path], seed:
             ],
             "probe": PROBE | {"seed": seed},
             "policy": {"strategy": "certainty"},
-            "fusion": {"method": "label-model", "window": WINDOW},
+            "fusion": {"method": LABEL_MODEL.name, "window": WINDOW},
             "student": STUDENT | {"seed": seed},
             "runtime": RUNTIME,
         },

@@ -14,9 +14,11 @@ from pydantic import AfterValidator, Field, create_model, field_validator, model
 
 from ensdistill.data.classes import Ids
 from ensdistill.pipeline.config import Section
+from ensdistill.pipeline.errors import shown
 from ensdistill.pipeline.fingerprint import canonical_json
 from ensdistill.stages.experiment.presets import PAPER, PRESETS
 from ensdistill.stages.functional import MAX_FUSED
+from ensdistill.stages.fusions import LABEL_MODEL, METHODS
 from ensdistill.stages.networks.kinds import KINDS, SETTINGS, kind_of
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -25,15 +27,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
-# Names of methods in tables of results; a teacher of that name could not be told from it.
-RESERVED = (
-    "label-model",
-    "majority",
-    "channel",
-    "channel-reliability",
-    "channel-oracle",
-    "student",
-)
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
@@ -335,7 +328,7 @@ class Teacher(Section):
             raise ValueError(
                 f"{name!r} cannot name a teacher; use letters, digits, '.', '_', '+' and '-'"
             )
-        if name in RESERVED:
+        if name == "student" or name in (method.name for method in METHODS):
             raise ValueError(f"{name!r} is the name of a method in tables; choose another")
         return name
 
@@ -522,10 +515,20 @@ class Policy(Section):
 class Fusion(Section):
     """How label maps become one: by the label model, or as in the paper (section 3.3)."""
 
-    method: Literal["label-model", "channel", "majority"] = "label-model"
+    method: str = LABEL_MODEL.name
     window: Positive = 35
     conflict: Literal["window", "certainty", "ignore"] = "window"
     holes: Literal["window", "ignore"] = "window"
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        known = [repr(m.name) for m in METHODS if m.is_own]
+        if repr(method) not in known:
+            raise ValueError(
+                f"expected {', '.join(known[:-1])} or {known[-1]}, found {shown(method)}"
+            )
+        return method
 
     @field_validator("window")
     @classmethod

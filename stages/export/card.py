@@ -12,7 +12,9 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
 from ensdistill.stages.experiment.writing import from_settings
 from ensdistill.stages.export.guides import classes_table
+from ensdistill.stages.fusions import method_called
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.nodes.policy.plan import policy_id
 
 _HEAD = """---
 library_name: transformers
@@ -106,16 +108,15 @@ def _teacher(teacher: Teacher) -> str:
 
 def _fusion(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
     settings = experiment.config.fusion
-    if settings.method == "label-model":
-        return "label model of all teachers' labels (Dawid and Skene)"
-    if settings.method == "majority":
-        return "majority of the teachers' labels"
-    policy = decisions["policy"].artifact
+    method = method_called(settings.method)
+    if method.policy is None:
+        return method.told
+    policy = decisions[policy_id()].artifact
     assert policy is not None
     chosen = policy.manifest.result["teacher"]
     classes = "; ".join(f"{c}: {t or 'none'}" for c, t in chosen.items())
     return (
-        f"by class, window {settings.window}, conflicts: {settings.conflict}, holes: "
+        f"{method.told}, window {settings.window}, conflicts: {settings.conflict}, holes: "
         f"{settings.holes}. Policy by {experiment.config.policy.strategy}: {classes}"
     )
 

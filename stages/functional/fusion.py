@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from ensdistill.stages.functional import IGNORE_INDEX, MAX_FUSED
 from ensdistill.stages.functional._checks import check_form, check_highest, check_n_classes
 
-__all__ = ["FusionCounts", "channel_wise", "majority", "warm_up"]
-
 
 @dataclass(frozen=True, eq=False)
 class FusionCounts:
@@ -302,6 +300,7 @@ def _claimants(
 
 
 def frozen(label_maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (N, H, W) label maps as kernels take them: in one piece, and not to be written to."""
     view = np.ascontiguousarray(label_maps).view()
     view.flags.writeable = False
     return view

@@ -25,6 +25,7 @@ __all__ = [
     "Fused",
     "Fuser",
     "FusionMethod",
+    "is_yardstick",
     "method_called",
 ]
 
@@ -35,6 +36,11 @@ METHODS: Final[tuple[FusionMethod, ...]] = (
     MAJORITY,
     CHANNEL_ORACLE,
 )
+
+
+def is_yardstick(name: str) -> bool:
+    """Whether a method of tables is chosen by ground truth, and so is never the best."""
+    return any(method.is_yardstick and method.name == name for method in METHODS)
 
 
 def method_called(name: str) -> FusionMethod:

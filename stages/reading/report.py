@@ -25,11 +25,13 @@ from ensdistill.stages.checks.teachers import published
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.functional.agreement import Agreement
+from ensdistill.stages.fusions import method_called
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import local_of
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.label_model.plan import label_model_id
 from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results
 from ensdistill.stages.reading.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
@@ -240,7 +242,7 @@ def _warnings(
         found.append(
             f"the student was trained watching the ground truth of {student.watch}{selected}"
         )
-    if chosen is not None and experiment.config.fusion.method == "channel":
+    if chosen is not None and method_called(experiment.config.fusion.method).policy is not None:
         for c in chosen["fallback"]:
             found.append(
                 f"policy: no probe is sure of {c} on enough pixels; it goes to "
@@ -249,7 +251,7 @@ def _warnings(
         for c, teacher in chosen["teacher"].items():
             if teacher is None:
                 found.append(f"policy: no teacher labels {c}")
-    model = decisions.get("label-model")
+    model = decisions.get(label_model_id())
     if model is not None and model.artifact is not None:
         result = model.artifact.manifest.result
         if not result["converged"]:
@@ -341,7 +343,7 @@ def _looked_at(
     made = {f"fused ({method})": fused}
     if split != TRAIN and (student := _maps(decisions, infer_id("student", split))) is not None:
         made["student"] = student
-    chosen = results.policy(decisions) if method == "channel" else None
+    chosen = results.policy(decisions) if method_called(method).policy is not None else None
     work = decisions[fusion].work
     assert work is not None
     gallery = Gallery(

@@ -9,18 +9,23 @@ from typing import Any, Final
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
 from ensdistill.pipeline.escaping import as_utf8
-from ensdistill.pipeline.manifest import Manifest
+from ensdistill.pipeline.manifest import Artifact, Manifest
+from ensdistill.pipeline.node import NodeId
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages.checks import suspicion
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
+from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, method_called
 from ensdistill.stages.graph import build, scored, uncovered
 from ensdistill.stages.nodes.ablation.plan import ablation_id
+from ensdistill.stages.nodes.certainty.plan import certainty_id
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.evaluation.rivals import rivals
+from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model import doubts
-from ensdistill.stages.nodes.label_model.plan import model_id
+from ensdistill.stages.nodes.label_model.plan import label_model_id, model_id
+from ensdistill.stages.nodes.policy.plan import policy_id
 from ensdistill.stages.reading import tables
 from ensdistill.stages.reading.outputs import RESULTS, Output, write_fixed
 
@@ -29,24 +34,28 @@ _ORDER: Final = ("teacher", "fusion", "probe", "student")
 _NOT_MADE: Final = {
     "student": "not trained",
     "probe": "not trained",
-    "label-model": "label model not fitted",
+    LABEL_MODEL.name: "label model not fitted",
     "policy": "policy not chosen",
 }
 
 
 def policy(decisions: Mapping[str, Decision]) -> dict[str, Any] | None:
     """Return the result of the policy node, None where the experiment has none."""
-    artifact = decisions["policy"].artifact if "policy" in decisions else None
+    artifact = _made(policy_id(), decisions)
     return None if artifact is None else artifact.manifest.result
+
+
+def _made(node_id: NodeId, decisions: Mapping[str, Decision]) -> Artifact | None:
+    return decisions[node_id].artifact if node_id in decisions else None
 
 
 def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, Any]:
     """Return teacher to the result of its certainty node, where there is one."""
     found = {}
     for teacher in experiment.teachers:
-        decision = decisions.get(f"certainty[{teacher.name}]")
-        if decision is not None and decision.artifact is not None:
-            found[teacher.name] = decision.artifact.manifest.result
+        artifact = _made(certainty_id(teacher.name), decisions)
+        if artifact is not None:
+            found[teacher.name] = artifact.manifest.result
     return found
 
 
@@ -57,7 +66,7 @@ def reliability(
 
     Empty where there is no model, or it cannot tell (see `doubt`).
     """
-    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    artifact = _made(label_model_id(), decisions)
     if artifact is None or doubt(decisions) is not None:
         return {}
     rows = artifact.manifest.result["reliability"]
@@ -69,7 +78,7 @@ def reliability(
 
 def doubt(decisions: Mapping[str, Decision]) -> str | None:
     """Return why the label model cannot tell which teacher errs; None where it can, or is none."""
-    artifact = decisions["label-model"].artifact if "label-model" in decisions else None
+    artifact = _made(label_model_id(), decisions)
     if artifact is None:
         return None
     found = artifact.manifest.result
@@ -124,7 +133,7 @@ def results(
     fusions = {
         m["name"]: made[node_id]
         for m in methods
-        if m["kind"] == "fusion" and (node_id := f"fusion[{m['name']}]@{split}") in made
+        if m["kind"] == "fusion" and (node_id := fusion_id(m["name"], split)) in made
     }
     chosen = policy(decisions) or {"teacher": {}, "fallback": []}
     sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
@@ -166,7 +175,7 @@ def _rule(
         return None
     fit = experiment.config.label_model.fit
     fallback = model.result["fallback"]
-    return {"fit": fit, "rule": "majority" if fallback else "label-model", "because": fallback}
+    return {"fit": fit, "rule": (MAJORITY if fallback else LABEL_MODEL).name, "because": fallback}
 
 
 def _beside(own: str, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -238,7 +247,7 @@ def not_scored(
     lacking = uncovered(experiment, split)
     found = [_left_out("teacher", t, f"no label maps of {split} are declared") for t in lacking]
     method = experiment.config.fusion.method
-    if lacking and method != "majority":
+    if lacking and not method_called(method).baseline:
         why = f"needs the label maps of all teachers on {split}"
         found.append(_left_out("fusion", method, why))
     for beside in (False, True):

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from ensdistill.pipeline.escaping import in_a_cell, in_a_line
 from ensdistill.pipeline.figures import some
+from ensdistill.stages.fusions import MAJORITY, is_yardstick
 
 __all__ = [
     "WRITERS",
@@ -37,7 +38,6 @@ __all__ = [
     "values",
 ]
 
-_YARDSTICK: Final = "channel-oracle"  # chosen by the ground truth, so never the best
 _NAMED: Final = 3  # methods, in a note
 
 Values = list[float | None]
@@ -227,7 +227,7 @@ def rivals_note(beside: Mapping[str, Any]) -> str:
     """
     method, value, score = beside["method"], beside["value"], score_label(beside["score"])
     told = []
-    for key, name in (("majority", "majority"), ("teacher", "the best teacher")):
+    for key, name in ((MAJORITY.name, MAJORITY.name), ("teacher", "the best teacher")):
         if (of := beside[key]) is not None:
             called = f"{of['name']}, " if "name" in of else ""
             told.append(f"{of['difference']:+.1f} on {name} ({called}{of['value']:.1f})")
@@ -279,9 +279,9 @@ def _cells(column: _Column, methods: Sequence[Mapping[str, Any]]) -> list[str]:
     if column.counts:
         return [str(v) for v in column.values]
     pairs = list(zip(methods, column.values, strict=True))
-    ranked = [v for m, v in pairs if column.alike and m["name"] != _YARDSTICK and v is not None]
+    ranked = [v for m, v in pairs if column.alike and not is_yardstick(m["name"]) and v is not None]
     best = max(ranked, default=None)
-    return [_cell(v, None if m["name"] == _YARDSTICK else best) for m, v in pairs]
+    return [_cell(v, None if is_yardstick(m["name"]) else best) for m, v in pairs]
 
 
 def _cell(value: float | None, best: float | None) -> str:

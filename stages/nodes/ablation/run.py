@@ -24,6 +24,7 @@ from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fi
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou, present
 from ensdistill.stages.functional.spoiling import relabel_segments
+from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.ablation.compositions import (
@@ -43,7 +44,7 @@ from ensdistill.stages.work.items import for_each
 
 SHARE: Final = 0.4
 """The part of the segments that the teacher `segments` has wrong."""
-METHODS: Final = ("label-model", "majority")
+METHODS: Final = (LABEL_MODEL.name, MAJORITY.name)
 
 _TOGETHER: Final = 4  # compositions at least that share a pass over the images
 _SECONDS: Final = 10.0  # of work that an interruption may lose, where more than these are fast

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ensdistill.stages.fusions import MAJORITY
+
 Scores = Mapping[str, float | None]
 
 
@@ -31,13 +33,13 @@ def rivals(method: str, score: str, fusions: Scores, teachers: Scores) -> dict[s
     alone = {t: value for t, value in teachers.items() if value is not None}
     if own is None or not alone:
         return None
-    majority = None if method == "majority" else fusions.get("majority")
+    majority = None if method == MAJORITY.name else fusions.get(MAJORITY.name)
     best = max(alone, key=lambda t: alone[t])
     return {
         "method": method,
         "score": score,
         "value": own,
-        "majority": None if majority is None else _compared(own, majority),
+        MAJORITY.name: None if majority is None else _compared(own, majority),
         "teacher": {"name": best, **_compared(own, alone[best])},
     }
 
