@@ -237,7 +237,8 @@ def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
     DataError
         If the file is no whole 8-bit image, or another one than was planned for.
     """
-    return np.asarray(_photograph(path, sha256).convert("RGB"))
+    image = _photograph(path, sha256)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _photograph(path: Path | str, sha256: str | None) -> Image.Image:
