@@ -12,7 +12,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,6 @@ import PIL
 from PIL import features
 
 from ensdistill.data.decoding import UInt8, image_size, read_image
-from ensdistill.data.splits import Picture
 from ensdistill.pipeline.opening import open_regular, read_regular
 
 _FORM: Final = b"ensdistill px 1\n"
@@ -85,19 +84,39 @@ class PixelCache:
             The digest of the photograph's file.
         """
         try:
-            # read, not mapped: a disk that fails raises here and would kill a process that maps
-            content = read_regular(self.file(sha256))
-            height, width = _size(content, sha256)
+            self._whole(sha256)
         except OSError as error:
             return f"it cannot be read: {error.strerror}"
         except ValueError as error:
             return str(error)
+        return None
+
+    def read(self, sha256: str) -> UInt8 | None:
+        """Return a photograph's (H, W, 3) uint8 RGB, None if there is none whose checksum holds."""
+        try:
+            return self._whole(sha256)
+        except (OSError, ValueError):
+            return None
+
+    def _whole(self, sha256: str) -> UInt8:
+        """Return all of a photograph's pixels.
+
+        Raises
+        ------
+        OSError, ValueError
+            If they cannot be read, or are not whole.
+        """
+        # read, not mapped: a disk that fails raises here and would kill a process that maps
+        content = read_regular(self.file(sha256))
+        height, width = _size(content, sha256)
         written = _CHECKSUM.unpack_from(content, _HEADER.size)[0]
         pixels = np.frombuffer(content, np.uint8, offset=_START).reshape(height, width, 3)
-        return None if written == _crc(content[: _HEADER.size], pixels) else "its checksum differs"
+        if written != _crc(content[: _HEADER.size], pixels):
+            raise ValueError("its checksum differs")
+        return pixels
 
-    def write(self, sha256: str, path: Path | str) -> None:
-        """Decode a photograph and keep its pixels, in one atomic write, unless they are there.
+    def write(self, sha256: str, path: Path | str) -> UInt8:
+        """Return a photograph, decoded and kept in one atomic write, unless it is there whole.
 
         Parameters
         ----------
@@ -113,8 +132,8 @@ class PixelCache:
         OSError
             If the pixels cannot be written.
         """
-        if self.fault(sha256) is None:  # another process was faster
-            return
+        if (found := self.read(sha256)) is not None:  # another process was faster
+            return found
         pixels = np.ascontiguousarray(read_image(path, sha256))
         height, width, _ = pixels.shape
         header = _HEADER.pack(_FORM, _DECODER, bytes.fromhex(sha256), height, width)
@@ -128,6 +147,14 @@ class PixelCache:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        return pixels
+
+    def cannot_hold(self, error: OSError) -> str:
+        """Say that nothing can be kept, and what that means."""
+        return (
+            f"{self.folder} cannot hold decoded images ({error}); what it lacks is decoded "
+            "whenever it is read (`runtime: {cache: false}` does so from the start)"
+        )
 
     def discard(self, digests: Iterable[str]) -> None:
         """Delete the pixels of photographs, those that are there."""
@@ -155,44 +182,71 @@ class PixelCache:
 
 
 class Pixels:
-    """Reads photographs, from a cache those that are known to be whole there.
+    """What reads photographs: from a cache where they lie there, and else from their own files.
 
     Files are opened for each read and not held: it may be sent to, and forked into, any number of
     processes.
 
     Parameters
     ----------
-    digests : mapping
-        Path to sha256, for the file of every photograph that is read.
-    cache : PixelCache, optional
-        Where decoded ones lie.
+    folder : Path, optional
+        The cache's.
     whole : collection of str
-        Digests of those whose checksum was seen to hold.
+        Digests of those whose checksum was seen to hold: of these only what is looked at is read.
+    keeps : bool
+        Whether the cache gets what it lacks, as long as that can be written.
+
+    Attributes
+    ----------
+    remarks : list of str
+        What there is to say of the cache.
     """
 
     def __init__(
-        self,
-        digests: Mapping[str, str],
-        cache: PixelCache | None = None,
-        whole: Iterable[str] = (),
+        self, folder: Path | None = None, whole: Iterable[str] = (), *, keeps: bool = False
     ):
-        self._digests = digests
-        self._cache = cache
+        self.folder, self.keeps = folder, keeps
+        self.remarks: list[str] = []
         self._whole = frozenset(whole)
+        self._kept: list[str] = []
 
-    def read(self, picture: Picture) -> UInt8:
+    def read(self, path: Path | str, sha256: str) -> UInt8:
         """Return a photograph as (H, W, 3) uint8 RGB, perhaps read-only.
+
+        Parameters
+        ----------
+        path : Path or str
+            Its file.
+        sha256 : str
+            What the file's bytes must be.
 
         Raises
         ------
         DataError
             As `read_image`.
         """
-        sha256 = self._digests[str(picture.image)]
-        found = None
-        if self._cache is not None and sha256 in self._whole:
-            found = self._cache.map(sha256)  # None if `gc` took it meanwhile
-        return read_image(picture.image, sha256) if found is None else found
+        if self.folder is None:
+            return read_image(path, sha256)
+        cache = PixelCache(self.folder)
+        # there is no map of what `gc` took meanwhile
+        found = cache.map(sha256) if sha256 in self._whole else cache.read(sha256)
+        if found is None and self.keeps:
+            found = self._keep(cache, path, sha256)
+        return read_image(path, sha256) if found is None else found
+
+    def _keep(self, cache: PixelCache, path: Path | str, sha256: str) -> UInt8 | None:
+        """Return a photograph that is kept from now on, None if that fails."""
+        try:
+            found = cache.write(sha256, path)
+        except OSError as error:
+            if self.keeps:  # and no other thread was faster
+                self.keeps = False
+                self.remarks.append(cache.cannot_hold(error))
+            with suppress(OSError):
+                cache.discard(self._kept)  # on a full disk there would be no room for results
+            return None
+        self._kept.append(sha256)
+        return found
 
 
 def is_free(folder: Path) -> bool:

@@ -67,7 +67,7 @@ class Local:
     palette : bool
         Whether raw values are packed colours.
     pixels : Path or None
-        Where training keeps decoded images; None where it does not.
+        Where decoded images are kept; None where they are not.
     """
 
     pictures: tuple[Picture, ...]

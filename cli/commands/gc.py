@@ -15,7 +15,6 @@ from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment.experiment import PIXELS, PIXELS_MARK
-from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import build, load
 
 
@@ -44,7 +43,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
 
     What an experiment file makes stays, and what it may turn out to make; so does what another
     process is working on. Deleted work has to be done again if a setting changes back. Decoded
-    images that no experiment trains on go as well.
+    images that belong to no experiment go as well.
 
     \b
     Example:
@@ -66,14 +65,17 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         sha256
         for e in experiments
         if e.pixels is not None
-        for sha256 in e.files.digests([str(p.image) for p in e.pictures(TRAIN)])
+        for split in e.config.target
+        for sha256 in e.files.digests([str(p.image) for p in e.pictures(split)])
     }
     for experiment in experiments:
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]
     say = partial(echo, err=True)
     found = survey(workspace, plans, keep_last=keep_last, named=named, say=say)
-    found += survey_cache(workspace.root / PIXELS, PIXELS_MARK, wanted, "are images to train on")
+    found += survey_cache(
+        workspace.root / PIXELS, PIXELS_MARK, wanted, "are images of an experiment"
+    )
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}
     if as_json:

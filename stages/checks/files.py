@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
+from ensdistill.data.decoded import PixelCache
 from ensdistill.data.decoding import (
     image_size,
     inspect_certainty,
@@ -278,6 +279,8 @@ class Item(NamedTuple):
         The image that it belongs to, or that it is.
     most : int
         Pixels that it may have.
+    pixels : Path or None
+        Where decoded images are kept.
     """
 
     file: Path
@@ -285,10 +288,14 @@ class Item(NamedTuple):
     kind: str
     image: Path
     most: int
+    pixels: Path | None = None
 
 
 def look(item: Item) -> dict[str, Any] | str:
     """Look into a file, whose header must be as it may be before the rest is decoded.
+
+    A photograph whose pixels are cached was decoded. Others are not cached here: whether any stage
+    is going to read them is not known, and to keep them takes as long again.
 
     Returns a text if it is unreadable or does not fit its image.
     """
@@ -296,6 +303,9 @@ def look(item: Item) -> dict[str, Any] | str:
     try:
         if kind == "photograph":
             image_size(file, item.most)
+            cached = None if item.pixels is None else PixelCache(item.pixels).read(sha256)
+            if cached is not None:
+                return {"height": cached.shape[0], "width": cached.shape[1]}
             return inspect_image(file, sha256)
         size = values_size(file, item.most)
         try:
@@ -333,7 +343,9 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
                 continue
             if not (of_file := unknown.setdefault((job.file, job.kind), [])):
                 image, sha256 = job.picture.image, files.digest(job.file)
-                items.append(Item(job.file, sha256, job.kind, image, runtime.max_pixels))
+                items.append(
+                    Item(job.file, sha256, job.kind, image, runtime.max_pixels, experiment.pixels)
+                )
             of_file.append(k)
         except EnsdistillError as error:
             unreadable(k, str(error))

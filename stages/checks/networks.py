@@ -29,6 +29,7 @@ from ensdistill.stages.networks.kinds import kind_of, open_network
 from ensdistill.stages.networks.whole import require_whole
 from ensdistill.stages.nodes.infer.plan import STAGE, infer_id
 from ensdistill.stages.nodes.label_model.run import spread
+from ensdistill.stages.work.pixels import reader
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Request
@@ -282,13 +283,14 @@ def look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> d
     said: list[str] = []
     opened = time.perf_counter()
     local = local_of(work)
+    pixels = reader(local.pixels, [*batch, *alone], lambda _: None)  # so few are not told of
     with closing(open_network(local.network, work.recipe.to_json(), local)) as network:
         begin = time.perf_counter()
 
         def see(requests: Sequence[Request]) -> tuple[UInt8, float]:
             """Return the labels of the first of some images, and the seconds that one took."""
             begin = time.perf_counter()
-            [found] = network.stream([requests], "labels", Clock(), said.append)
+            [found] = network.stream([requests], "labels", pixels, Clock(), said.append)
             return found[0][0], (time.perf_counter() - begin) / len(requests)
 
         labels, seconds = see(batch[:1])

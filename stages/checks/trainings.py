@@ -174,7 +174,7 @@ def tried(
 ) -> dict[str, Any]:
     """Return what a training's network is, and what a step of it costs."""
     smaller = {**recipe, "batch_size": _CROPS, "accumulate": 1}
-    order = loop.Order(section, smaller, local, {}, Pixels(local.digests))
+    order = loop.Order(section, smaller, local, {}, Pixels())
     benchmark = torch.backends.cudnn.benchmark
     try:
         with redirect_stdout(sys.stderr):  # what its code prints must not get into our results

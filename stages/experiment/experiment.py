@@ -59,7 +59,7 @@ class Experiment:
 
     @property
     def pixels(self) -> Path | None:
-        """The folder of decoded training images; None where they are not kept."""
+        """The folder of decoded images; None where they are not kept."""
         return self.workspace.root / PIXELS if self.config.runtime.cache else None
 
     @cached_property

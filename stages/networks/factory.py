@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.escaping import plain
 from ensdistill.pipeline.opening import real_path
@@ -102,11 +103,13 @@ class FactoryNetwork:
         self,
         batches: Sequence[Sequence[Request]],
         want: Want,
+        pixels: Pixels,
         clock: Clock,
         say: Callable[[str], object],
     ) -> Generator[list[tuple[NDArray[Any], ...]]]:
         """Yield what is wanted of each photograph (see `stream.stream`)."""
-        self._tell({"batches": batches, "want": want})
+        folder = None if pixels.folder is None else str(pixels.folder)
+        self._tell({"batches": batches, "want": want, "folder": folder, "keeps": pixels.keeps})
         found: list[tuple[NDArray[Any], ...]] = []
         while "facts" not in (answer := self._answer()):
             if "said" in answer:
@@ -119,6 +122,7 @@ class FactoryNetwork:
         self.facts = answer["facts"]
         clock.network += answer["network"]
         clock.decode += answer["decode"]
+        pixels.remarks += answer["remarks"]
 
     def close(self) -> None:
         """End the process."""
@@ -226,17 +230,19 @@ def _place(error: Exception) -> str:
 
 def _serve(network: FrozenNetwork, order: Mapping[str, Any], answers: BinaryIO) -> None:
     batches = [[Request(*request) for request in batch] for batch in order["batches"]]
-    clock = Clock()
+    folder = None if order["folder"] is None else Path(order["folder"])
+    pixels, clock = Pixels(folder, keeps=order["keeps"]), Clock()
 
     def say(text: str) -> None:
         _answer(answers, {"said": text})
 
-    for found in network.stream(batches, order["want"], clock, say):
+    for found in network.stream(batches, order["want"], pixels, clock, say):
         for k, arrays in enumerate(found):
             described = [(a.dtype.str, a.shape) for a in arrays]
             header = {"arrays": described, "last": k == len(found) - 1}
             _answer(answers, header, *(np.ascontiguousarray(a).data for a in arrays))
-    _answer(answers, {"facts": network.facts, "network": clock.network, "decode": clock.decode})
+    spent = {"network": clock.network, "decode": clock.decode}
+    _answer(answers, {"facts": network.facts, "remarks": pixels.remarks, **spent})
 
 
 def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError, EnsdistillError
@@ -133,11 +134,14 @@ class FrozenNetwork:
         self,
         batches: Sequence[Sequence[Request]],
         want: Want,
+        pixels: Pixels,
         clock: Clock,
         say: Callable[[str], object],
     ) -> Generator[list[tuple[NDArray[Any], ...]]]:
         """Yield what is wanted of each photograph (see `stream.stream`)."""
-        return stream(self, batches, want, workers=self._workers, clock=clock, say=say)
+        return stream(
+            self, batches, want, pixels=pixels, workers=self._workers, clock=clock, say=say
+        )
 
     def look(self, photograph: UInt8) -> Unified:
         """Return the labels of one (H, W, 3) uint8 photograph and how sure they are."""

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ensdistill.data.decoding import STEPS, read_image
+from ensdistill.data.decoded import Pixels
+from ensdistill.data.decoding import STEPS
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.foreign import blaming_device
 
@@ -102,6 +103,7 @@ def stream(
     batches: Sequence[Sequence[Request]],
     want: Want,
     *,
+    pixels: Pixels,
     workers: int,
     clock: Clock,
     say: Callable[[str], object],
@@ -119,8 +121,10 @@ def stream(
         What runs at once. Without memory for it halves do, from then on.
     want : str
         See `Want`.
+    pixels : Pixels
+        What reads the photographs.
     workers : int
-        Threads that decode; at least one.
+        Threads that do so; at least one.
     clock : Clock
         Gets the times.
     say : callable
@@ -138,7 +142,7 @@ def stream(
 
     def fetch() -> None:
         for batch in later:
-            coming.append([pool.submit(_decode, network, request) for request in batch])
+            coming.append([pool.submit(_decode, network, pixels, request) for request in batch])
             if len(coming) >= max(_AHEAD, workers):
                 break
 
@@ -165,8 +169,8 @@ def stream(
 
 
 @blaming_device()  # for memory that it reads
-def _decode(network: FrozenNetwork, request: Request) -> _Decoded:
-    photograph = read_image(request.image, request.sha256)
+def _decode(network: FrozenNetwork, pixels: Pixels, request: Request) -> _Decoded:
+    photograph = pixels.read(*request)
     height, width, _ = photograph.shape
     return _Decoded(request, (height, width), network.on_host(photograph))
 

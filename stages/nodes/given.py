@@ -113,6 +113,7 @@ class Given:
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,
             keep_checkpoints=runtime.keep_checkpoints,
+            pixels=self.experiment.pixels,
             digests={**upstream.once(("digests", split), find), **(more_digests or {})},
             **more,
         )

@@ -70,7 +70,7 @@ def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
 def training_local(given: Given, settings: Training, upstream: Upstream) -> Local:
     """Return what training on the training images needs."""
     exp = given.experiment
-    more: dict[str, Any] = {"weights": {}, "pixels": exp.pixels}
+    more: dict[str, Any] = {"weights": {}}
     more |= own_code(given, settings)
     if exp.config.runtime.tensorboard is not None:
         more["tensorboard"] = exp.folder(exp.config.runtime.tensorboard)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable
-from ensdistill.data.decoding import UInt8, read_image
+from ensdistill.data.decoded import Pixels
+from ensdistill.data.decoding import UInt8
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.functional.agreement import Agreement, agreement, claims
@@ -175,6 +176,8 @@ class Gallery:
         Image id to its picture.
     digests : mapping
         Path to sha256 of every image.
+    pixels : Pixels
+        What reads them.
     table : ClassTable
         The classes.
     teachers : mapping
@@ -191,6 +194,7 @@ class Gallery:
 
     pictures: Mapping[str, Picture]
     digests: Mapping[str, str]
+    pixels: Pixels
     table: ClassTable
     teachers: Mapping[str, LabelMaps]
     made: Mapping[str, LabelMaps]
@@ -214,7 +218,7 @@ class Gallery:
 
     def _shot(self, image_id: str, rank: str, found: Agreement, most: int) -> Shot:
         file = str(self.pictures[image_id].image)
-        photo = read_image(file, self.digests[file])
+        photo = self.pixels.read(file, self.digests[file])
         height, width = photo.shape[:2]
         if width > most:
             height, width = max(1, round(height * most / width)), most

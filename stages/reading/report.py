@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.config import Foreign, described
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.manifest import REPAIR, SHORT, Artifact, Manifest
@@ -349,6 +350,7 @@ def _looked_at(
     gallery = Gallery(
         pictures={p.id: p for p in experiment.pictures(split)},
         digests=local_of(work).digests,
+        pixels=Pixels(experiment.pixels),
         table=experiment.classes,
         teachers=present,
         made=made,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ensdistill.data.decoded import Pixels
-from ensdistill.data.decoding import Decoder, image_size, read_image
+from ensdistill.data.decoding import Decoder, image_size
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress, Told
@@ -57,10 +57,10 @@ from ensdistill.stages.training.optimizers import (
     freeze_norms,
     learning_rate,
 )
-from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
+from ensdistill.stages.work.pixels import prepare
 
 _LOG_EVERY: Final = 20  # steps
 _ALIKE: Final = 1e-3  # of the largest score, by which answers of one network may be apart
@@ -496,7 +496,7 @@ class Training:
         """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
         try:
             miou = watched_miou(
-                self._trained(), self.preprocessing, self.device, self.local, self.ranks
+                self._trained(), self.preprocessing, self.device, self.order, self.ranks
             )
         except DataError as error:
             raise DataError(f"{self.order.node}.watch: {error}") from error
@@ -565,10 +565,11 @@ def watched_miou(
     network: nn.Module,
     preprocessing: Preprocessing,
     device: torch.device,
-    local: Local,
+    order: Order,
     ranks: Ranks,
 ) -> float:
     """Return the mIoU in percent on the watched split, whose images the ranks share."""
+    local = order.local
     frozen = FrozenNetwork(network, preprocessing, device, channels_last=local.channels_last)
     decoder = Decoder(local.to_target, palette=local.palette)
     size = len(local.classes)
@@ -577,7 +578,7 @@ def watched_miou(
         assert picture.labels is not None
         shape = image_size(picture.image, local.max_pixels)
         target = decoder.read(picture.labels, local.digests[str(picture.labels)], shape)
-        image = read_image(picture.image, local.digests[str(picture.image)])
+        image = order.pixels.read(picture.image, local.digests[str(picture.image)])
         labels = frozen.look(image).labels
         confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
     confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()

@@ -96,6 +96,7 @@ class Samples(Dataset[Sample]):
         self._weights = weights
         self._recipe = recipe
         self._pad = pad
+        self._digests = local.digests
         self._pixels = pixels
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ class Samples(Dataset[Sample]):
     def _cut(self, index: int, wanted: int | None, random: np.random.Generator) -> _Cut:
         """Scale an image by a random factor, cut a random window, and flip it by chance."""
         picture = self._pictures[index]
-        whole = self._pixels.read(picture)
+        whole = self._pixels.read(picture.image, self._digests[str(picture.image)])
         labels = self._labels.read(picture.id)
         (crop_h, crop_w), (low, high) = self._recipe["crop"], self._recipe["scale"]
         height, width = self._recipe["input_size"] or labels.shape

@@ -19,8 +19,8 @@ from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.local import Local
 from ensdistill.stages.training.loop import Order, Silence, Training
-from ensdistill.stages.training.pixels import prepare
 from ensdistill.stages.training.samples import Samples
+from ensdistill.stages.work.pixels import prepare
 
 from . import maps
 from .measure import ROUNDS, Turns, figure, turns
@@ -79,7 +79,7 @@ def local_of(root, suffix, **more):
         digests[str(path)] = sha256(path.read_bytes()).hexdigest()
     runtime = {"device": "cpu", "workers": 1, "threads": 1, "checkpoint_every": 1}
     local = Local(tuple(pictures), None, **runtime, keep_checkpoints=1, digests=digests)
-    return local, Pixels(digests)
+    return local, Pixels()
 
 
 def kept(root, local):
@@ -88,7 +88,7 @@ def kept(root, local):
     cache.open()
     for path, digest in local.digests.items():
         cache.write(digest, path)
-    return Pixels(local.digests, cache, local.digests.values())
+    return Pixels(cache.folder, local.digests.values())
 
 
 def crops(root):
@@ -98,7 +98,7 @@ def crops(root):
     cache, digest = PixelCache(root / ".pixels"), local.digests[str(picture.image)]
 
     def crop(reader):
-        whole = reader.read(picture)
+        whole = reader.read(picture.image, digest)
         return whole[200 : 200 + CROP[0], 300 : 300 + CROP[1]].copy()
 
     times = turns(

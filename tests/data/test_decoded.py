@@ -18,7 +18,6 @@ from PIL import Image
 from ensdistill.data import decoded
 from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes
 from ensdistill.data.decoding import read_image
-from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
 
 
@@ -42,6 +41,14 @@ def kept(tmp_path, cache):
     cache.write(digest, path)
     assert cache.open() == {digest}
     return path, digest
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+    """The paths of what is decoded, in order."""
+    found = []
+    monkeypatch.setattr(decoded, "read_image", lambda *a: found.append(a[0]) or read_image(*a))
+    return found
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
@@ -168,64 +175,112 @@ def test_what_is_no_file_holds_no_pixels(cache, kept, goal):
     assert cache.map(kept[1]) is None
 
 
-def test_only_what_was_seen_to_be_whole_is_read_from_the_cache(cache, kept, monkeypatch):
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_cached_is_not_decoded(cache, kept, monkeypatch, keeps, whole):
     path, digest = kept
-    picture, digests = Picture("a", path), {str(path): digest}
-    read = []
-    monkeypatch.setattr(decoded, "read_image", lambda *a: read.append(a) or read_image(*a))
     expected = read_image(path)
-    for reader, count in (
-        (Pixels(digests), 1),
-        (Pixels(digests, cache), 1),
-        (Pixels(digests, cache, [digest]), 0),
-    ):
-        read.clear()
-        np.testing.assert_array_equal(reader.read(picture), expected)
-        assert read == [(path, digest)] * count
+    monkeypatch.setattr(decoded, "read_image", lambda *_: pytest.fail("decoded"))
+    reader = Pixels(cache.folder, [digest] if whole else [], keeps=keeps)
+    for _ in range(2):
+        np.testing.assert_array_equal(reader.read(path, digest), expected)
+
+
+def test_without_a_cache_every_read_decodes(kept, decoding):
+    for _ in range(2):
+        np.testing.assert_array_equal(Pixels().read(*kept), read_image(kept[0]))
+    assert decoding == [kept[0]] * 2
+
+
+def test_what_the_cache_lacks_is_kept_where_it_is_to_be(tmp_path, cache, decoding):
+    path, digest = photograph(tmp_path / "a.png")
+    for keeps, count in ((False, 1), (False, 2), (True, 3), (True, 3), (False, 3)):
+        reader = Pixels(cache.folder, keeps=keeps)
+        np.testing.assert_array_equal(reader.read(path, digest), read_image(path))
+        assert len(decoding) == count and not reader.remarks
+    assert cache.fault(digest) is None
+
+
+def test_what_is_damaged_is_not_read_and_is_replaced(cache, kept, decoding):
+    path, digest = kept
+    file = cache.file(digest)
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    np.testing.assert_array_equal(Pixels(cache.folder).read(path, digest), read_image(path))
+    assert cache.fault(digest) is not None
+    reader = Pixels(cache.folder, keeps=True)
+    np.testing.assert_array_equal(reader.read(path, digest), read_image(path))
+    assert file.read_bytes() == before and len(decoding) == 2
+
+
+def test_a_disk_that_gets_full_is_said_once_and_left_as_it_was(tmp_path, cache, kept, monkeypatch):
+    pairs = [photograph(tmp_path / f"{k}.png", seed=k + 1) for k in range(4)]
+    reader = Pixels(cache.folder, keeps=True)
+    reader.read(*pairs[0])
+    assert cache.open() == {kept[1], pairs[0][1]}
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    for path, digest in pairs:
+        np.testing.assert_array_equal(reader.read(path, digest), read_image(path))
+    assert cache.open() == {kept[1]}
+    assert not reader.keeps
+    [said] = reader.remarks
+    assert "No space left" in said and "runtime: {cache: false}" in said
+
+
+def test_another_photograph_than_planned_is_refused_by_every_reader(tmp_path, cache):
+    path, digest = photograph(tmp_path / "a.png")
+    photograph(path, seed=1)
+    for reader in (Pixels(), Pixels(cache.folder), Pixels(cache.folder, keeps=True)):
+        with pytest.raises(DataError, match="changed since"):
+            reader.read(path, digest)
+    assert cache.open() == set()
 
 
 def test_what_is_deleted_meanwhile_is_decoded_and_open_maps_hold(cache, kept):
     path, digest = kept
-    reader = Pixels({str(path): digest}, cache, [digest])
-    first = reader.read(Picture("a", path))
+    reader = Pixels(cache.folder, [digest])
+    first = reader.read(path, digest)
     cache.discard([digest, digest])
     np.testing.assert_array_equal(first, read_image(path))
-    np.testing.assert_array_equal(reader.read(Picture("a", path)), first)
+    np.testing.assert_array_equal(reader.read(path, digest), first)
     photograph(path, seed=1)
     with pytest.raises(DataError, match="changed since"):
-        reader.read(Picture("a", path))
+        reader.read(path, digest)
 
 
 # In a process of its own: one with the threads of other tests must not be forked.
 _READ = """
 import multiprocessing, pickle, sys
 with open(sys.argv[1], "rb") as file:
-    reader, picture = pickle.load(file)
-reader.read(picture)
+    reader, pair = pickle.load(file)
+reader.read(*pair)
 with multiprocessing.get_context(sys.argv[2]).Pool(1) as pool:
-    print(int(pool.apply(reader.read, (picture,)).sum()))
+    print(int(pool.apply(reader.read, pair).sum()))
 """
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_it_is_read_in_other_processes(cache, kept, python, tmp_path, method):
-    path, digest = kept
-    reader = Pixels({str(path): digest}, cache, [digest])
-    reader.read(Picture("a", path))
-    pickled = pickle.dumps((reader, Picture("a", path)))
+    reader = Pixels(cache.folder, [kept[1]])
+    reader.read(*kept)
+    pickled = pickle.dumps((reader, kept))
     assert len(pickled) < 2000  # paths and digests, no pixels
     (tmp_path / "reader").write_bytes(pickled)
     found = python(_READ, tmp_path / "reader", method)
-    assert int(found) == int(read_image(path).sum())
+    assert int(found) == int(read_image(kept[0]).sum())
 
 
 def test_reading_holds_no_files_open(cache, kept):
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("tells of open files on Linux only")
-    reader = Pixels({str(kept[0]): kept[1]}, cache, [kept[1]])
+    reader = Pixels(cache.folder, [kept[1]])
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(100):
-        reader.read(Picture("a", kept[0]))
+        reader.read(*kept)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 

@@ -13,7 +13,7 @@ from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.networks.students import build_student
 from ensdistill.stages.training.loop import Order, Silence, Training
-from ensdistill.stages.training.pixels import prepare
+from ensdistill.stages.work.pixels import prepare
 from tests.benchmarks.measure import Turns, figure
 
 from .clock import Peak, settle

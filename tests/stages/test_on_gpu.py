@@ -11,6 +11,7 @@ import pytest
 import torch
 from worlds import EVERYTHING, TINY, World, files_of, network_world, segformer
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -70,7 +71,7 @@ def requests_of(world):
 def seen(network, requests, want, size=2, say=print):
     """Return what is wanted of each image, which a network sees some at a time."""
     batches = [requests[k : k + size] for k in range(0, len(requests), size)]
-    return [one for batch in network.stream(batches, want, Clock(), say) for one in batch]
+    return [one for batch in network.stream(batches, want, Pixels(), Clock(), say) for one in batch]
 
 
 # --- networks that are only run --------------------------------------------------------------

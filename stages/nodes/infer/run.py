@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Set
 from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.infer.plan import ByNetwork, FromFiles
 from ensdistill.stages.nodes.reading import read_labels, summary
 from ensdistill.stages.work.items import Queue
+from ensdistill.stages.work.pixels import reader
 
 if TYPE_CHECKING:
     from ensdistill.stages.networks.factory import FactoryNetwork
@@ -103,12 +105,20 @@ def see_all(
     requests = [
         [Request(str(p.image), local.digests[str(p.image)]) for p in batch] for batch in batches
     ]
-    clock = Clock()
+    clock, say = Clock(), speaker(job)
     begin = time.perf_counter()
     with (
         closing(network),
         Queue() as queue,
-        closing(network.stream(requests, want, clock, speaker(job))) as found,
+        closing(
+            network.stream(
+                requests,
+                want,
+                pixels := reader(local.pixels, chain.from_iterable(requests), say),
+                clock,
+                say,
+            )
+        ) as found,
     ):
         for batch, of_batch in zip(batches, found, strict=True):
             with clock.spent("write"):
@@ -116,6 +126,8 @@ def see_all(
                     if picture.id in missing:
                         queue.put(done, picture.id, *arrays)
         job.ran_on.update(network.facts)
+    for text in pixels.remarks:
+        say(text)
     seconds = time.perf_counter() - begin
     job.ran_on["time"] = clock.shares(seconds)
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
@@ -38,7 +39,8 @@ def _look(
     job: Job[Settings, Local], network: FrozenNetwork | FactoryNetwork, picture: Picture
 ) -> tuple[int, int]:
     """Return the shape of what a network says of a photograph."""
-    request = Request(str(picture.image), job.work.local.digests[str(picture.image)])
-    [[(found,)]] = network.stream([[request]], "soft", Clock(), speaker(job))
+    local = job.work.local
+    request = Request(str(picture.image), local.digests[str(picture.image)])
+    [[(found,)]] = network.stream([[request]], "soft", Pixels(local.pixels), Clock(), speaker(job))
     rows, columns = found.shape
     return rows, columns

@@ -480,11 +480,11 @@ def test_crops_are_judged_by_what_samples_hold(sizes, crop, scale):
     recipe = {"crop": crop, "scale": (scale, scale), "input_size": None, "flip": False, "seed": 0}
     recipe |= {"class_mix": 0.0, "rare_class_temperature": None, "colour": 0.0, "blur": 0.0}
     samples = Samples(
-        SimpleNamespace(pictures=pictures),
+        SimpleNamespace(pictures=pictures, digests={p.image: p.id for p in pictures}),
         SimpleNamespace(read=lambda i: images[i][..., 0], records=None),
         recipe | {"steps": 1, "batch_size": len(sizes)},
         (0, 0, 0),
-        SimpleNamespace(read=lambda p: images[p.id]),
+        SimpleNamespace(read=lambda _, sha256: images[sha256]),
     )
     padded = [np.mean(samples[k].label.numpy() == 255) for k in range(len(sizes))]
     facts = {p.image: {"height": h, "width": w} for p, (h, w) in zip(pictures, sizes, strict=True)}

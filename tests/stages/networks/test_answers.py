@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.networks.answers import Reading, joined, misshapen, tensors_in
 
@@ -411,7 +412,7 @@ def test_of_later_images_too_it_is_said_that_a_probability_is_below_0(tmp_path):
     reading = Reading("probabilities")
     network = FrozenNetwork(Brightness(), Preprocessing(), torch.device("cpu"), reading)
     with pytest.raises(DataError, match=r"dark\.png is not a number, or below 0"):
-        list(network.stream(batches, "labels", Clock(), print))
+        list(network.stream(batches, "labels", Pixels(), Clock(), print))
 
 
 # --- shapes ----------------------------------------------------------------------------------

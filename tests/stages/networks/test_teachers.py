@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from worlds import World, network_world, segformer
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import read_certainty, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import file_digest
@@ -343,7 +344,7 @@ def test_what_is_not_as_declared_is_refused(world, what, more, words):
         text = world.refuse("infer-teacher")
     else:
         with pytest.raises(Exception) as caught:
-            list(network.stream([[Request(str(path), sha256)]], "labels", Clock(), print))
+            list(network.stream([[Request(str(path), sha256)]], "labels", Pixels(), Clock(), print))
         text = f"{type(caught.value).__name__}: {caught.value}"
     assert text.startswith("DataError")
     for word in words:
@@ -373,7 +374,7 @@ def through(module, paths, size, *, workers=2, said=None, want="labels"):
     requests = [Request(str(p), file_digest(p)) for p in paths]
     batches = [requests[k : k + size] for k in range(0, len(requests), size)]
     say = print if said is None else said.append
-    return [one for batch in network.stream(batches, want, Clock(), say) for one in batch]
+    return [one for batch in network.stream(batches, want, Pixels(), Clock(), say) for one in batch]
 
 
 def test_images_of_one_size_run_at_once_and_come_in_order(world):
@@ -425,7 +426,7 @@ def test_what_was_asked_for_before_a_bad_image_comes_and_threads_end(world):
     network = FrozenNetwork(Counting(), Preprocessing(), torch.device("cpu"), workers=3)
     batches = [[Request(str(p), file_digest(p))] for p in paths]
     with pytest.raises(DataError, match="cannot be read as an image"):
-        for batch in network.stream(batches, "labels", Clock(), print):
+        for batch in network.stream(batches, "labels", Pixels(), Clock(), print):
             seen += batch
     assert len(seen) == 3
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]

@@ -68,8 +68,8 @@ def samples(tmp_path):
 
     def make(**more):
         digests = {str(p.image): sha256(p.image.read_bytes()).hexdigest() for p in pictures}
-        local = SimpleNamespace(pictures=pictures)
-        return Samples(local, Labels(arrays), RECIPE | more, (1, 2, 3), Pixels(digests))
+        local = SimpleNamespace(pictures=pictures, digests=digests)
+        return Samples(local, Labels(arrays), RECIPE | more, (1, 2, 3), Pixels())
 
     return make
 

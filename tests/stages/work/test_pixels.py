@@ -1,4 +1,4 @@
-"""Decoding the training images once: the same numbers, whatever happens to the cache."""
+"""Decoding each image once: the same numbers, whatever happens to the cache."""
 
 import errno
 import os
@@ -22,8 +22,8 @@ from ensdistill.data.decoding import read_image
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.files import FileCache
-from ensdistill.stages.training import pixels
-from ensdistill.stages.training.pixels import prepare
+from ensdistill.stages.work import pixels
+from ensdistill.stages.work.pixels import prepare, reader
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -53,6 +53,7 @@ def local_of(root, workers=0, folder=".pixels"):
     names = (str(p.image) for p in pictures)
     return SimpleNamespace(
         pictures=pictures,
+        watch=(),
         digests=dict(zip(names, digests, strict=True)),
         pixels=folder and root / folder,
         workers=workers,
@@ -80,8 +81,9 @@ def decoded(monkeypatch):
 
 
 def right(reader, local):
-    for picture in local.pictures:
-        np.testing.assert_array_equal(reader.read(picture), read_image(picture.image))
+    for picture in (*local.pictures, *local.watch):
+        found = reader.read(picture.image, local.digests[str(picture.image)])
+        np.testing.assert_array_equal(found, read_image(picture.image))
 
 
 def test_each_image_is_decoded_once(images, decoded):
@@ -156,7 +158,7 @@ def test_too_little_room_is_said_and_no_failure(images, decoded, monkeypatch):
     right(prepare(local, "student", told), local)
     assert list(local.pixels.glob("*.rgb")) == []
     assert len(decoded) == 6  # for every read
-    assert "too much, so each is decoded for every crop" in told.texts[0]
+    assert "too much, so each is decoded whenever it is read" in told.texts[0]
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, 2 * need))
     prepare(local, "student", told)
     assert len(list(local.pixels.glob("*.rgb"))) == 5
@@ -300,3 +302,66 @@ def test_a_training_is_the_same_with_and_without(world, monkeypatch):
     monkeypatch.setattr(cached, "read_image", refuse)
     world.call("train-student")
     assert weights() == expected
+
+
+def test_watched_images_are_decoded_once_too(images, decoded):
+    local, told = local_of(images), Told()
+    local.pictures, local.watch = local.pictures[:2], local.pictures[2:4]
+    right(prepare(local, "student", told), local)
+    assert len(decoded) == 4 and told.totals == [(4, "images")]
+
+
+def reading(local, told=None):
+    """Return what reads the images of a node that decodes none before it begins."""
+    return reader(local.pixels, local.digests.items(), (told or Told()).message)
+
+
+def test_what_is_read_one_after_another_is_kept(images, decoded):
+    local, told = local_of(images), Told()
+    found = reading(local, told)
+    assert decoded == [] and len(told.texts) == 1
+    assert told.texts[0].startswith("5 decoded images take ")
+    right(found, local)
+    assert len(decoded) == 5  # of six files, two are equal
+    told = Told()
+    right(reading(local, told), local)
+    right(prepare(local, "student", told), local)
+    assert len(decoded) == 5 and told.texts == []
+
+
+def test_only_what_is_going_to_be_read_has_to_have_room(images):
+    local, told = local_of(images), Told()
+    reader(local.pixels, [*local.digests.items()][:2], told.message)
+    assert told.texts[0].startswith("2 decoded images take ")
+
+
+def test_without_room_or_a_folder_nothing_read_is_kept(images, decoded, monkeypatch):
+    local, told = local_of(images), Told()
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
+    right(reading(local, told), local)
+    assert list(local.pixels.glob("*.rgb")) == []
+    assert "too much, so each is decoded whenever it is read" in told.texts[0]
+    local.pixels = None
+    right(reading(local), local)
+    assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("what", ["file", "others"])
+def test_a_folder_that_is_not_ours_gets_nothing_that_is_read(images, what):
+    local, told = local_of(images), Told()
+    if what == "file":
+        local.pixels.write_bytes(b"a file")
+    else:
+        local.pixels.mkdir()
+        (local.pixels / "photo.raw").write_bytes(b"raw")
+    right(reading(local, told), local)
+    assert "cannot hold decoded images" in told.texts[0]
+    assert what == "file" or [p.name for p in local.pixels.iterdir()] == ["photo.raw"]
+
+
+def test_a_link_in_its_place_is_refused_by_who_reads(images, tmp_path):
+    local = local_of(images)
+    (tmp_path / "elsewhere").mkdir()
+    local.pixels.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link"):
+        reading(local)
