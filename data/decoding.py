@@ -28,7 +28,7 @@ from ensdistill.pipeline.opening import (
 
 UInt8 = npt.NDArray[np.uint8]
 
-STEPS: Final = 250  # of a certainty: 0 to 1 stay below what stands for an unwritten map
+STEPS: Final = 250  # of a confidence: 0 to 1 stay below what stands for an unwritten map
 # Whoever opens an image says how large it may be. Pillow's own limit would be that of every program
 # in this process, and can neither be told from damage nor be raised for one experiment.
 Image.MAX_IMAGE_PIXELS = None
@@ -408,7 +408,7 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
     }
 
 
-def read_certainty(path: Path | str, size: tuple[int, int], sha256: str | None = None) -> UInt8:
+def read_confidence(path: Path | str, size: tuple[int, int], sha256: str | None = None) -> UInt8:
     """Return how sure somebody is at every pixel, (H, W) uint8 in steps of 1/250.
 
     Parameters
@@ -431,14 +431,14 @@ def read_certainty(path: Path | str, size: tuple[int, int], sha256: str | None =
     return steps.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def inspect_certainty(path: Path | str, sha256: str | None = None) -> dict[str, Any]:
-    """Decode a PNG of certainties once and return its ``height`` and ``width`` in pixels."""
+def inspect_confidence(path: Path | str, sha256: str | None = None) -> dict[str, Any]:
+    """Decode a PNG of confidences once and return its ``height`` and ``width`` in pixels."""
     height, width = _read_steps(path, sha256).shape
     return {"height": height, "width": width}
 
 
 def times_larger(path: Path | str, own: tuple[int, ...], size: tuple[int, int]) -> int:
-    """Return how many times larger an image is than the PNG of its certainties.
+    """Return how many times larger an image is than the PNG of its confidences.
 
     Raises
     ------

@@ -3,9 +3,10 @@
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student` (a labelled split has a
 label model of its own, unless `fit: train`). As in the paper:
 `infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
-`student`. A student that weighs its pixels also needs `weights`, of all `infer[t]`, `label-model`
-and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and `evaluation`;
-with all fusions also `evaluation[all]`, of the other methods' maps and those of the probes.
+`student`. A student that weighs its pixels also needs `pixel-weights`, of all `infer[t]`,
+`label-model` and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and
+`evaluation`; with all fusions also `evaluation[all]`, of the other methods' maps and those of the
+probes.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content. So a new teacher that wins no class leaves fusion and student fresh, and a renamed one
@@ -128,7 +129,7 @@ def build(
 
 def _kept(teacher: Teacher) -> Iterator[ModuleType]:
     """Yield the rooms of what is kept of a teacher beside its label maps."""
-    if teacher.certainty is not None or "certainty" in teacher.keep:
+    if teacher.confidence is not None or "confidence" in teacher.keep:
         yield confidence
     if "soft" in teacher.keep:
         yield soft

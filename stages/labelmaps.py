@@ -1,6 +1,6 @@
 """Label maps of an artifact, by image id: the store and the item index together.
 
-Maps of percents (`weights`) are kept in the same way.
+Maps of percents (`pixel-weights`) are kept in the same way.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LabelMaps:
     Parameters
     ----------
     artifact : Artifact
-        One of the stages `infer`, `fusion` and `weights`.
+        One of the stages `infer`, `fusion` and `pixel-weights`.
 
     Attributes
     ----------

@@ -102,13 +102,13 @@ CHANGES = {
         lambda *args, **more: unify(*args, **{**more, "align_corners": True}),
     ),
     "certainty of other corners": (
-        "certainty-maps",
+        "confidence",
         frozen,
         "unify",
         lambda *args, **more: unify(*args, **{**more, "align_corners": True}),
     ),
     "the softmax of twice the logits": (
-        "soft-maps",
+        "soft",
         FrozenNetwork,
         "_scores",
         lambda self, batch: 2 * SCORES(self, batch),
@@ -152,7 +152,7 @@ CHANGES = {
         lambda *given: ALIKE(*given) / 2,
     ),
     "less of the band's prior": ("fusion", labelmodel, "HELD", 0.1),
-    "a model that is less sure": ("weights", labelmodel, "ODDS", (0.1, 0.5, 3.0, 0.995)),
+    "a model that is less sure": ("pixel-weights", labelmodel, "ODDS", (0.1, 0.5, 3.0, 0.995)),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 

@@ -39,7 +39,7 @@ _SHOWN = 3  # files that are not needed
 @click.option("--val-images", metavar="GLOB", help="Images of a labelled split.")
 @click.option("--val-labels", metavar="GLOB", help="Their ground truth.")
 @click.option(
-    "--certainties",
+    "--confidences",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where PNGs of the .npy and .npz files go; needed where there are any.",
 )
@@ -53,7 +53,7 @@ def command(
     classes: str,
     val_images: str | None,
     val_labels: str | None,
-    certainties: Path | None,
+    confidences: Path | None,
     config: Path,
     overwrite: bool,
     dry_run: bool,
@@ -63,13 +63,13 @@ def command(
 
     Each FOLDER is a teacher, called NAME or else as the folder: PNGs of train ids, 255 where there
     is no label, named as the images (`_leftImg8bit` may follow), as the method's published code
-    writes them; below it there may be a .npy or .npz of certainties 0..100 of each image, (H, W) or
+    writes them; below it there may be a .npy or .npz of confidences 0..100 of each image, (H, W) or
     (H, W, C). All label maps are read and checked. Nothing is written into the folders.
 
     \b
     Example:
       ensdistill import --images "leftImg8bit/train/**/*.png" \\
-        DACS=gtFine/DACS_PL_GTA CBST=gtFine/CBST_PL_GTA --certainties certainties
+        DACS=gtFine/DACS_PL_GTA CBST=gtFine/CBST_PL_GTA --confidences confidences
     """
     from ensdistill.stages.checks import importing
     from ensdistill.stages.checks.files import check
@@ -100,12 +100,12 @@ def command(
     draft = _experiment(config, _text(classes, target, entries, {}))
     replace(output, experiment=draft).require_free()  # whatever the user said, it is no input
     found = importing.find(draft)
-    sure = _certainty_folders(found, certainties, config)
+    sure = _confidence_folders(found, confidences, config)
     entries = {f.name: dict.fromkeys(f.splits, entries[f.name][TRAIN]) for f in found}
     text = _text(classes, target, entries, sure)
     made: Mapping[str, Mapping[str, int]] = {}
     if not dry_run:
-        # without certainties: their PNGs are made only of label maps that are as they should be
+        # without confidences: their PNGs are made only of label maps that are as they should be
         draft = _experiment(config, _text(classes, target, entries, {}))
         with display() as shown:
             try:
@@ -116,8 +116,8 @@ def command(
                     "nothing was written; an experiment with other `ids:` or `classes:` is begun "
                     "by hand, with `ensdistill init`",
                 ) from error
-            if certainties is not None:
-                made = importing.convert(draft, found, certainties, shown.bar("certainties"))
+            if confidences is not None:
+                made = importing.convert(draft, found, confidences, shown.bar("confidences"))
         output.write(text.encode())
         load(config)
     rows = {
@@ -125,7 +125,7 @@ def command(
             "folder": str(f.folder),
             "splits": list(f.splits),
             "images": len(f.labels),
-            "certainties": len(f.certainties),
+            "confidences": len(f.confidences),
             "extra": list(f.extra),
             "converted": made.get(f.name),
         }
@@ -148,17 +148,17 @@ def command(
 def _say(name: str, row: Mapping[str, Any]) -> None:
     """Print what was found of a teacher."""
     splits = f", labels {' and '.join(row['splits'])}" if len(row["splits"]) > 1 else ""
-    sure = ", with certainties" if row["certainties"] else ""
+    sure = ", with confidences" if row["confidences"] else ""
     echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
     if row["extra"]:
         names = [Path(path).name for path in row["extra"]]
         echo(f"  not needed: {some(names, _SHOWN)}")
-    if (made := row["converted"]) and row["certainties"]:
-        echo(f"  certainties: {made['written']} PNGs written, {made['reused']} there already")
+    if (made := row["converted"]) and row["confidences"]:
+        echo(f"  confidences: {made['written']} PNGs written, {made['reused']} there already")
         if made["other"]:
             share = 100 * made["other"] / made["labelled"]
             echo(
-                f"  warning: {share:.2g} % of the labels are not the class that its certainties "
+                f"  warning: {share:.2g} % of the labels are not the class that its confidences "
                 "are largest for; do they belong together?"
             )
 
@@ -190,25 +190,25 @@ def _named(folders: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _certainty_folders(
-    found: Sequence[Found], certainties: Path | None, config: Path
+def _confidence_folders(
+    found: Sequence[Found], confidences: Path | None, config: Path
 ) -> dict[str, str]:
-    """Return where the PNGs of each teacher's certainties go, for those that have any."""
+    """Return where the PNGs of each teacher's confidences go, for those that have any."""
     from ensdistill.stages.checks import importing
 
-    having = [f for f in found if f.certainties]
-    if having and certainties is None:
+    having = [f for f in found if f.confidences]
+    if having and confidences is None:
         raise ConfigError(
-            f"{', '.join(f.name for f in having)}: there are certainties beside the label maps "
-            f"({next(iter(having[0].certainties.values()))}); say in which folder PNGs of them may "
-            "be written: --certainties DIR"
+            f"{', '.join(f.name for f in having)}: there are confidences beside the label maps "
+            f"({next(iter(having[0].confidences.values()))}); say in which folder PNGs of them may "
+            "be written: --confidences DIR"
         )
-    if certainties is None:
+    if confidences is None:
         return {}
     if not having:
-        raise ConfigError("--certainties: there are no .npy or .npz of the images in any folder")
-    importing.require_outside(found, certainties)
-    return {f.name: _seen_from(config, str(certainties / f.name)) for f in having}
+        raise ConfigError("--confidences: there are no .npy or .npz of the images in any folder")
+    importing.require_outside(found, confidences)
+    return {f.name: _seen_from(config, str(confidences / f.name)) for f in having}
 
 
 def _text(
@@ -222,7 +222,7 @@ def _text(
     for name, labels in entries.items():
         teachers += [f"  - name: {quoted(name)}", f"    labels: {_flow(**labels)}"]
         if name in sure:
-            teachers.append(f"    certainty: {_flow(train=sure[name])}   # of each label")
+            teachers.append(f"    confidence: {_flow(train=sure[name])}   # of each label")
     return from_template(
         "imported",
         classes=quoted(classes),

@@ -13,6 +13,8 @@ from ensdistill.cli.screen import echo
 from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, is_yardstick
+from ensdistill.stages.nodes.fusion.plan import fusion_id
+from ensdistill.stages.nodes.pixel_weights.plan import pixel_weights_id
 from ensdistill.stages.reading.tables import (
     covered,
     means,
@@ -47,13 +49,14 @@ def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def fused(decisions: Mapping[str, Decision]) -> None:
     """Print how much of the pixels the published fusion labels."""
-    artifact = decisions["fusion"].artifact
+    artifact = decisions[fusion_id()].artifact
     assert artifact is not None
     result = artifact.manifest.result
     text = f"{result['coverage']:.1%} of the pixels are labelled"
     if "conflict" in result:
         text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
-    weights = decisions["weights"].artifact if "weights" in decisions else None
+    weighed = decisions.get(pixel_weights_id())
+    weights = None if weighed is None else weighed.artifact
     if weights is not None and weights.manifest.result["mean"] is not None:
         text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
     echo(text)
@@ -155,7 +158,7 @@ def scores(results: Mapping[str, Any]) -> None:
     if results["student_selected_on"] is not None:
         echo(
             f"student: of its checkpoints the best on the ground truth of "
-            f"{results['student_selected_on']} (`keep: best`), not the last one"
+            f"{results['student_selected_on']} (`checkpoint: best`), not the last one"
         )
     for note in notes(results):
         echo(note)

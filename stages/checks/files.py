@@ -14,7 +14,7 @@ from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
 from ensdistill.data.decoded import PixelCache
 from ensdistill.data.decoding import (
     image_size,
-    inspect_certainty,
+    inspect_confidence,
     inspect_image,
     inspect_values,
     require_same,
@@ -61,7 +61,7 @@ class _Values:
 
 
 @dataclass(frozen=True)
-class _Certainty:
+class _Confidence:
     """That a file says how sure a teacher is; `of` as in `_Values`."""
 
     of: str
@@ -76,7 +76,7 @@ class _Photograph:
 
 _LOSSY: Final = 3  # times as many values as classes
 
-_Expected = _Photograph | _Values | _Certainty
+_Expected = _Photograph | _Values | _Confidence
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Job:
         """What is asked of the file, as it is called in the memory of facts."""
         if isinstance(self.expected, _Values):
             return "colours" if self.expected.ids == "palette" else "ids"
-        return "photograph" if isinstance(self.expected, _Photograph) else "certainties"
+        return "photograph" if isinstance(self.expected, _Photograph) else "confidences"
 
 
 class _Problem(NamedTuple):
@@ -195,7 +195,7 @@ def _truth(experiment: Experiment, split: str) -> _Values:
     return _Values(_of_truth(split), f"target.{split}", encoding, table, goals)
 
 
-def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Values | _Certainty, Path]]:
+def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Values | _Confidence, Path]]:
     """Yield what the PNGs that teachers have for a split must be, and the folders of these."""
     for teacher in experiment.teachers:
         where = f"teachers[{teacher.name}]"
@@ -203,9 +203,9 @@ def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Values | _Ce
             table, goals = experiment.teacher_table(teacher), experiment.teacher_map(teacher)
             values = _Values(_of_labels(teacher.name, split), where, teacher.ids, table, goals)
             yield values, experiment.folder(teacher.labels[split])
-        if teacher.certainty is not None and split in teacher.certainty:
-            sure = _Certainty(f"{where}.certainty.{split}")
-            yield sure, experiment.folder(teacher.certainty[split])
+        if teacher.confidence is not None and split in teacher.confidence:
+            sure = _Confidence(f"{where}.confidence.{split}")
+            yield sure, experiment.folder(teacher.confidence[split])
 
 
 def _about_networks(experiment: Experiment) -> Iterator[str]:
@@ -314,8 +314,8 @@ def look(item: Item) -> dict[str, Any] | str:
             wanted = None
         if wanted is not None:
             _require_fit(kind, file, size, wanted)
-        if kind == "certainties":
-            return inspect_certainty(file, sha256)
+        if kind == "confidences":
+            return inspect_confidence(file, sha256)
         return inspect_values(file, sha256, palette=kind == "colours")
     except EnsdistillError as error:
         return str(error)
@@ -370,7 +370,7 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
 
 def _require_fit(kind: str, file: Path, size: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Refuse a file that has not the size that its image's asks for."""
-    if kind == "certainties":
+    if kind == "confidences":
         times_larger(file, size, wanted)
     else:
         require_same(file, size, wanted)
@@ -391,7 +391,7 @@ def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
         _require_fit(job.kind, job.file, size, wanted)
     except DataError as error:
         return _Problem((expected.of, "size"), str(error))
-    if isinstance(expected, _Certainty):
+    if isinstance(expected, _Confidence):
         return None
     legal = expected.table.legal_values(expected.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}

@@ -1,6 +1,6 @@
-"""`import`: label maps, and arrays of certainties, as the method's published code leaves them.
+"""`import`: label maps, and arrays of confidences, as the method's published code leaves them.
 
-A folder holds ``<image>.png`` of train ids and perhaps ``<image>.npy`` or ``.npz`` of certainties,
+A folder holds ``<image>.png`` of train ids and perhaps ``<image>.npy`` or ``.npz`` of confidences,
 0..100: the softmax of all classes, (H, W, C), in the release of Chao, Cheng, Lee (CVPRW 2021), or
 one value a pixel, (H, W).
 """
@@ -51,8 +51,8 @@ class Found:
         Its folder.
     labels : mapping
         Id of a training image to its label map.
-    certainties : mapping
-        Id of a training image to its array of certainties; of all images, or empty.
+    confidences : mapping
+        Id of a training image to its array of confidences; of all images, or empty.
     splits : tuple of str
         The splits all of whose images it labels; `train` is one of them.
     extra : tuple of str
@@ -62,7 +62,7 @@ class Found:
     name: str
     folder: Path
     labels: Mapping[str, str]
-    certainties: Mapping[str, str]
+    confidences: Mapping[str, str]
     splits: tuple[str, ...]
     extra: tuple[str, ...]
 
@@ -75,7 +75,7 @@ def find(experiment: Experiment) -> list[Found]:
     Raises
     ------
     DataError
-        With all problems found: a folder or a label map that is missing, certainties of some
+        With all problems found: a folder or a label map that is missing, confidences of some
         images only, two files of one image.
     """
     problems: list[str] = []
@@ -96,7 +96,7 @@ def _look(experiment: Experiment, name: str, folder: Path) -> Found:
     files = [f"{at}{os.sep}{file}" for at, names in splits.walk(folder) for file in names]
     pngs = [path for path in files if path.lower().endswith(".png")]
     sure = [path for path in files if path.lower().endswith(_ARRAYS)]
-    arrays = splits.paired(ids, sure, f"{name}, certainties")
+    arrays = splits.paired(ids, sure, f"{name}, confidences")
     covered, used = [TRAIN], {*labels.values(), *arrays.values()}
     for split in (s for s in experiment.config.target if s != TRAIN):
         of_split = [p.id for p in experiment.pictures(split)]
@@ -107,7 +107,7 @@ def _look(experiment: Experiment, name: str, folder: Path) -> Found:
     missing = [i for i in ids if i not in arrays]
     if arrays and missing:
         raise DataError(
-            f"{name}: {len(missing)} of {len(ids)} images have no certainties in {folder}, the "
+            f"{name}: {len(missing)} of {len(ids)} images have no confidences in {folder}, the "
             f"first is {missing[0]}; expected those of all images, or of none"
         )
     extra = sorted(path for path in (*pngs, *sure) if path not in used)
@@ -126,13 +126,13 @@ def require_outside(found: Sequence[Found], folder: Path) -> None:
         for one in found:
             if real_path(goal).is_relative_to(real_path(one.folder)):
                 raise ConfigError(
-                    f"certainties: {goal} lies in {one.folder}, where {one.name}'s label maps are; "
+                    f"confidences: {goal} lies in {one.folder}, where {one.name}'s label maps are; "
                     "nothing is written there, choose another folder"
                 )
 
 
 class _Conversion(NamedTuple):
-    """One array of certainties: its file, the label map, where the PNG goes, the image's size."""
+    """One array of confidences: its file, the label map, where the PNG goes, the image's size."""
 
     source: Path
     labels: str
@@ -159,7 +159,7 @@ class _Converted(NamedTuple):
 def convert(
     experiment: Experiment, found: Sequence[Found], folder: Path, progress: Progress
 ) -> dict[str, dict[str, int]]:
-    """Make PNGs of all certainties: ``folder / teacher / <image id>.png``.
+    """Make PNGs of all confidences: ``folder / teacher / <image id>.png``.
 
     They are 8-bit grey, of which 255 stands for 1. Each says what it was made from, so that a
     second import takes those that are there.
@@ -184,7 +184,7 @@ def convert(
     Raises
     ------
     DataError
-        If an array is not of certainties 0..100 for its image, or a PNG that is there was not made
+        If an array is not of confidences 0..100 for its image, or a PNG that is there was not made
         here.
     """
     sizes = {}
@@ -197,7 +197,7 @@ def convert(
     }
     jobs: dict[_Conversion, str] = {}
     for one in found:
-        for key, source in one.certainties.items():
+        for key, source in one.confidences.items():
             target = folder / one.name / f"{key}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             jobs[_Conversion(Path(source), one.labels[key], target, sizes[key])] = one.name
@@ -226,7 +226,7 @@ class _Converting:
         if _is_made(job.target, mark):
             return _Converted(False, 0, 0)
         labels = read_values(job.labels, palette=False)
-        grey, other = certainty_grey(job.source, labels, job.size, self.n_classes)
+        grey, other = confidence_grey(job.source, labels, job.size, self.n_classes)
         text = PngImagePlugin.PngInfo()
         text.add_text(_MARK, mark)
         content = io.BytesIO()
@@ -258,16 +258,16 @@ def _is_made(target: Path, mark: str) -> bool:
     return bool(found == mark)
 
 
-def certainty_grey(
+def confidence_grey(
     path: Path, labels: npt.NDArray[Any], size: tuple[int, int], n_classes: int
 ) -> tuple[UInt8, int]:
-    """Return how sure a teacher is of each of its labels, from a file of certainties 0..100.
+    """Return how sure a teacher is of each of its labels, from a file of confidences 0..100.
 
     Parameters
     ----------
     path : Path
         A ``.npy`` or ``.npz`` of one array of numbers: (h, w), of the image's size or a whole
-        fraction of it, or (H, W, C), the certainty of every class.
+        fraction of it, or (H, W, C), the confidence of every class.
     labels : (H, W) int
         The train ids, 255 where there is no label.
     size : (int, int)
@@ -281,7 +281,7 @@ def certainty_grey(
         255 stands for 1, and is right to half a step: where there is a label that of its class,
         elsewhere the largest of all.
     other : int
-        Pixels whose label is not the class of the largest certainty.
+        Pixels whose label is not the class of the largest confidence.
 
     Raises
     ------
@@ -293,11 +293,11 @@ def certainty_grey(
     lowest, highest = values.min(), values.max()
     if not (lowest >= 0 and highest <= _MOST):  # and not its opposite: NaN is neither
         wrong = highest if lowest >= 0 else lowest
-        raise DataError(f"{path}: holds {wrong}; expected certainties 0..{_MOST}")
+        raise DataError(f"{path}: holds {wrong}; expected confidences 0..{_MOST}")
     if 0 < highest <= 1:
         raise DataError(
             f"{path}: its largest value is {highest}, as if 1 stood for certain; expected "
-            f"certainties 0..{_MOST}"
+            f"confidences 0..{_MOST}"
         )
     other = 0
     if values.ndim == 3:
@@ -335,7 +335,7 @@ def _read_array(path: Path, size: tuple[int, int], n_classes: int) -> npt.NDArra
 
 
 def _member(path: Path, names: Sequence[str]) -> str:
-    """Return which file of an archive holds the certainties."""
+    """Return which file of an archive holds the confidences."""
     if len(names) == 1:
         return names[0]
     if f"{_MEMBER}.npy" in names:
@@ -354,7 +354,7 @@ def _require_header(file: IO[bytes], path: Path, size: tuple[int, int], n_classe
     if dtype.hasobject:
         raise DataError(
             f"{path}: holds pickled Python objects, which run code when they are read; save the "
-            "certainties as an array of numbers"
+            "confidences as an array of numbers"
         )
     if dtype.kind not in "uif":
         raise DataError(f"{path}: holds values of type {dtype}; expected numbers 0..{_MOST}")

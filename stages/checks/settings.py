@@ -70,7 +70,7 @@ def _of_methods(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _of_training(section: str, settings: Training) -> Iterator[tuple[str, str]]:
-    by_preset = settings.recipe == "paper" and settings.momentum == PAPER["momentum"].value
+    by_preset = settings.preset == "paper" and settings.momentum == PAPER["momentum"].value
     given = "momentum" in settings.model_fields_set and not by_preset
     if settings.optimizer == "adamw" and given:
         yield f"{section}.momentum", NOTHING
@@ -89,6 +89,6 @@ def _of_splits(experiment: Experiment) -> Iterator[tuple[str, str]]:
         for split in teacher.labels or {}:
             if split not in read:
                 yield f"{where}.labels.{split}", NOTHING
-        for key in ("certainty", "keep"):
+        for key in ("confidence", "keep"):
             if getattr(teacher, key):
                 yield f"{where}.{key}", NOTHING_YET

@@ -239,9 +239,9 @@ def _problems(experiment: Experiment) -> list[str]:
             )
         if teacher.labels is not None and TRAIN not in teacher.labels:
             problems.append(f"{where}.labels.train is missing")
-        if teacher.certainty is not None and TRAIN not in teacher.certainty:
-            problems.append(f"{where}.certainty.train is missing")
-        for key in ("labels", "certainty"):
+        if teacher.confidence is not None and TRAIN not in teacher.confidence:
+            problems.append(f"{where}.confidence.train is missing")
+        for key in ("labels", "confidence"):
             for split in getattr(teacher, key) or {}:
                 if split not in config.target:
                     problems.append(f"{where}.{key}.{split}: target declares no such split")

@@ -294,9 +294,9 @@ class Network(Built):
 class Teacher(Section):
     """A frozen teacher: its predictions as PNGs, or its network.
 
-    `certainty` are folders of PNGs, by split, that say how sure it is of each label of `labels`:
+    `confidence` are folders of PNGs, by split, that say how sure it is of each label of `labels`:
     grey values, of which the largest of the file's depth stands for 1. With `keep` a network's
-    largest softmax values (`certainty`), or all of them at the network's own stride (`soft`), are
+    largest softmax values (`confidence`), or all of them at the network's own stride (`soft`), are
     stored too.
     """
 
@@ -304,12 +304,12 @@ class Teacher(Section):
     labels: Mapping[str, str] | None = None
     network: Network | None = None
     ids: Ids = "train_ids"
-    certainty: Mapping[str, str] | None = None
+    confidence: Mapping[str, str] | None = None
     classes: str | None = None
     map: Mapping[str, str | None] = {}
     preprocess: Preprocess = Preprocess()
     trust: Literal["none", "code"] = "none"
-    keep: tuple[Literal["certainty", "soft"], ...] = ()
+    keep: tuple[Literal["confidence", "soft"], ...] = ()
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -343,8 +343,8 @@ class Teacher(Section):
             return self
         if "ids" in given:
             raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
-        if "certainty" in given:
-            raise ValueError("`certainty` is for predictions in files; say `keep: [certainty]`")
+        if "confidence" in given:
+            raise ValueError("`confidence` is for predictions in files; say `keep: [confidence]`")
         _require_trust(self.network, self.trust, "this teacher")
         ways = [k for k in ("flip", "scales", "tiles") if getattr(self.preprocess, k) is not None]
         if self.network.output == "ids" and (ways or self.keep):
@@ -394,13 +394,13 @@ class Init(Section):
 class Training(Section):
     """How a probe or a student is trained. Sizes are height, width in pixels.
 
-    `recipe: paper` stands for the settings of `recipes.PAPER`; whatever is given beside it holds.
+    `preset: paper` stands for the settings of `presets.PAPER`; whatever is given beside it holds.
     `head` are patterns (``decoder.*``) of the names that are the network's head, without the
     prefixes of wrappers; left out, it is what is called ``head``, ``decode_head``,
     ``auxiliary_head``, ``segmentation_head`` or ``classifier``.
     """
 
-    recipe: Literal["paper"] | None = None
+    preset: Literal["paper"] | None = None
     network: StudentNetwork = StudentNetwork()
     trust: Literal["none", "code"] = "none"
     init: Init | None = None
@@ -436,8 +436,8 @@ class Training(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_recipe(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("recipe") == "paper":
+    def _expand_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") == "paper":
             return {**{k: setting.value for k, setting in PAPER.items()}, **given}
         return given
 
@@ -488,13 +488,13 @@ class Student(Training):
     steps: Positive = 2000
     watch: str | None = None
     watch_every: Positive = 500
-    keep: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "best"] = "last"
     pixel_weights: Literal["none", "posterior"] = "none"
 
     @model_validator(mode="after")
     def _best_needs_watch(self) -> Student:
-        if self.keep == "best" and self.watch is None:
-            raise ValueError("`keep: best` needs `watch: SPLIT` with a labelled split")
+        if self.checkpoint == "best" and self.watch is None:
+            raise ValueError("`checkpoint: best` needs `watch: SPLIT` with a labelled split")
         return self
 
 

@@ -1,4 +1,4 @@
-"""From what a network says of an image to a label map and a certainty map of the wanted size."""
+"""From what a network says of an image to a label map and a confidence map of the wanted size."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Unified(NamedTuple):
     ----------
     labels : Tensor
         (H, W) uint8.
-    certainty : Tensor or None
+    confidence : Tensor or None
         (H, W) float32, a fraction; None where it was not asked for.
     sound : Tensor
         () bool, on the device: whether labels mean anything. False if a score is NaN or inf, or if
@@ -81,7 +81,7 @@ class Unified(NamedTuple):
     """
 
     labels: Tensor
-    certainty: Tensor | None
+    confidence: Tensor | None
     sound: Tensor
 
 
@@ -120,7 +120,7 @@ def unify(
     *,
     align_corners: bool,
     output: Output = "logits",
-    certainty: bool = True,
+    confidence: bool = True,
     rows: int | None = None,
 ) -> Unified:
     """Resize scores bilinearly, and take the most likely class and how likely it is.
@@ -143,16 +143,16 @@ def unify(
     output
         What scores are: ``"logits"``, of which the softmax is taken, or ``"probabilities"``, which
         are divided by their sum over the classes.
-    certainty
+    confidence
         Whether it is wanted.
     rows
         Rows of the result in one band; None takes 16, and 256 on a GPU, where starting a kernel
-        costs more than its work. The last bit of the certainty may depend on it.
+        costs more than its work. The last bit of the confidence may depend on it.
 
     Returns
     -------
     Unified
-        ``labels``: the class with the largest score, ties to the lowest id. ``certainty``: the
+        ``labels``: the class with the largest score, ties to the lowest id. ``confidence``: the
         largest probability, in [1/C, 1]; NaN where a score is.
 
     Raises
@@ -170,7 +170,7 @@ def unify(
     sampled = [_sampled(view, size, align_corners) for view in views]
     first = views[0].pieces[0].scores
     labels = torch.zeros(size, dtype=torch.uint8, device=first.device)
-    sure = torch.empty(size, dtype=torch.float32, device=first.device) if certainty else None
+    sure = torch.empty(size, dtype=torch.float32, device=first.device) if confidence else None
     # Written again for each band: asking for new memory each time costs as much as the arithmetic.
     buffers = first.new_empty(
         (2 + (len(views) > 1), len(first), min(rows, size[0]), size[1]), dtype=torch.float32

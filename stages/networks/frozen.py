@@ -150,7 +150,7 @@ class FrozenNetwork:
         return self.unified((height, width), inputs)[0]
 
     def unified(
-        self, size: tuple[int, int], inputs: Sequence[Tensor], *, certainty: bool = True
+        self, size: tuple[int, int], inputs: Sequence[Tensor], *, confidence: bool = True
     ) -> list[Unified]:
         """Return labels, and how sure they are, of photographs of one size, on the device.
 
@@ -160,8 +160,8 @@ class FrozenNetwork:
             Height and width of the photographs.
         inputs : sequence of (N, 3, h, w) uint8
             All of them as the network sees them: one tensor for each of the scales.
-        certainty : bool
-            Whether certainties are wanted.
+        confidence : bool
+            Whether confidences are wanted.
         """
         if self.reading.output == "ids":
             return [
@@ -174,7 +174,7 @@ class FrozenNetwork:
                 size,
                 align_corners=self.preprocessing.align_corners,
                 output=self.reading.output,
-                certainty=certainty,
+                confidence=confidence,
             )
             for views in zip(*self._views(inputs), strict=True)
         ]

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ensdistill.stages.networks.frozen import FrozenNetwork
 
 # What is wanted of each photograph, as (H, W) arrays: its labels as uint8; how sure the network is
-# of them as uint8; its softmax at the network's stride as (C * h, w) uint8; or labels and certainty
-# as float32.
-Want = Literal["labels", "certainty", "soft", "both"]
+# of them as uint8; its softmax at the network's stride as (C * h, w) uint8; or its labels and, as
+# float32, how sure it is.
+Want = Literal["labels", "confidence", "soft", "both"]
 
 _AHEAD: Final = 4  # batches that are decoded before they are needed
 
@@ -244,22 +244,22 @@ def _find(
     if want == "soft":
         soft = network.soft(inputs)
         return [((_in_steps(one.flatten(0, 1)),), one.isfinite().all()) for one in soft]
-    found = network.unified(batch[0].size, inputs, certainty=want != "labels")
+    found = network.unified(batch[0].size, inputs, confidence=want != "labels")
     if want == "labels":
         return [((one.labels,), one.sound) for one in found]
     if want == "both":
-        return [((one.labels, _given(one.certainty)), one.sound) for one in found]
-    return [((_in_steps(_given(one.certainty)),), one.sound) for one in found]
+        return [((one.labels, _given(one.confidence)), one.sound) for one in found]
+    return [((_in_steps(_given(one.confidence)),), one.sound) for one in found]
 
 
-def _in_steps(certainty: Tensor) -> Tensor:
+def _in_steps(confidence: Tensor) -> Tensor:
     """Return fractions as uint8 in steps of 1/250."""
-    return (certainty * STEPS).round_().to(torch.uint8)
+    return (confidence * STEPS).round_().to(torch.uint8)
 
 
-def _given(certainty: Tensor | None) -> Tensor:
-    assert certainty is not None
-    return certainty
+def _given(confidence: Tensor | None) -> Tensor:
+    assert confidence is not None
+    return confidence
 
 
 @blaming_device()

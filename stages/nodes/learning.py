@@ -17,8 +17,8 @@ from ensdistill.stages.nodes.given import Given, settings_of
 from ensdistill.stages.nodes.truth.plan import truth_local
 
 # what does not change the numbers, or enters a recipe in another form
-_SKIPPED = {"recipe", "network", "trust", "init", "head", "watch", "watch_every", "keep"}
-_SKIPPED |= {"pixel_weights"}
+_SKIPPED = {"preset", "network", "trust", "init", "head", "watch", "watch_every"}
+_SKIPPED |= {"checkpoint", "pixel_weights"}
 
 
 class Watched(Result):

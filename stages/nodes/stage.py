@@ -20,20 +20,17 @@ class Stage:
     Attributes
     ----------
     name : str
-        Of its artifacts' folder.
+        Of its artifacts' folder; and of its room, but for hyphens.
     version : int
         Raised by hand whenever its numbers change for the same recipe.
     result, record : type
         What it publishes, and what it keeps of each item.
-    room : str
-        The module ``nodes.<room>.run`` makes it; the stage's name where nothing is said.
     """
 
     name: str
     version: int
     result: type[Result]
     record: type[Record] = Record
-    room: str = ""
 
     @property
     def form(self) -> Form:
@@ -61,6 +58,6 @@ class Stage:
         any_of: Mapping[NodeId, NodeId | None] | None = None,
     ) -> Node:
         """Return one of its nodes, made by the function `run` of its room."""
-        room = self.room or self.name.replace("-", "_")
+        room = self.name.replace("-", "_")
         function = f"ensdistill.stages.nodes.{room}.run:{run}"
         return Node(node_id, name, self.version, needs, plan, function, command, unit, any_of or {})

@@ -189,6 +189,6 @@ def _inputs(experiment: Experiment) -> Iterator[Path]:
 
 def _input_folders(experiment: Experiment) -> Iterator[Path]:
     for teacher in experiment.teachers:
-        for folders in (teacher.labels, teacher.certainty):
+        for folders in (teacher.labels, teacher.confidence):
             yield from map(experiment.folder, (folders or {}).values())
     yield from (path for path in experiment.named_paths() if path.is_dir())

@@ -239,7 +239,9 @@ def _warnings(
     ]
     student = experiment.config.student
     if student.watch is not None:
-        selected = "; its best checkpoint there is the student" if student.keep == "best" else ""
+        selected = (
+            "; its best checkpoint there is the student" if student.checkpoint == "best" else ""
+        )
         found.append(
             f"the student was trained watching the ground truth of {student.watch}{selected}"
         )

@@ -151,7 +151,7 @@ def results(
         "methods": methods,
         "beside": _beside(experiment.config.fusion.method, methods),
         "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
-        "student_selected_on": student.watch if student.keep == "best" else None,
+        "student_selected_on": student.watch if student.checkpoint == "best" else None,
         "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
         "policy": chosen["teacher"],
         "policy_fallback": chosen["fallback"],

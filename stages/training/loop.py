@@ -203,7 +203,7 @@ class Training:
             self.recipe,
             self.preprocessing.mean_pixel(),
             self.order.pixels,
-            LabelMaps(inputs["weights"]) if "weights" in inputs else None,
+            LabelMaps(inputs["pixel_weights"]) if "pixel_weights" in inputs else None,
         )
 
     def run(self) -> dict[str, Any]:
@@ -509,14 +509,18 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         watch, network = self.recipe.get("watch"), self._trained()
-        if watch is not None and watch["keep"] == "best":
+        if watch is not None and watch["checkpoint"] == "best":
             network.load_state_dict(self.best_weights)
         result: dict[str, Any] = {"steps": self.recipe["steps"], "loss": self.log.last_loss()}
         if self.initialised is not None:
             result["init"] = self.initialised
         if watch is not None:
             scores = [m["miou"] for m in self.log.metrics if "miou" in m]
-            result["watched"] = {"last": scores[-1], "best": max(scores), "kept": watch["keep"]}
+            result["watched"] = {
+                "last": scores[-1],
+                "best": max(scores),
+                "kept": watch["checkpoint"],
+            }
         if self.folder is not None:
             self.log.rewrite()  # a power loss may have taken what no step is going to write again
             self._write(self.folder)

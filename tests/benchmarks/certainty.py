@@ -24,7 +24,7 @@ def ours(logits, shape):
 
 
 def labels_alone(logits, shape):
-    return unify([whole(logits)], shape, align_corners=False, certainty=False)
+    return unify([whole(logits)], shape, align_corners=False, confidence=False)
 
 
 def plain(logits, shape):

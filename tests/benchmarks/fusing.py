@@ -168,7 +168,7 @@ def weights(root):
     made = Fusion(root, 4 * SCENES)
     made.make()
     made.by_model()
-    weigh = partial(made.fuse, file="weighed.yaml", node="weights")
+    weigh = partial(made.fuse, file="weighed.yaml", node="pixel-weights")
     times = turns({"fuse": partial(made.fuse, file="by_model.yaml"), "weigh": weigh})
     each = {k: 1e3 * times.median(k) / made.images for k in ("weigh", "fuse")}
     note = f"{each['weigh']:.2f} and {each['fuse']:.2f} ms an image, T=4"
@@ -176,10 +176,12 @@ def weights(root):
     yield figure(title, times.ratio("weigh", "fuse"), "x", 2, 1.5, note=note)
     size = {
         stage: sum(f.stat().st_size for f in root.glob(f"work/{stage}/*/labels.zarr/c.*"))
-        for stage in ("weights", "fusion")
+        for stage in ("pixel-weights", "fusion")
     }
-    note = f"{size['weights'] / made.images / 1e3:.1f} kB an image"
-    yield figure("bytes of weights / of fused labels", size["weights"] / size["fusion"], note=note)
+    note = f"{size['pixel-weights'] / made.images / 1e3:.1f} kB an image"
+    yield figure(
+        "bytes of weights / of fused labels", size["pixel-weights"] / size["fusion"], note=note
+    )
 
 
 class Stamped:

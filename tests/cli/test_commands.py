@@ -111,7 +111,7 @@ def test_the_cityscapes_template_holds_the_papers_recipe(tmp_path):
     assert (s.optimizer, s.lr, s.head_lr_factor, s.weight_decay) == ("sgd", 1e-4, 10, 5e-4)
     assert (s.momentum, s.nesterov, s.power, s.batch_size) == (0.9, True, 0.9, 10)
     assert (s.steps, s.input_size, s.crop, s.scale) == (100001, (512, 1024), (256, 512), (1, 1))
-    assert (s.class_balance, s.hard_share, s.watch, s.keep) == (7, 0.2, "val", "best")
+    assert (s.class_balance, s.hard_share, s.watch, s.checkpoint) == (7, 0.2, "val", "best")
     assert s.preprocess.channels == "bgr" and s.preprocess.std == (1, 1, 1)
     assert config.fusion.window == 5 and config.policy.min_support == 0
 

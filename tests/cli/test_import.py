@@ -234,7 +234,7 @@ def test_a_labelled_split_and_who_covers_it(published):
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-def test_the_releases_tensors_become_the_certainty_of_each_label(published, kind, tmp_path):
+def test_the_releases_tensors_become_the_confidence_of_each_label(published, kind, tmp_path):
     expected = {}
     for image_id in published.ids:
         tensor, own = published.tensor("a", image_id)
@@ -243,16 +243,16 @@ def test_the_releases_tensors_become_the_certainty_of_each_label(published, kind
         np.save(file, tensor) if kind == "npy" else np.savez_compressed(file, tensor)
     before = files_of(published.root)
     error = published.call(expect=ConfigError)
-    assert "A: there are certainties" in error and "--certainties DIR" in error
-    out = published.call("--certainties", tmp_path / "sure")
+    assert "A: there are confidences" in error and "--confidences DIR" in error
+    out = published.call("--confidences", tmp_path / "sure")
     assert "5 PNGs written" in out and "warning" not in out
     assert files_of(published.root) == before
     for image_id, own in expected.items():
         grey = np.asarray(Image.open(tmp_path / "sure/A" / f"{image_id}.png"))
         assert np.abs(grey / 255 - own / 100).max() <= 0.5 / 255
     teachers = load(published.file).config.teachers
-    assert teachers[0].certainty == {"train": str(tmp_path / "sure/A")}
-    assert teachers[1].certainty is None
+    assert teachers[0].confidence == {"train": str(tmp_path / "sure/A")}
+    assert teachers[1].confidence is None
     result = CliRunner().invoke(cli, ["infer-teacher", "-c", str(published.file)])
     assert result.exception is None, result.exception
 
@@ -261,11 +261,11 @@ def test_a_second_import_takes_the_pngs_that_are_there(published, tmp_path):
     arrays = {i: published.root / "a" / f"{i}_leftImg8bit.npy" for i in published.ids}
     for image_id, file in arrays.items():
         np.save(file, published.tensor("a", image_id)[0])
-    published.call("--certainties", tmp_path / "sure")
+    published.call("--confidences", tmp_path / "sure")
     made = files_of(tmp_path / "sure")
     published.file.unlink()
     np.save(arrays[published.ids[2]], published.tensor("a", published.ids[2], seed=1)[0])
-    out = published.call("--certainties", tmp_path / "sure")
+    out = published.call("--confidences", tmp_path / "sure")
     assert "1 PNGs written, 4 there already" in out
     changed = [n for n, b in files_of(tmp_path / "sure").items() if made[n] != b]
     assert changed == [f"A/{published.ids[2]}.png"]
@@ -278,10 +278,10 @@ def test_what_was_converted_before_an_error_is_kept(published, tmp_path):
     spoilt = arrays[published.ids[3]]
     whole = spoilt.read_bytes()
     spoilt.write_bytes(whole[:-10])
-    error = published.call("--certainties", tmp_path / "sure", expect=DataError)
+    error = published.call("--confidences", tmp_path / "sure", expect=DataError)
     assert str(spoilt) in error and not published.file.exists()
     spoilt.write_bytes(whole)
-    out = published.call("--certainties", tmp_path / "sure")
+    out = published.call("--confidences", tmp_path / "sure")
     assert "2 PNGs written, 3 there already" in out
 
 
@@ -292,45 +292,45 @@ def test_another_png_is_not_overwritten(published, tmp_path):
     mine.parent.mkdir(parents=True)
     Image.new("L", (3, 3)).save(mine)
     content = mine.read_bytes()
-    assert str(mine) in published.call("--certainties", tmp_path / "sure", expect=DataError)
+    assert str(mine) in published.call("--confidences", tmp_path / "sure", expect=DataError)
     assert mine.read_bytes() == content and not published.file.exists()
     mine.unlink()
     os.mkfifo(mine)  # which nobody writes into
-    assert str(mine) in published.call("--certainties", tmp_path / "sure", expect=DataError)
+    assert str(mine) in published.call("--confidences", tmp_path / "sure", expect=DataError)
 
 
-def test_certainties_are_of_all_images_and_outside_of_the_folders(published, tmp_path):
-    sure = ["--certainties", tmp_path / "sure"]
+def test_confidences_are_of_all_images_and_outside_of_the_folders(published, tmp_path):
+    sure = ["--confidences", tmp_path / "sure"]
     assert "no .npy or .npz" in published.call(*sure, expect=ConfigError)
     for image_id in published.ids[1:]:
         np.save(published.root / "a" / f"{image_id}.npy", published.tensor("a", image_id)[0])
     error = published.call(*sure, expect=DataError)
-    assert f"1 of 5 images have no certainties in {published.root}/a" in error
+    assert f"1 of 5 images have no confidences in {published.root}/a" in error
     first = published.ids[0]
     np.save(published.root / "a" / f"{first}.npy", published.tensor("a", first)[0])
     for inside in (published.root / "a", published.root / "b" / "sure"):
         assert "nothing is written there" in published.call(
-            "--certainties", inside, expect=ConfigError
+            "--confidences", inside, expect=ConfigError
         )
     published.call(*sure, "--dry-run")
     assert not (tmp_path / "sure").exists()
     np.savez(published.root / "a" / f"{first}_leftImg8bit.npz", np.zeros((4, 4)))
     said = published.call(*sure, expect=DataError)
-    assert "A, certainties: " in said
+    assert "A, confidences: " in said
     assert "have the same image id" in said
 
 
-def test_certainties_of_other_labels_are_warned_of(published, tmp_path):
+def test_confidences_of_other_labels_are_warned_of(published, tmp_path):
     for image_id in published.ids:
         np.save(published.root / "a" / f"{image_id}.npy", published.tensor("b", image_id)[0])
-    assert "do they belong together" in published.call("--certainties", tmp_path / "sure")
+    assert "do they belong together" in published.call("--confidences", tmp_path / "sure")
 
 
 def test_camvid_arrays_at_half_size(camvid, tmp_path, monkeypatch):
     """Real label maps; arrays (H/2, W/2) of percents, of floats, in archives."""
     name, count = "espnetv2", 24
     images = sorted((camvid / "images/train").iterdir())[:count]
-    for kind in ("images", "espnetv2/labels", "espnetv2/certainty"):
+    for kind in ("images", "espnetv2/labels", "espnetv2/confidence"):
         (tmp_path / kind).mkdir(parents=True)
     sure = {}
     for image in images:
@@ -339,21 +339,21 @@ def test_camvid_arrays_at_half_size(camvid, tmp_path, monkeypatch):
         (tmp_path / name / "labels" / label.name).symlink_to(label)
         grey = np.asarray(Image.open(camvid / "certainty" / name / "train" / label.name))
         sure[image.stem] = grey * np.float32(100 / 255)
-        np.savez_compressed(tmp_path / name / "certainty" / image.stem, sure[image.stem])
+        np.savez_compressed(tmp_path / name / "confidence" / image.stem, sure[image.stem])
     monkeypatch.chdir(tmp_path)
-    call("--images", "images/*.jpg", name, "--certainties", "sure")
+    call("--images", "images/*.jpg", name, "--confidences", "sure")
     for stem, percents in sure.items():
         grey = np.asarray(Image.open(tmp_path / "sure" / name / f"{stem}.png"))
         assert np.abs(grey / 255 - percents / 100).max() <= 0.5 / 255 + 1e-6
     result = CliRunner().invoke(cli, ["infer-teacher", "--json"])
     assert result.exception is None, result.exception
     ran = {r["node"]: r["written"] for r in json.loads(result.stdout)["ran"]}
-    assert ran == {f"infer[{name}]": count, f"certainty-maps[{name}]": count}
+    assert ran == {f"infer[{name}]": count, f"confidence[{name}]": count}
     experiment = load(tmp_path / "experiment.yaml")
     assert experiment.classes.name == "cityscapes19"
 
 
-def test_a_world_of_one_image_without_certainties(tmp_path):
+def test_a_world_of_one_image_without_confidences(tmp_path):
     world = World(tmp_path, train=1, val=0)
     call(
         "--images",

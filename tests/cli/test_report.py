@@ -246,7 +246,12 @@ def test_nothing_to_agree_on_is_no_share(world, monkeypatch):
 
 def test_a_watched_split_is_warned_of_and_drawn(world):
     world.settings["fusion"] = {"method": "majority"}
-    world.settings["student"] |= {"steps": 2, "watch": "val", "watch_every": 1, "keep": "best"}
+    world.settings["student"] |= {
+        "steps": 2,
+        "watch": "val",
+        "watch_every": 1,
+        "checkpoint": "best",
+    }
     world.write()
     world.call("train-student", "--upstream")
     world.call("report")

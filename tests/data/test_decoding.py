@@ -20,10 +20,10 @@ from ensdistill.data.classes import TABLES
 from ensdistill.data.decoding import (
     Decoder,
     image_size,
-    inspect_certainty,
+    inspect_confidence,
     inspect_image,
     inspect_values,
-    read_certainty,
+    read_confidence,
     read_image,
     read_values,
     values_size,
@@ -177,8 +177,8 @@ READERS = {
     "read_palette": lambda path: read_values(path, palette=True),
     "inspect_image": inspect_image,
     "inspect_values": lambda path: inspect_values(path, palette=False),
-    "read_certainty": lambda path: read_certainty(path, (5, 7)),
-    "inspect_certainty": inspect_certainty,
+    "read_confidence": lambda path: read_confidence(path, (5, 7)),
+    "inspect_confidence": inspect_confidence,
     "image_size": image_size,
 }
 BROKEN = {
@@ -584,7 +584,7 @@ def test_values_that_some_programs_turn_are_refused(save, form):
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = save(made(GREY, form, exif=exif))
-        for reader in ("read_values", "inspect_values", "read_palette", "inspect_certainty"):
+        for reader in ("read_values", "inspect_values", "read_palette", "inspect_confidence"):
             if orientation in (0, 1, 9):
                 READERS[reader](path)
                 continue
@@ -735,7 +735,7 @@ def test_another_size_than_the_images_is_refused_before_anything_is_decoded(save
         with pytest.raises(DataError, match=r"x\.png: 100000x90000 .*, its image has 5x7; resize"):
             read()
     with pytest.raises(DataError, match=r"x\.png: 100000x90000 .*, its image has 5x7; expected"):
-        read_certainty(path, (5, 7))
+        read_confidence(path, (5, 7))
     assert read_values(save(IDS), palette=False, size=(5, 7)).shape == (5, 7)
 
 

@@ -34,16 +34,16 @@ SIZES = [
 
 
 def unify(logits, size, **more):
-    """Return labels and certainty of one whole view."""
+    """Return labels and confidence of one whole view."""
     found = unify_views([whole(logits)], size, **more)
     assert bool(found.sound) == (not logits.isnan().any())
-    return found.labels, found.certainty
+    return found.labels, found.confidence
 
 
 def over_the_whole_map(logits, size, align_corners):
     resized = F.interpolate(logits[None], size, mode="bilinear", align_corners=align_corners)[0]
-    certainty, _ = resized.softmax(dim=0).max(dim=0)
-    return resized.argmax(dim=0), certainty
+    confidence, _ = resized.softmax(dim=0).max(dim=0)
+    return resized.argmax(dim=0), confidence
 
 
 def random_logits(classes, size, seed=0):
@@ -55,12 +55,12 @@ def random_logits(classes, size, seed=0):
 def test_equals_the_whole_map(source, target, align_corners):
     logits = random_logits(19, source)
     before = logits.clone()
-    labels, certainty = unify(logits, target, align_corners=align_corners)
+    labels, confidence = unify(logits, target, align_corners=align_corners)
     expected_labels, expected = over_the_whole_map(logits, target, align_corners)
-    assert (labels.dtype, certainty.dtype) == (torch.uint8, torch.float32)
-    assert labels.shape == certainty.shape == target
+    assert (labels.dtype, confidence.dtype) == (torch.uint8, torch.float32)
+    assert labels.shape == confidence.shape == target
     assert torch.equal(labels.long(), expected_labels)
-    assert (certainty - expected).abs().max() <= 1e-6
+    assert (confidence - expected).abs().max() <= 1e-6
     assert torch.equal(logits, before)
 
 
@@ -89,11 +89,11 @@ def test_ties_go_to_the_lowest_class(size):
     assert torch.equal(labels, alone)
 
 
-def test_certainty_of_extreme_logits():
+def test_confidence_of_extreme_logits():
     logits = torch.tensor([1000.0, -1000.0, 0.0])[:, None, None].expand(3, 4, 4)
-    labels, certainty = unify(logits, (9, 9), align_corners=False)
+    labels, confidence = unify(logits, (9, 9), align_corners=False)
     assert (labels == 0).all()
-    assert (certainty == 1).all()
+    assert (confidence == 1).all()
     uniform = unify(torch.zeros(254, 3, 3), (5, 5), align_corners=True)
     assert (uniform[0] == 0).all()
     assert torch.allclose(uniform[1], torch.full((5, 5), 1 / 254))
@@ -102,9 +102,9 @@ def test_certainty_of_extreme_logits():
 def test_a_masked_class_is_no_trouble_at_its_own_size():
     logits = random_logits(3, (4, 4))
     logits[1] = -torch.inf
-    labels, certainty = unify(logits, (4, 4), align_corners=False)
+    labels, confidence = unify(logits, (4, 4), align_corners=False)
     assert not (labels == 1).any()
-    assert torch.isfinite(certainty).all()
+    assert torch.isfinite(confidence).all()
 
 
 def test_half_precision_and_strides():
@@ -123,18 +123,18 @@ def test_half_precision_and_strides():
 
 def test_needs_no_gradient():
     logits = random_logits(3, (4, 5)).requires_grad_()
-    labels, certainty = unify(logits, (9, 9), align_corners=False)
-    assert not certainty.requires_grad
+    labels, confidence = unify(logits, (9, 9), align_corners=False)
+    assert not confidence.requires_grad
     with torch.inference_mode():
         inferred = logits * 1
     assert torch.equal(unify(inferred, (9, 9), align_corners=False)[0], labels)
 
 
-def test_nan_shows_in_the_certainty():
+def test_nan_shows_in_the_confidence():
     logits = random_logits(3, (4, 4))
     logits[1, 2, 3] = torch.nan
-    _, certainty = unify(logits, (4, 4), align_corners=False)
-    assert torch.isnan(certainty).nonzero().tolist() == [[2, 3]]
+    _, confidence = unify(logits, (4, 4), align_corners=False)
+    assert torch.isnan(confidence).nonzero().tolist() == [[2, 3]]
 
 
 @pytest.mark.gpu
@@ -143,11 +143,11 @@ def test_nan_shows_in_the_certainty():
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_equals_the_whole_map_on_a_gpu(source, target, align_corners):
     logits = random_logits(19, source).cuda()
-    labels, certainty = unify(logits, target, align_corners=align_corners)
+    labels, confidence = unify(logits, target, align_corners=align_corners)
     expected_labels, expected = over_the_whole_map(logits, target, align_corners)
     assert labels.is_cuda
     assert (labels != expected_labels).float().mean() <= 1e-5  # its last bits may order otherwise
-    assert (certainty - expected).abs().max() <= 1e-6
+    assert (confidence - expected).abs().max() <= 1e-6
 
 
 def test_refusals():
@@ -252,11 +252,11 @@ def test_views_and_pieces_equal_every_pixel_by_itself(views, size, align_corners
     assert bool(found.sound)
     got = np.take_along_axis(expected, found.labels.numpy()[None].astype(int), 0)[0]
     np.testing.assert_allclose(got, expected.max(axis=0), atol=1e-5)
-    np.testing.assert_allclose(found.certainty.numpy(), expected.max(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.confidence.numpy(), expected.max(axis=0), atol=1e-5)
     alone = unify_views(
-        views, size, align_corners=align_corners, output=output, rows=rows, certainty=False
+        views, size, align_corners=align_corners, output=output, rows=rows, confidence=False
     )
-    assert alone.certainty is None
+    assert alone.confidence is None
     assert torch.equal(alone.labels, found.labels)
 
 
@@ -290,7 +290,7 @@ def test_tiles_of_a_ramp_are_the_ramp():
     found = unify_views([both], (24, 40), align_corners=False)
     expected = unify_views([whole(torch.cat([ramp, 30 - ramp]))], (24, 40), align_corners=False)
     assert torch.equal(found.labels, expected.labels)
-    torch.testing.assert_close(found.certainty, expected.certainty)
+    torch.testing.assert_close(found.confidence, expected.confidence)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -302,7 +302,7 @@ def test_a_mirrored_view_of_a_mirrored_image_is_the_view(align_corners):
     assert torch.equal(one.labels, two.labels)
     both = unify_views([whole(scores), mirrored], (36, 50), align_corners=align_corners)
     assert torch.equal(both.labels, one.labels)
-    torch.testing.assert_close(both.certainty, one.certainty)
+    torch.testing.assert_close(both.confidence, one.confidence)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -316,7 +316,7 @@ def test_what_is_no_number_is_told(bad):
         ([whole(scores)] * 2, (3, 3)),
     ):
         for output in ("logits", "probabilities"):
-            found = unify_views(views, size, align_corners=False, certainty=False, output=output)
+            found = unify_views(views, size, align_corners=False, confidence=False, output=output)
             assert not bool(found.sound)
 
 
@@ -330,7 +330,7 @@ def test_a_class_that_is_ruled_out_never_wins_and_all_of_them_are_unsound(size, 
     rest = unify_views([whole(scores[[0, 2]])], size, align_corners=False)
     assert bool(found.sound)
     assert torch.equal(found.labels, 2 * rest.labels)
-    torch.testing.assert_close(found.certainty, rest.certainty)
+    torch.testing.assert_close(found.confidence, rest.confidence)
     scores[:, 1, 1] = -torch.inf
     assert not bool(unify_views([view], size, align_corners=False).sound)
 

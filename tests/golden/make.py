@@ -40,7 +40,7 @@ VARIANTS = {
     "manual": {"policy": {"strategy": "manual", "assign": {"road": "own", "sky": "segformer"}}},
     "majority": {"fusion": {"method": "majority"}},
     "label-model": LABEL_MODEL,
-    "weights": WEIGHTS,
+    "pixel-weights": WEIGHTS,
     "reliability": {"policy": {"strategy": "reliability"}},
     **{
         f"{conflict}-{holes}": {
@@ -91,7 +91,7 @@ def draw(folder):
             _save(folder / "images" / split / f"{name}.png", image)
             _save(folder / "teachers/own" / split / f"{name}.png", to_own[own])
             _save(folder / "teachers/mapped" / split / f"{name}.png", to_label_id[mapped])
-            _save(folder / "teachers/own-certainty" / split / f"{name}.png", image[..., 0])
+            _save(folder / "teachers/own-confidence" / split / f"{name}.png", image[..., 0])
             if split == "val":
                 _save(folder / "truth" / split / f"{name}.png", to_label_id[label])
     _segformer(folder / "segformer", len(table))
@@ -134,7 +134,7 @@ def make_workspace(folder):
     workspace = experiment.workspace
     made = [(nodes, [n.id for n in nodes])]
     made.append((_opened(folder, LABEL_MODEL)[1], ["label-model", "ablation@val"]))
-    made.append((_opened(folder, WEIGHTS)[1], ["weights"]))
+    made.append((_opened(folder, WEIGHTS)[1], ["pixel-weights"]))
     reached = set()
     for graph, targets in made:
         run(graph, workspace, targets, lambda _: Silent(), about=folder)
@@ -283,22 +283,22 @@ def _training_numbers(folder, node_id):
     return numbers | {"result": found.result["loss"]}
 
 
-def _certainty_maps_numbers(folder):
-    mean = rerun(folder, "certainty-maps[segformer]").result["mean"]
+def _confidence_numbers(folder):
+    mean = rerun(folder, "confidence[segformer]").result["mean"]
     return {
-        "exact": {"certainty-maps[own]": rerun(folder, "certainty-maps[own]").exact()},
-        "near": {"certainty-maps[segformer]": {"mean": mean}},
+        "exact": {"confidence[own]": rerun(folder, "confidence[own]").exact()},
+        "near": {"confidence[segformer]": {"mean": mean}},
     }
 
 
-def _soft_maps_numbers(folder):
-    found = rerun(folder, "soft-maps[segformer]")
+def _soft_numbers(folder):
+    found = rerun(folder, "soft[segformer]")
     [image_id, *_] = found.records
     rows, columns = found.records[image_id]["size"]
     classes = found.result["classes"]
     soft = LabelStore(found.path / STORE).read(0, rows, columns)
     means = soft.reshape(len(classes), -1).mean(axis=1)
-    return {"near": {"soft-maps[segformer]": dict(zip(classes, means.tolist(), strict=True))}}
+    return {"near": {"soft[segformer]": dict(zip(classes, means.tolist(), strict=True))}}
 
 
 def _probe_numbers(folder):
@@ -350,8 +350,8 @@ def _fusion_numbers(folder):
     return {"exact": exact}
 
 
-def _weights_numbers(folder):
-    result = rerun(folder, "weights", WEIGHTS).result
+def _pixel_weights_numbers(folder):
+    result = rerun(folder, "pixel-weights", WEIGHTS).result
     return {"near": {"mean": {"mean": result["mean"], **result["classes"]}}}
 
 
@@ -374,14 +374,14 @@ def _ablation_numbers(folder):
 
 NUMBERS = {
     "infer": _infer_numbers,
-    "certainty-maps": _certainty_maps_numbers,
-    "soft-maps": _soft_maps_numbers,
+    "confidence": _confidence_numbers,
+    "soft": _soft_numbers,
     "probe": _probe_numbers,
     "certainty": _certainty_numbers,
     "label-model": _label_model_numbers,
     "policy": _policy_numbers,
     "fusion": _fusion_numbers,
-    "weights": _weights_numbers,
+    "pixel-weights": _pixel_weights_numbers,
     "student": _student_numbers,
     "truth": _truth_numbers,
     "evaluation": _evaluation_numbers,

@@ -49,7 +49,7 @@ def folder():
 
 def small_world(root, net=None):
     world = World(root, train=3, val=2, size=(24, 32))
-    watching = {"watch": "val", "watch_every": 2, "keep": "best"}
+    watching = {"watch": "val", "watch_every": 2, "checkpoint": "best"}
     world.settings |= {"probe": TRAINING, "student": TRAINING | watching}
     world.settings["runtime"] |= {"checkpoint_every": 1}
     if net is not None:

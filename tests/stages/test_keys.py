@@ -74,7 +74,7 @@ def invented(decision, classes, chosen):
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
     )
     # label maps are read item by item, all else whole
-    mapped = node.stage in ("infer", "truth", "fusion", "weights")
+    mapped = node.stage in ("infer", "truth", "fusion", "pixel-weights")
     artifact.__dict__["items"] = [
         {"id": item.id, "sha256": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
@@ -581,10 +581,10 @@ CASES = {
     "teachers.network.void_channels": ({}, {"teachers.2.network.void_channels": [0]}, N),
     "teachers.network.take": ({}, {"teachers.2.network.take": "logits"}, N),
     "teachers.network.precision": ({}, {"teachers.2.network.precision": "bfloat16"}, N),
-    "teachers.certainty": (
-        {"teachers.0.certainty": {"train": "teachers/a/train"}},
-        {"teachers.0.certainty": {"train": "teachers/other/train"}},
-        {"certainty-maps[a]"},
+    "teachers.confidence": (
+        {"teachers.0.confidence": {"train": "teachers/a/train"}},
+        {"teachers.0.confidence": {"train": "teachers/other/train"}},
+        {"confidence[a]"},
     ),
     "teachers.preprocess.preset": ({}, {"teachers.2.preprocess.preset": "caffe"}, N),
     "teachers.preprocess.factor": ({}, {"teachers.2.preprocess.factor": 0.5}, N),
@@ -615,7 +615,7 @@ CASES = {
     **training("student", {"student"}),
     "student.watch": ({}, {"student.watch": "val"}, {"student"}),
     "student.watch_every": (WATCHED, {"student.watch_every": 3}, {"student"}),
-    "student.keep": (WATCHED, {"student.keep": "best"}, {"student"}),
+    "student.checkpoint": (WATCHED, {"student.checkpoint": "best"}, {"student"}),
     "student.pixel_weights": ({}, {"student.pixel_weights": "posterior"}, {"student"}),
     "policy.strategy": ({}, MANUAL, {"policy"}),
     "policy.min_support": ({}, {"policy.min_support": 0.1}, {"policy"}),
@@ -645,8 +645,8 @@ NO_KEY = {
     "runtime.checkpoint_every": "the same",
     "runtime.keep_checkpoints": "the same",
     "runtime.tensorboard": "the same",
-    "probe.recipe": "stands for settings that are in the key",
-    "student.recipe": "the same",
+    "probe.preset": "stands for settings that are in the key",
+    "student.preset": "the same",
     "runtime.jobs": "the same",
     "runtime.scheduler": "the same",
     "runtime.cache": "the same",
@@ -763,11 +763,11 @@ def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
     if stage == "label-model":
         world.settings["fusion"] = {"method": "label-model"}
         world.write()
-    if stage == "weights":
+    if stage == "pixel-weights":
         world.settings["student"]["pixel_weights"] = "posterior"
         world.write()
-    if stage.endswith("-maps"):
-        world.settings["teachers"][2]["keep"] = ["certainty", "soft"]
+    if stage in ("confidence", "soft"):
+        world.settings["teachers"][2]["keep"] = ["confidence", "soft"]
         world.write()
     ablation = stage == "ablation"  # it also has other stages' versions in its key
     before = prints(world, ablation=ablation)

@@ -87,7 +87,7 @@ def seen(network, requests, want, size=2, say=print):
     ],
     ids=lambda ways: ",".join(ways) or "plain",
 )
-@pytest.mark.parametrize("want", ["labels", "both", "certainty"])
+@pytest.mark.parametrize("want", ["labels", "both", "confidence"])
 def test_a_network_says_what_it_does_on_the_cpu(world, device, exact, ways, want):
     module = build_student("tiny", 19, None, 0)
     requests = requests_of(world)
@@ -98,10 +98,10 @@ def test_a_network_says_what_it_does_on_the_cpu(world, device, exact, ways, want
     for arrays, others in zip(here, there, strict=True):
         for k, (array, other) in enumerate(zip(arrays, others, strict=True)):
             assert array.shape == other.shape and array.dtype == other.dtype
-            if want != "certainty" and k == 0:
+            if want != "confidence" and k == 0:
                 assert (array != other).mean() <= 1e-3  # last bits order scores that are alike
             else:
-                most = 1 if want == "certainty" else 1e-3
+                most = 1 if want == "confidence" else 1e-3
                 assert np.abs(array.astype(float) - other).max() <= most
 
 

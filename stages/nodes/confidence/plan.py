@@ -1,4 +1,4 @@
-"""`certainty-maps[t]`: how sure a teacher is of each of its labels.
+"""`confidence[t]`: how sure a teacher is of each of its labels.
 
 A node of its own, so that label maps stay fresh.
 """
@@ -18,7 +18,7 @@ from ensdistill.stages.nodes.infer.plan import network_local, network_of
 from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
 from ensdistill.stages.nodes.stage import Stage
 
-STAGE: Final = Stage("certainty-maps", 1, Scores, ScoreMap, "confidence")
+STAGE: Final = Stage("confidence", 1, Scores, ScoreMap)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def confidence_id(teacher: str) -> NodeId:
 
 def node(given: Given, teacher: Teacher) -> Node:
     """How sure a teacher is, read from PNGs or seen by its network."""
-    from_files = teacher.certainty is not None
+    from_files = teacher.confidence is not None
 
     def plan(upstream: Upstream) -> Work[FromFiles, Local] | Work[Settings, Local]:
         return (_from_files if from_files else by_network)(given, teacher, upstream)
@@ -65,13 +65,13 @@ def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Setti
 
 
 def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[FromFiles, Local]:
-    assert teacher.certainty is not None
-    folder = teacher.certainty[TRAIN]
-    where = f"teachers[{teacher.name}].certainty.{TRAIN}"
+    assert teacher.confidence is not None
+    folder = teacher.confidence[TRAIN]
+    where = f"teachers[{teacher.name}].confidence.{TRAIN}"
     pngs, digests = given.pngs(folder, TRAIN, where, upstream)
     return Work(
         FromFiles(),
-        items=also_of(given.items(TRAIN, upstream), "certainty", digests),
+        items=also_of(given.items(TRAIN, upstream), "confidence", digests),
         local=given.local(
             TRAIN,
             upstream,

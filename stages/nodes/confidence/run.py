@@ -1,11 +1,11 @@
-"""`certainty-maps[t]`: how sure a teacher is of each of its labels."""
+"""`confidence[t]`: how sure a teacher is of each of its labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ensdistill.data.decoding import read_certainty
+from ensdistill.data.decoding import read_confidence
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
@@ -25,7 +25,7 @@ class _Reading:
 
     def __call__(self, item: tuple[Place, tuple[str, str]]) -> dict[str, Any]:
         place, (file, sha256) = item
-        return write_scores(self.write, place, read_certainty(file, place.size, sha256))
+        return write_scores(self.write, place, read_confidence(file, place.size, sha256))
 
 
 def from_files(job: Job[FromFiles, Local]) -> Scores:
@@ -39,5 +39,5 @@ def by_network(job: Job[Settings, Local]) -> Scores:
     """Store a network's largest softmax value at every pixel."""
     local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
     network = open_network(local.network, job.work.recipe.to_json(), local)
-    keep(job, maps, "certainty", network)
+    keep(job, maps, "confidence", network)
     return Scores(images=len(job.work.items), mean=mean_of(job))

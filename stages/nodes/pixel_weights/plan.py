@@ -1,4 +1,4 @@
-"""`weights`: how sure the label model is of each fused label, whatever method fused it."""
+"""`pixel-weights`: how sure the label model is of each fused label, whatever method fused it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WeightMap(LabelMap):
     sums: list[Count]
 
 
-STAGE: Final = Stage("weights", 2, Weighed, WeightMap, "pixel_weights")
+STAGE: Final = Stage("pixel-weights", 2, Weighed, WeightMap)
 
 
 def pixel_weights_id() -> NodeId:

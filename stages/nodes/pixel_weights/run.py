@@ -1,4 +1,4 @@
-"""`weights`: how sure the label model is of each fused label, for the student's loss."""
+"""`pixel-weights`: how sure the label model is of each fused label, for the student's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`soft-maps[t]`: a teacher's softmax at its network's own stride.
+"""`soft[t]`: a teacher's softmax at its network's own stride.
 
 A node of its own, so that label maps stay fresh.
 """
@@ -15,7 +15,7 @@ from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.scores import ScoreMap, SoftScores
 from ensdistill.stages.nodes.stage import Stage
 
-STAGE: Final = Stage("soft-maps", 1, SoftScores, ScoreMap, "soft")
+STAGE: Final = Stage("soft", 1, SoftScores, ScoreMap)
 
 
 def soft_id(teacher: str) -> NodeId:

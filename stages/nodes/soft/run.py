@@ -1,4 +1,4 @@
-"""`soft-maps[t]`: a teacher's softmax at its network's own stride."""
+"""`soft[t]`: a teacher's softmax at its network's own stride."""
 
 from __future__ import annotations
 

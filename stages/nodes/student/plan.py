@@ -25,7 +25,9 @@ def student_id() -> NodeId:
 def node(given: Given) -> Node:
     """The final student."""
     settings = given.experiment.config.student
-    uses = {"labels": fusion_id()} | ({"weights": pixel_weights_id()} if given.weighted else {})
+    uses = {"labels": fusion_id()} | (
+        {"pixel_weights": pixel_weights_id()} if given.weighted else {}
+    )
 
     def plan(upstream: Upstream) -> Work[Settings, Local]:
         recipe = training_recipe(given, settings)
@@ -36,7 +38,7 @@ def node(given: Given) -> Node:
                 "images": given.items(settings.watch, upstream).sha256,
                 "labels": truth_digest(given, settings.watch),
                 "every": settings.watch_every,
-                "keep": settings.keep,
+                "checkpoint": settings.checkpoint,
             }
         return Work(
             Settings(recipe),

@@ -456,7 +456,7 @@ def looked(world, wanted=None):
 def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     segformer(three.root / "net")
     three.settings["teachers"].append(
-        {"name": "n", "network": {"hf": "net"}, "keep": ["certainty"]}
+        {"name": "n", "network": {"hf": "net"}, "keep": ["confidence"]}
     )
     three.settings["probe"] |= {"steps": 30, "crop": [24, 32], "batch_size": 2}
     three.settings["student"] |= {"steps": 100, "input_size": [48, 64], "crop": [24, 32]}
@@ -465,7 +465,7 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     monkeypatch.setattr(networks, "look", lambda *a: look(*a) | {"seconds": 5.0, "starting": 2.0})
     monkeypatch.setattr(trainings, "tried", lambda *a: tried(*a) | {"seconds_per_step": 3.0})
     found = looked(three)["seconds"]
-    assert found["infer[n]"] == found["certainty-maps[n]"] == 2 + 5 * 5
+    assert found["infer[n]"] == found["confidence[n]"] == 2 + 5 * 5
     assert found["infer[n]@val"] == 2 + 3 * 5
     assert "infer[a]" not in found
     assert [found[f"probe[{t}]"] for t in "abcn"] == [90] * 4

@@ -132,7 +132,7 @@ def test_class_map_from_an_unknown_class(world):
         (("classes", "table"), "citscapes19", ["unknown class table", "cityscapes19"]),
         (("fusion", "window"), 4, ["fusion.window", "odd"]),
         (("student", "watch"), "test", ["student.watch", "'test'"]),
-        (("student", "keep"), "best", ["keep: best", "watch"]),
+        (("student", "checkpoint"), "best", ["checkpoint: best", "watch"]),
         (("teachers", 0, "name"), "student", ["name of a method"]),
         (("teachers", 0, "name"), "a/b", ["cannot name a teacher"]),
         (("teachers", 0, "ids"), "trainids", ["teachers[a].ids", "'trainids'"]),
@@ -256,16 +256,16 @@ def test_the_limit_holds_without_a_check(world):
     assert "the limit of 5" in world.refuse("infer-teacher", "a")
 
 
-@pytest.mark.parametrize("kind", ["teachers/a", "certainty"])
+@pytest.mark.parametrize("kind", ["teachers/a", "confidence"])
 def test_a_size_is_compared_before_anything_is_decoded(world, kind):
     world.settings["runtime"]["max_pixels"] = 10**12
-    if kind == "certainty":
+    if kind == "confidence":
         for split, name in world.truth:
             world.save("sure", split, name, np.zeros((48, 64)))
-        world.settings["teachers"][0]["certainty"] = {"train": "sure/train"}
+        world.settings["teachers"][0]["confidence"] = {"train": "sure/train"}
         world.settings["fusion"] = {"conflict": "certainty"}
     world.write()
-    path = first(world, "sure" if kind == "certainty" else kind)
+    path = first(world, "sure" if kind == "confidence" else kind)
     path.write_bytes(png_of(100_000, 90_000))
     assert f"{path}: 100000x90000 pixels" in world.refuse("check")
     assert "its image has 48x64" in world.refuse("infer-teacher", "a")

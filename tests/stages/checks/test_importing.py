@@ -1,4 +1,4 @@
-"""Arrays of certainties as PNGs: against an oracle, and every file that is not one."""
+"""Arrays of confidences as PNGs: against an oracle, and every file that is not one."""
 
 import io
 import zipfile
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.checks.importing import certainty_grey
+from ensdistill.stages.checks.importing import confidence_grey
 
 SIZE, CLASSES = (4, 6), 3
 LABELS = np.zeros(SIZE, np.uint8)
 
 
 def convert(path, labels=LABELS):
-    return certainty_grey(path, labels, SIZE, CLASSES)
+    return confidence_grey(path, labels, SIZE, CLASSES)
 
 
 def saved(tmp_path, array, name="x.npy", **more):
@@ -57,7 +57,7 @@ def test_every_kind_of_number_in_every_order(tmp_path, dtype, order):
 def test_all_hundred_steps_stay_apart(tmp_path):
     steps = np.arange(101, dtype=np.uint8)
     path = saved(tmp_path, np.tile(steps[:, None], (1, 1)))
-    grey, _ = certainty_grey(path, np.zeros((101, 1), np.uint8), (101, 1), CLASSES)
+    grey, _ = confidence_grey(path, np.zeros((101, 1), np.uint8), (101, 1), CLASSES)
     assert len(np.unique(grey)) == 101
     assert np.array_equal(np.round(grey[:, 0] / 255 * 100), steps)
 
@@ -89,10 +89,10 @@ def test_an_archive_of_several_arrays(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, good, other=bad)  # good is `arr_0`
     assert (convert(path)[0] == round(70 * 2.55)).all()
-    np.savez(path, certainty=good)
+    np.savez(path, confidence=good)
     assert (convert(path)[0] == round(70 * 2.55)).all()
-    np.savez(path, certainty=good, other=bad)
-    with pytest.raises(DataError, match="holds the arrays certainty, other; expected one"):
+    np.savez(path, confidence=good, other=bad)
+    with pytest.raises(DataError, match="holds the arrays confidence, other; expected one"):
         convert(path)
 
 
@@ -117,7 +117,7 @@ def test_values_that_are_no_percents(tmp_path, values, expected):
     assert str(path) in str(error.value)
 
 
-def test_no_certainty_at_all_is_legal(tmp_path):
+def test_no_confidence_at_all_is_legal(tmp_path):
     assert not convert(saved(tmp_path, np.zeros(SIZE)))[0].any()
 
 

@@ -65,9 +65,9 @@ def test_a_window_without_a_rule_that_asks_for_it(world):
     assert found(world, fusion={"method": "channel", "window": 5, **rules}) == {}
 
 
-def test_certainties_and_what_is_kept(world):
-    world.settings["teachers"][0]["certainty"] = {"train": "sure"}
-    assert found(world) == {NOTHING_YET: ["teachers[a].certainty"]}
+def test_confidences_and_what_is_kept(world):
+    world.settings["teachers"][0]["confidence"] = {"train": "sure"}
+    assert found(world) == {NOTHING_YET: ["teachers[a].confidence"]}
 
 
 def test_splits_that_no_stage_opens(world):
@@ -84,7 +84,7 @@ def test_settings_of_a_training(world):
     assert found(world, student=student) == {NOTHING: ["student.momentum", "student.watch_every"]}
     assert found(world, student=student | {"optimizer": "sgd", "watch": "val"}) == {}
     # of the preset, and not of the file
-    assert found(world, student={"recipe": "paper", "optimizer": "adamw", "nesterov": False}) == {}
+    assert found(world, student={"preset": "paper", "optimizer": "adamw", "nesterov": False}) == {}
 
 
 def test_check_and_status_name_them_once(world):

@@ -230,7 +230,7 @@ def test_a_folder_is_called_by_its_name(world):
         {"colour": 0.5, "blur": 0.5, "hard_share": 0.3, "class_balance": 2.0},
         {"steps": 1, "power": 0, "warmup": 3},
         {"optimizer": "sgd", "nesterov": True},
-        {"watch": "val", "keep": "best"},
+        {"watch": "val", "checkpoint": "best"},
         {"pixel_weights": "posterior"},
         {"input_size": [96, 128], "crop": [31, 45]},
     ],
@@ -243,7 +243,7 @@ def test_settings_of_a_training_are_tried_as_they_are(world, settings):
 
 
 def test_no_label_is_opened(world):
-    world.settings["student"] |= {"watch": "val", "keep": "best"}
+    world.settings["student"] |= {"watch": "val", "checkpoint": "best"}
     world.settings["fusion"] = {"method": "majority"}
     world.write()
     with opened() as paths:
@@ -398,7 +398,7 @@ def test_problems_of_probe_and_student_are_told_at_once(code_world):
 
 def test_the_paper_s_recipe_asks_for_the_head_of_an_own_network(code_world):
     small = {"crop": [32, 48], "input_size": [48, 64], "batch_size": 2}
-    code_world.settings["student"] = {"recipe": "paper", **code(), **small}
+    code_world.settings["student"] = {"preset": "paper", **code(), **small}
     code_world.write()
     assert '`head: ["decoder.*"]`' in code_world.refuse("check")
     code_world.settings["student"]["head"] = ["decoder.*"]

@@ -179,7 +179,7 @@ def test_the_card_has_scores_of_this_student_alone(transformer, out, tmp_path):
 
 
 def test_a_watched_split_is_said(tmp_path):
-    world = world_with(tmp_path / "world", {"arch": "tiny"}, watch="val", keep="best")
+    world = world_with(tmp_path / "world", {"arch": "tiny"}, watch="val", checkpoint="best")
     world.call("run", "--no-evaluate")
     world.call("export", "student", str(tmp_path / "s"), "--as", "state-dict")
     assert "best on the labelled split val was kept" in (tmp_path / "s.safetensors.md").read_text()

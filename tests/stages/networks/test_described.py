@@ -49,7 +49,7 @@ EXPERIMENT = {
         {
             "name": "a",
             "labels": {"train": "a"},
-            "certainty": {"train": "c"},
+            "confidence": {"train": "c"},
             "map": {"road": "road"},
         },
         {
@@ -71,7 +71,7 @@ EXPERIMENT = {
         {"name": "c", "network": {"hf": "o/n", "revision": "0" * 40, "state_dict": "w", "take": 1}},
         {"name": "d", "network": {"onnx": "f"}, "preprocess": {"tiles": {"size": [8, 8]}}},
     ],
-    "probe": {"recipe": "paper", "init": {"file": "w", "into": "a"}, "head": ["x.*"]},
+    "probe": {"preset": "paper", "init": {"file": "w", "into": "a"}, "head": ["x.*"]},
     "policy": {"strategy": "manual", "assign": {"road": "a"}},
     "fusion": {"method": "channel", "window": 3},
     "student": {"init": "w", "network": {"arch": "tiny"}, "scale": [1, 2], "preprocess": {}},

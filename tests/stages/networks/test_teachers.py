@@ -15,7 +15,7 @@ from torch.nn import functional
 from worlds import World, network_world, segformer
 
 from ensdistill.data.decoded import Pixels
-from ensdistill.data.decoding import read_certainty, read_image
+from ensdistill.data.decoding import read_confidence, read_image
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.stages.labelmaps import LabelMaps, LabelWriter
@@ -538,10 +538,10 @@ def test_scores_are_kept_and_labels_stay_fresh(world):
     folder = sharp_segformer(world.root / "segformer")
     network_world(world, network={"hf": "segformer"})
     world.call("infer-teacher")
-    world.settings["teachers"][0]["keep"] = ["soft", "certainty"]
+    world.settings["teachers"][0]["keep"] = ["soft", "confidence"]
     world.write()
     report = world.json("infer-teacher")
-    made = ["certainty-maps[seg]", "soft-maps[seg]"]
+    made = ["confidence[seg]", "soft[seg]"]
     assert [r["node"] for r in report["ran"]] == made
     assert [r["written"] for r in report["ran"]] == [5, 5]
     sure, soft = (LabelMaps(world.artifact(node)) for node in made)
@@ -556,7 +556,7 @@ def test_scores_are_kept_and_labels_stay_fresh(world):
     assert "no damage" in world.call("verify")
 
 
-@pytest.mark.parametrize("kind", ["certainty", "soft"])
+@pytest.mark.parametrize("kind", ["confidence", "soft"])
 def test_scores_of_a_killed_run_are_gone_on_with(world, monkeypatch, kind):
     sharp_segformer(world.root / "segformer")
     network_world(world, network={"hf": "segformer"}, keep=[kind])
@@ -573,10 +573,10 @@ def test_how_sure_predictions_are_is_read_from_pngs(world):
         file = world.root / "sure" / path.name
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(grey if k % 2 else grey.astype(np.uint8)).save(file)
-    world.settings["teachers"][0]["certainty"] = {"train": "sure"}
+    world.settings["teachers"][0]["confidence"] = {"train": "sure"}
     world.write()
     world.call("infer-teacher")
-    maps = LabelMaps(world.artifact("certainty-maps[a]"))
+    maps = LabelMaps(world.artifact("confidence[a]"))
     for image_id in maps:
         found = maps.read(image_id).astype(float).flatten()
         assert abs(found / 250 - np.linspace(0, 1, found.size)).max() < 0.006
@@ -593,13 +593,13 @@ def test_how_sure_predictions_are_is_read_from_pngs(world):
 def test_a_smaller_map_of_certainty_is_of_squares(tmp_path, size):
     grey = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
-    found = read_certainty(tmp_path / "a.png", (48, 64))
+    found = read_confidence(tmp_path / "a.png", (48, 64))
     k = 48 // size[0]
     for y, x in ((0, 0), (47, 63), (20, 30)):
         assert found[y, x] == round(int(grey[y // k, x // k]) * 250 / 255)
 
 
-def test_certainties_of_real_networks_are_read(world, camvid):
+def test_confidences_of_real_networks_are_read(world, camvid):
     folder = camvid / "certainty"
     teachers = sorted(p.name for p in folder.iterdir())
     names = [p.stem for p in sorted((camvid / "images/train").glob("*.jpg"))[:4]]
@@ -613,7 +613,7 @@ def test_certainties_of_real_networks_are_read(world, camvid):
             {
                 "name": t,
                 "labels": {"train": str(camvid / "teachers" / t / "train")},
-                "certainty": {"train": str(folder / t / "train")},
+                "confidence": {"train": str(folder / t / "train")},
             }
             for t in teachers[:2]
         ],
@@ -621,7 +621,7 @@ def test_certainties_of_real_networks_are_read(world, camvid):
     world.write()
     world.call("infer-teacher")
     for teacher in teachers[:2]:
-        maps = LabelMaps(world.artifact(f"certainty-maps[{teacher}]"))
+        maps = LabelMaps(world.artifact(f"confidence[{teacher}]"))
         for name in names:
             expected = np.asarray(Image.open(folder / teacher / "train" / f"{name}.png"))
             found = maps.read(name)
@@ -639,7 +639,7 @@ def test_certainties_of_real_networks_are_read(world, camvid):
         ({"network": {"hf": "a", "output": "ids", "void_channels": [1]}}, "`void_channels` is for"),
         ({"network": {"hf": "a", "output": "ids"}, "preprocess": {"flip": True}}, "no scores"),
         ({"network": {"onnx": "a", "precision": "bfloat16"}}, "`precision` does not go with"),
-        ({"certainty": {"train": "a"}}, "keep: [certainty]"),
+        ({"confidence": {"train": "a"}}, "keep: [confidence]"),
     ],
 )
 def test_what_does_not_go_together_is_refused(world, entry, word):
@@ -648,6 +648,6 @@ def test_what_does_not_go_together_is_refused(world, entry, word):
 
 
 def test_what_is_for_networks_is_refused_for_predictions(world):
-    world.settings["teachers"][0]["keep"] = ["certainty"]
+    world.settings["teachers"][0]["keep"] = ["confidence"]
     world.write()
     assert "`keep` is for networks" in world.refuse("status")

@@ -19,7 +19,7 @@ from ensdistill.stages.nodes.label_model.run import read_model
 from ensdistill.stages.work import items
 
 INFERRED = {"infer[a]", "infer[b]", "infer[c]"}
-FUSED = INFERRED | {"label-model", "fusion", "weights"}
+FUSED = INFERRED | {"label-model", "fusion", "pixel-weights"}
 MANUAL = {"strategy": "manual", "assign": {"road": "a", "building": "a", "car": "b", "sky": "c"}}
 
 
@@ -55,7 +55,7 @@ def made(world, *command):
 
 def contents(world):
     """What the weights are, but for when and how they were made."""
-    artifact = world.artifact("weights")
+    artifact = world.artifact("pixel-weights")
     found = files_of(artifact.path)
     del found["manifest.json"]
     return found, artifact.manifest.result, artifact.manifest.content
@@ -66,7 +66,7 @@ def test_the_stage_does_what_the_function_says(world, method):
     use(world, method)
     expected = FUSED | ({"policy"} if method == "channel" else set())
     assert set(made(world, "fuse", "--upstream")) == expected
-    weights, fused = (LabelMaps(world.artifact(n)) for n in ("weights", "fusion"))
+    weights, fused = (LabelMaps(world.artifact(n)) for n in ("pixel-weights", "fusion"))
     teachers = [LabelMaps(world.artifact(f"infer[{t}]")) for t in "abc"]
     model = read_model(world.artifact("label-model"))
     assert list(weights) == list(fused) and len(weights) == 5
@@ -83,7 +83,7 @@ def test_the_stage_does_what_the_function_says(world, method):
         assert record["mean"] == pytest.approx(found[label != 255].mean() / 100)
         every.append((label.ravel(), found.ravel()))
     label, found = (np.concatenate(parts) for parts in zip(*every, strict=True))
-    result = world.artifact("weights").manifest.result
+    result = world.artifact("pixel-weights").manifest.result
     assert result["images"] == 5
     assert result["mean"] == pytest.approx(found[label != 255].mean() / 100)
     for c, mean in enumerate(result["classes"].values()):
@@ -98,7 +98,7 @@ def test_who_does_not_ask_for_them_has_none(world):
     assert asked >= FUSED
     world.settings["student"]["pixel_weights"] = "none"
     world.write()
-    assert asked - {d["node"] for d in world.json("status")} == {"weights", "label-model"}
+    assert asked - {d["node"] for d in world.json("status")} == {"pixel-weights", "label-model"}
     assert set(made(world, "fuse", "--upstream")) == INFERRED | {"fusion"}
     written = plan_of(world, "student")
     del world.settings["student"]["pixel_weights"]
@@ -119,33 +119,36 @@ def test_the_student_is_made_from_them(world):
     world.call("run", "--no-evaluate")
     student = world.artifact("student").manifest
     assert student.recipe["pixel_weights"] == "posterior"
-    assert set(student.inputs) == {"labels", "weights"}
+    assert set(student.inputs) == {"labels", "pixel_weights"}
     assert "nothing to do" in world.call("run", "--no-evaluate")
     assert "nothing to do" in world.call("fuse")
-    assert world.states()["weights"] == "fresh"
+    assert world.states()["pixel-weights"] == "fresh"
     # without them it is another student, of the same fused labels
     world.settings["student"]["pixel_weights"] = "none"
     world.write()
     assert set(made(world, "train-student", "--upstream")) == {"student"}
     assert "pixel_weights" not in world.artifact("student").manifest.recipe
-    assert {r["node"] for r in world.json("gc") if r["reason"] is None} == {"weights", "student"}
+    assert {r["node"] for r in world.json("gc") if r["reason"] is None} == {
+        "pixel-weights",
+        "student",
+    }
 
 
 def test_commands_know_them(world):
     use(world, "majority")
-    assert world.states()["weights"] == "missing"
+    assert world.states()["pixel-weights"] == "missing"
     planned = {d["node"] for d in world.json("fuse", "--dry-run", "--upstream")}
     assert planned == FUSED
-    assert {d["node"] for d in world.json("fuse", "--dry-run")} == {"fusion", "weights"}
+    assert {d["node"] for d in world.json("fuse", "--dry-run")} == {"fusion", "pixel-weights"}
     for teacher in "abc":
         world.call("infer-teacher", teacher)
     assert "select-policy" in world.refuse("fuse")
     assert set(made(world, "select-policy")) == {"label-model"}
     assert "the mean weight of a label is 0." in world.call("fuse")
-    text = world.call("explain", "weights")
+    text = world.call("explain", "pixel-weights")
     assert "weights is fresh" in text and "below it: student" in text
     use(world, "label-model")
-    text = world.call("explain", "weights")
+    text = world.call("explain", "pixel-weights")
     assert "to make it: ensdistill fuse" in text
     assert not [r for r in world.json("gc") if r["reason"] is None and r["node"] == "label-model"]
 
@@ -157,12 +160,12 @@ def test_an_image_costs_itself_where_the_model_stays(world):
     label = Image.open(file)
     label.load()
     label.save(file, compress_level=0)  # the same pixels in other bytes
-    assert made(world, "fuse", "--upstream")["weights"] == (0, 5)
+    assert made(world, "fuse", "--upstream")["pixel-weights"] == (0, 5)
     assert contents(world) == before
     # the same labels from another method, of a model that is the same
     use(world, "majority")
     same = made(world, "fuse", "--upstream")
-    assert set(same) == {"fusion", "weights"}
+    assert set(same) == {"fusion", "pixel-weights"}
     world.settings["teachers"].reverse()
     world.write()
     assert "nothing to do" in world.call("fuse")
@@ -202,7 +205,7 @@ def make(world, node_id, part=None):
 def test_a_killed_run_and_shares_end_in_the_same_bytes(world, monkeypatch):
     world.call("fuse", "--upstream")
     expected = contents(world)
-    shutil.rmtree(world.root / "work/weights")
+    shutil.rmtree(world.root / "work/pixel-weights")
     journal, count = LabelMapsDraft.journal, []
 
     def killed(self, *arguments):
@@ -212,31 +215,33 @@ def test_a_killed_run_and_shares_end_in_the_same_bytes(world, monkeypatch):
 
     monkeypatch.setattr(LabelMapsDraft, "journal", killed)
     with pytest.raises(KeyboardInterrupt):
-        make(world, "weights")
+        make(world, "pixel-weights")
     monkeypatch.undo()
-    assert world.states()["weights"] == "partial"
+    assert world.states()["pixel-weights"] == "partial"
     assert "2/5" in world.call("status")
-    assert made(world, "fuse")["weights"] == (3, 0)
+    assert made(world, "fuse")["pixel-weights"] == (3, 0)
     assert contents(world) == expected
-    shutil.rmtree(world.root / "work/weights")
+    shutil.rmtree(world.root / "work/pixel-weights")
     for k in (1, 2):
-        assert world.states()["weights"] == ("missing" if k == 1 else "partial")
-        make(world, "weights", Part(k, 2))
+        assert world.states()["pixel-weights"] == ("missing" if k == 1 else "partial")
+        make(world, "pixel-weights", Part(k, 2))
     assert contents(world) == expected
 
 
 def test_a_damaged_image_alone_is_weighed_again(world):
     world.call("fuse", "--upstream")
     expected = contents(world)
-    chunk = world.artifact("weights").path / "labels.zarr/c.3.0.0"
+    chunk = world.artifact("pixel-weights").path / "labels.zarr/c.3.0.0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
     assert f"{chunk} (item train_000003_000019)" in world.call("verify", expect=1)
     with pytest.raises(CorruptError, match=r"labels\.zarr/c\.3\.0\.0: is not what was written"):
-        LabelMaps(world.artifact("weights")).read("train_000003_000019")
+        LabelMaps(world.artifact("pixel-weights")).read("train_000003_000019")
     found = world.json("verify", "--repair")["repair"]
-    assert [(r["node"], r["written"], r["total"]) for r in found["ran"]] == [("weights", 1, 5)]
+    assert [(r["node"], r["written"], r["total"]) for r in found["ran"]] == [
+        ("pixel-weights", 1, 5)
+    ]
     assert contents(world) == expected
 
 
@@ -246,9 +251,9 @@ def test_where_nothing_is_fused_there_is_no_mean(world):
     world.settings["policy"] = {"strategy": "manual", "assign": {"building": "b"}}  # who sees none
     world.write()
     assert "mean weight" not in world.call("fuse", "--upstream")
-    result = world.artifact("weights").manifest.result
+    result = world.artifact("pixel-weights").manifest.result
     assert result["mean"] is None and set(result["classes"].values()) == {None}
-    weights = LabelMaps(world.artifact("weights"))
+    weights = LabelMaps(world.artifact("pixel-weights"))
     assert all(not weights.read(i).any() and r["mean"] is None for i, r in weights.records.items())
     json.dumps(result, allow_nan=False)
 

@@ -342,7 +342,12 @@ def test_loader_workers_change_no_byte(world):
 
 def test_watching_a_split_is_recorded_and_keeps_the_best(world):
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
-    world.settings["student"] |= {"watch": "val", "watch_every": 2, "keep": "best", "lr": 0.05}
+    world.settings["student"] |= {
+        "watch": "val",
+        "watch_every": 2,
+        "checkpoint": "best",
+        "lr": 0.05,
+    }
     world.write()
     world.call("run")
     manifest = world.artifact("student").manifest
@@ -350,13 +355,13 @@ def test_watching_a_split_is_recorded_and_keeps_the_best(world):
     assert len(scores) == 3
     watched = {"last": scores[-1], "best": max(scores), "kept": "best"}
     assert manifest.result["watched"] == watched
-    assert manifest.recipe["watch"]["keep"] == "best"
+    assert manifest.recipe["watch"]["checkpoint"] == "best"
     # the kept weights are those that scored best: evaluation finds the same figure
     results = json.loads((world.root / "work" / "results.json").read_text())
     student = next(m for m in results["methods"] if m["name"] == "student")
     assert student["miou"] == pytest.approx(max(scores))
     assert results["student_selected_on"] == "val"
-    assert "the best on the ground truth of val (`keep: best`)" in world.call("evaluate")
+    assert "the best on the ground truth of val (`checkpoint: best`)" in world.call("evaluate")
 
 
 def test_a_watching_student_stays_fresh_when_labels_are_evaluated(world):
@@ -449,14 +454,14 @@ def test_the_paper_recipe_is_the_release_and_what_is_given_beside_it_holds():
     from ensdistill.stages.experiment.presets import PAPER
     from ensdistill.stages.experiment.schema import Probe, Student
 
-    student = Student(recipe="paper", steps=7)
+    student = Student(preset="paper", steps=7)
     assert student.steps == 7
     values = {k: getattr(student, k) for k in PAPER if k not in ("steps", "preprocess")}
     assert values == {k: v.value for k, v in PAPER.items() if k in values}
     assert (student.lr, student.batch_size, student.crop) == (1e-4, 10, (256, 512))
     assert student.preprocess.channels == "bgr" and student.preprocess.std == (1, 1, 1)
     assert all(setting.source for setting in PAPER.values())
-    assert Probe(recipe="paper").steps == 100_001
+    assert Probe(preset="paper").steps == 100_001
     assert Student().lr != student.lr
 
 
