@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from ensdistill.pipeline.locks import Part
 
 F = TypeVar("F", bound=Callable[..., Any])
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+EXPERIMENT: Final = Path("experiment.yaml")  # where none is named
 
 
 def _part(_: click.Context, __: click.Parameter, value: str | None) -> Part | None:
@@ -48,8 +50,8 @@ class Group(click.Group):
 config = click.option(
     "-c",
     "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("experiment.yaml"),
+    type=FILE,
+    default=EXPERIMENT,
     show_default=True,
     callback=_config,
     help="The experiment file.",
@@ -76,6 +78,11 @@ part = click.option(
     help="Make only the I-th of N shares of the images, as a task of a cluster array; the task "
     "that finds all of them done publishes.",
 )
+
+
+def output(text: str, kind: click.Path = FILE, **settings: Any) -> Callable[[F], F]:
+    """Return the option that names what a command writes."""
+    return click.option("-o", "--output", type=kind, show_default=True, help=text, **settings)
 
 
 def stage(function: F) -> F:

@@ -12,14 +12,13 @@ import re
 import shlex
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from ensdistill.cli.options import EXPERIMENT
 from ensdistill.pipeline.escaping import escaped, in_a_line
 
-_DEFAULT: Final = Path("experiment.yaml")
 # commands that are named in advice, and work without an experiment file or make one
 _WITHOUT: Final = ("init", "import", "compare", "demo")
 _ADVICE: Final = re.compile(r"(?<!by )`ensdistill (?P<command>[a-z][a-z-]*)(?P<rest>[^`]*)`")
@@ -58,7 +57,7 @@ def advised(text: str, said: Any) -> str:
         What the command line keeps of its arguments (see `options.config`).
     """
     config = None if said is None else said.get("config")
-    if config in (None, _DEFAULT):
+    if config in (None, EXPERIMENT):
         return text
 
     def complete(found: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ FUSIONS = ("label-model", "channel", "channel-reliability", "channel-oracle", "m
 def demo(out):
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "ensdistill.cli", "demo", "--out", out, "--seed", str(SEED)],
+        [sys.executable, "-m", "ensdistill.cli", "demo", "-o", out, "--seed", str(SEED)],
         capture_output=True,
         text=True,
         check=False,

@@ -23,17 +23,15 @@ SPLIT = "val"
 
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+@options.output(
+    "The folder to work in; a second run there does only what is missing.",
+    click.Path(file_okay=False, path_type=Path),
     default=Path("ensdistill-demo"),
-    show_default=True,
-    help="The folder to work in; a second run there does only what is missing.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="World.")
 @options.overwrite
 @options.as_json
-def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
+def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     """Draw five small cities, train four teachers, and run the whole pipeline on the fifth city.
 
     An experiment.yaml of an earlier demo that was edited is kept as experiment.yaml.old.
@@ -43,13 +41,13 @@ def command(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
 
     \b
     Example:
-      ensdistill demo --out /tmp/demo
+      ensdistill demo -o /tmp/demo
     """
     from ensdistill.stages.demo import experiments
     from ensdistill.stages.demo.styles import SOURCES, TARGET
 
     begin = time.perf_counter()
-    out = real_path(out)
+    out = real_path(output)
     experiments.require_free(out, overwrite)
     with display() as shown:
 

@@ -19,7 +19,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.option(
     "-c",
     "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=options.FILE,
     help="Also look at what this experiment file needs.",
 )
 @options.as_json

@@ -48,22 +48,18 @@ def _tables(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> t
     show_default=True,
     help="Score the experiment's own fusion, or every other method beside it.",
 )
-@click.option(
-    "--table",
-    "files",
-    metavar="FILE",
-    multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=_tables,
-    help="Also write the scores to FILE, as its suffix says: .csv, .md or .json (with confusion "
+@options.output(
+    "Also write the scores to FILE, as its suffix says: .csv, .md or .json (with confusion "
     "matrices). May be given several times.",
+    multiple=True,
+    callback=_tables,
 )
 @options.overwrite
 @options.stage
 def command(
     split: str | None,
     fusions: str,
-    files: tuple[Path, ...],
+    output: tuple[Path, ...],
     overwrite: bool,
     config: Path,
     dry_run: bool,
@@ -97,17 +93,17 @@ def command(
     \b
     Example:
       ensdistill evaluate --split val --json
-      ensdistill evaluate --fusions all --table scores.md --table scores.csv
+      ensdistill evaluate --fusions all -o scores.md -o scores.csv
     """
     every = fusions == "all"
     lacking: list[dict[str, str]] = []
 
     def outputs(experiment: Experiment) -> list[Output]:
-        return [Output(f, "evaluate", TABLES[f.suffix], overwrite, experiment) for f in files]
+        return [Output(f, "evaluate", TABLES[f.suffix], overwrite, experiment) for f in output]
 
     def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
-        for output in outputs(experiment):
-            output.require_free()
+        for file in outputs(experiment):
+            file.require_free()
         picked = pick_split(experiment, split)
         wanted = evaluation_ids(nodes, picked)
         if upstream:
@@ -139,7 +135,7 @@ def command(
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
-    if files:
+    if output:
         write_tables(found, confmats(split, decisions), outputs(experiment))
     if every and found["estimates"]:
         from ensdistill.cli import charts

@@ -18,9 +18,19 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import build, load
 
-_TARGET = click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 _Order = Callable[[Experiment, Mapping[str, Decision]], Any]
 _Export = Callable[[Any, Progress], dict[str, Any]]
+
+
+class _New(click.Path):
+    """What an export makes: there is no name that it could take unasked."""
+
+    def get_missing_message(self, *_: Any, **__: Any) -> str:
+        """Return what to do."""
+        return "Name a new folder or file to make, such as -o exported"
+
+
+_OUTPUT = options.output("The folder or file to make.", _New(path_type=Path), required=True)
 
 
 @click.group(cls=options.Group)
@@ -32,13 +42,13 @@ def command() -> None:
 
     \b
     Example:
-      ensdistill export labels pseudo-labels
-      ensdistill export student student --as hf
+      ensdistill export labels -o pseudo-labels
+      ensdistill export student -o student --as hf
     """
 
 
 @command.command()
-@_TARGET
+@_OUTPUT
 @click.option("--of", default="fusion", show_default=True, help="fusion, student or a teacher.")
 @click.option("--split", default=TRAIN, show_default=True, help="Whose images.")
 @click.option(
@@ -53,7 +63,7 @@ def command() -> None:
 @options.dry_run
 @options.as_json
 def labels(
-    target: Path,
+    output: Path,
     of: str,
     split: str,
     ids: Any,
@@ -65,19 +75,19 @@ def labels(
     """Label maps as PNGs, in a folder that mmsegmentation and detectron2 train on.
 
     Images of Cityscapes come into its tree (leftImg8bit, gtFine), others into images/SPLIT and
-    labels/SPLIT; README.md there has the lines to train on them. If OUT ends in .zip it is what the
-    server of Cityscapes takes (with --ids label-ids).
+    labels/SPLIT; README.md there has the lines to train on them. A file that ends in .zip is what
+    the server of Cityscapes takes (with --ids label-ids).
 
     \b
     Example:
-      ensdistill export labels pseudo-labels --ids palette
-      ensdistill export labels results.zip --of student --split val --ids label-ids
+      ensdistill export labels -o pseudo-labels --ids palette
+      ensdistill export labels -o results.zip --of student --split val --ids label-ids
     """
     from ensdistill.stages.export.labels import export, order
 
     def prepare(experiment: Experiment, decisions: Mapping[str, Decision]) -> Any:
         return order(
-            experiment, decisions, target, of=of, split=split, ids=ids, copy_images=copy_images
+            experiment, decisions, output, of=of, split=split, ids=ids, copy_images=copy_images
         )
 
     found = _export(config, prepare, export, dry_run=dry_run)
@@ -90,7 +100,7 @@ def labels(
             f"{len(changed)} of the images {verb} written as PNG, which changes no pixel: names "
             f"that end differently are read by no loader ({some(changed)})"
         )
-    echo(f"{target}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
+    echo(f"{output}: {found['images']} label maps of {found['node']} {verb} there as {ids}")
     if not dry_run:
         share = 100 * found["ignored"] / found["pixels"]
         echo(
@@ -100,7 +110,7 @@ def labels(
 
 
 @command.command()
-@_TARGET
+@_OUTPUT
 @click.option(
     "--as",
     "form",
@@ -111,7 +121,7 @@ def labels(
 @options.config
 @options.dry_run
 @options.as_json
-def student(target: Path, form: Any, config: Path, dry_run: bool, as_json: bool) -> None:
+def student(output: Path, form: Any, config: Path, dry_run: bool, as_json: bool) -> None:
     """The student, with a card that says how it was made.
 
     `hf` is a folder that `from_pretrained` of transformers loads; `onnx` takes batches and images
@@ -120,12 +130,12 @@ def student(target: Path, form: Any, config: Path, dry_run: bool, as_json: bool)
 
     \b
     Example:
-      ensdistill export student student.onnx --as onnx
+      ensdistill export student -o student.onnx --as onnx
     """
     from ensdistill.stages.export.student import export, order
 
     def prepare(experiment: Experiment, decisions: Mapping[str, Decision]) -> Any:
-        return order(experiment, decisions, target, form)
+        return order(experiment, decisions, output, form)
 
     found = _export(config, prepare, export, dry_run=dry_run)
     if as_json:

@@ -24,8 +24,8 @@ from ensdistill.stages.graph import build, load
     "--config",
     "configs",
     multiple=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=[Path("experiment.yaml")],
+    type=options.FILE,
+    default=[options.EXPERIMENT],
     show_default="experiment.yaml",
     help="An experiment file whose artifacts stay; give every one that uses the workspace.",
 )

@@ -43,7 +43,7 @@ _SHOWN = 3  # files that are not needed
     type=click.Path(file_okay=False, path_type=Path),
     help="Where PNGs of the .npy and .npz files go; needed where there are any.",
 )
-@options.config
+@options.output("The experiment file to write.", default=options.EXPERIMENT)
 @options.overwrite
 @options.dry_run
 @options.as_json
@@ -54,7 +54,7 @@ def command(
     val_images: str | None,
     val_labels: str | None,
     confidences: Path | None,
-    config: Path,
+    output: Path,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -77,9 +77,9 @@ def command(
     from ensdistill.stages.graph import load
     from ensdistill.stages.reading.outputs import Output
 
-    output = Output(config, "import", overwrite=overwrite)
-    output.require_free()
-    config = real_path(config)
+    file = Output(output, "import", overwrite=overwrite)
+    file.require_free()
+    config = real_path(output)
     if (val_images is None) != (val_labels is None):
         raise ConfigError("--val-images and --val-labels go together")
     named = _named(folders)
@@ -98,7 +98,7 @@ def command(
         classes = _seen_from(config, classes)
     entries = {name: {TRAIN: _seen_from(config, folder)} for name, folder in named.items()}
     draft = _experiment(config, _text(classes, target, entries, {}))
-    replace(output, experiment=draft).require_free()  # whatever the user said, it is no input
+    replace(file, experiment=draft).require_free()  # whatever the user said, it is no input
     found = importing.find(draft)
     sure = _confidence_folders(found, confidences, config)
     entries = {f.name: dict.fromkeys(f.splits, entries[f.name][TRAIN]) for f in found}
@@ -118,7 +118,7 @@ def command(
                 ) from error
             if confidences is not None:
                 made = importing.convert(draft, found, confidences, shown.bar("confidences"))
-        output.write(text.encode())
+        file.write(text.encode())
         load(config)
     rows = {
         f.name: {

@@ -46,14 +46,7 @@ _CAMVID_MAP = {
     help="`folders`: any images. `cityscapes`: GTA5 to Cityscapes, the paper's recipe. "
     f"`camvid`: the folder that the variable {CAMVID} names.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("experiment.yaml"),
-    show_default=True,
-    help="The file to write.",
-)
+@options.output("The experiment file to write.", default=options.EXPERIMENT)
 @options.overwrite
 def command(template: str, output: Path, overwrite: bool) -> None:
     """Write a commented experiment file to start from.

@@ -18,17 +18,12 @@ from ensdistill.stages.reading.outputs import PAGE, Output, write_fixed
 
 @click.command()
 @click.option("--split", help="The labelled split whose scores are shown; needed if several are.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The HTML file.  [default: report.html in the workspace]",
-)
+@options.output("The HTML file.  [default: report.html in the workspace]")
 @options.overwrite
 @options.as_json
 @options.config
 def command(
-    split: str | None, out: Path | None, overwrite: bool, as_json: bool, config: Path
+    split: str | None, output: Path | None, overwrite: bool, as_json: bool, config: Path
 ) -> None:
     """Write all that is known of an experiment into one HTML file.
 
@@ -43,9 +38,9 @@ def command(
     experiment = load(config)
     if split is not None or experiment.labelled:
         split = pick_split(experiment, split)
-    if out is not None:
-        output = Output(out, "report", PAGE, overwrite, experiment)
-        output.require_free()
+    if output is not None:
+        file = Output(output, "report", PAGE, overwrite, experiment)
+        file.require_free()
 
     from ensdistill.cli.page.page import page
     from ensdistill.stages.reading.report import gather
@@ -53,12 +48,12 @@ def command(
     with display() as shown, experiment.workspace.kept():
         content = as_utf8(page(gather(experiment, split, shown.bar)))
     experiment.files.save()
-    if out is None:
-        out = experiment.workspace.root / "report.html"
-        write_fixed(out, content, PAGE)
+    if output is None:
+        output = experiment.workspace.root / "report.html"
+        write_fixed(output, content, PAGE)
     else:
-        output.write(content)
+        file.write(content)
     if as_json:
-        echo_json({"file": str(out), "bytes": len(content), "split": split})
+        echo_json({"file": str(output), "bytes": len(content), "split": split})
     else:
-        echo(f"{out}: {size(len(content))}")
+        echo(f"{output}: {size(len(content))}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from ensdistill.cli.grid import Table, print_table
+from ensdistill.cli.options import EXPERIMENT
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.figures import duration, size, some
@@ -195,7 +196,7 @@ def explanation(
         absent = [f"{n} ({decisions[n].state})" for n in without]
         echo(f"without, as it is not there: {', '.join(absent)}")
     echo(f"below it: {', '.join(below) or 'nothing'}")
-    file = "" if config == Path("experiment.yaml") else f" -c {quote(str(config))}"
+    file = "" if config == EXPERIMENT else f" -c {quote(str(config))}"
     if d.state is State.CORRUPT:
         echo(f"to make it good: ensdistill verify --repair{file}")
     elif d.state is not State.FRESH:

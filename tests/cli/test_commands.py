@@ -36,6 +36,14 @@ def test_every_command_has_help_with_an_example_and_is_documented(name):
     assert f"ensdistill {name}" in README
 
 
+@pytest.mark.parametrize(
+    "command", ["init", "import", "evaluate", "report", "export labels", "export student", "demo"]
+)
+def test_what_a_command_writes_is_called_alike(command):
+    result = CliRunner().invoke(cli, [*command.split(), "--help"])
+    assert "-o, --output " in result.output
+
+
 def test_overview_lists_all_commands_without_importing_them():
     result = CliRunner().invoke(cli, ["--help"])
     assert [n for n in COMMANDS if f"\n  {n} " in result.output] == list(COMMANDS)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from worlds import World, files_of
 
+from ensdistill.cli.__main__ import cli
 from ensdistill.stages.export import labels as exporting
 from ensdistill.stages.labelmaps import LabelMaps
 
@@ -58,20 +60,20 @@ def left(out):
     ],
 )
 def test_labels_that_are_not_there_are_refused(made, out, options, texts):
-    said = made.refuse("export", "labels", str(out), *options)
+    said = made.refuse("export", "labels", "-o", str(out), *options)
     assert all(text in said for text in texts), said
     assert not left(out)
 
 
 def test_a_student_that_is_not_there_is_refused(made, out):
-    said = made.refuse("export", "student", str(out), "--as", "state-dict")
+    said = made.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert "NotReadyError: student is missing" in said
     assert "run `ensdistill train-student` first" in said and not left(out)
 
 
 def test_stale_labels_are_refused(own, out):
     own.teacher("a", lambda label: label)
-    said = own.refuse("export", "labels", str(out))
+    said = own.refuse("export", "labels", "-o", str(out))
     assert "NotReadyError: fusion is stale" in said and "`ensdistill fuse`" in said
     assert not left(out)
 
@@ -82,7 +84,7 @@ def test_spoilt_labels_are_refused_and_leave_nothing(own, out):
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
-    said = own.refuse("export", "labels", str(out))
+    said = own.refuse("export", "labels", "-o", str(out))
     assert "CorruptError" in said and str(chunk) in said and "verify --repair" in said
     assert not left(out)
 
@@ -93,7 +95,7 @@ def test_a_spoilt_student_is_refused(own, out):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    said = own.refuse("export", "student", str(out), "--as", "state-dict")
+    said = own.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert "CorruptError" in said and "model.safetensors" in said and not left(out)
 
 
@@ -108,7 +110,7 @@ def test_an_image_that_changed_is_not_copied(own, out, monkeypatch):
         return found
 
     monkeypatch.setattr(exporting, "order", late)
-    said = own.refuse("export", "labels", str(out), "--copy-images")
+    said = own.refuse("export", "labels", "-o", str(out), "--copy-images")
     assert "DataError" in said and "changed" in said and not left(out)
 
 
@@ -118,8 +120,8 @@ def test_ground_truth_is_not_opened(own, out):
         file.unlink()
         file.mkdir()
     own.call("train-student")
-    own.call("export", "labels", str(out))
-    own.call("export", "student", str(out.with_name("s")), "--as", "state-dict")
+    own.call("export", "labels", "-o", str(out))
+    own.call("export", "student", "-o", str(out.with_name("s")), "--as", "state-dict")
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
@@ -130,16 +132,22 @@ def test_nothing_is_overwritten(made, out, kind):
         out.write_text("mine")
     else:
         out.symlink_to("nowhere")
-    for command in (["labels", str(out)], ["student", str(out), "--as", "hf"]):
+    for command in (["labels", "-o", str(out)], ["student", "-o", str(out), "--as", "hf"]):
         said = made.refuse("export", *command)
         assert "ConfigError" in said and str(out) in said and "overwritten" in said
     assert left(out) == ["out"]
 
 
+@pytest.mark.parametrize("command", [["labels", "out"], ["student", "--as", "onnx"]])
+def test_without_a_name_it_is_said_what_to_give(made, command):
+    done = CliRunner().invoke(cli, ["export", *command, "-c", str(made.file)])
+    assert done.exit_code == 2 and "such as -o " in done.output
+
+
 @pytest.mark.parametrize("place", ["file/out", "file/x/out"])
 def test_a_file_on_the_way_is_named(made, out, place):
     out.with_name("file").write_text("mine")
-    said = made.refuse("export", "labels", str(out.parent / place))
+    said = made.refuse("export", "labels", "-o", str(out.parent / place))
     assert "ConfigError" in said and "is no folder" in said
     assert out.with_name("file").read_text() == "mine"
 
@@ -147,16 +155,17 @@ def test_a_file_on_the_way_is_named(made, out, place):
 @pytest.mark.parametrize("name", ["out.safetensors.md", "out.json", "out.safetensors"])
 def test_no_file_beside_the_student_is_overwritten(made, out, name):
     out.with_name(name).write_text("mine")
-    said = made.refuse("export", "student", str(out), "--as", "state-dict")
+    said = made.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert name in said and left(out) == [name]
 
 
 def test_the_server_takes_label_ids_and_images_of_cityscapes_alone(made, out):
     file = str(out) + ".zip"
-    assert "--ids label-ids" in made.refuse("export", "labels", file)
+    assert "--ids label-ids" in made.refuse("export", "labels", "-o", file)
     label_ids = ("--ids", "label-ids")
-    assert "no images" in made.refuse("export", "labels", file, *label_ids, "--copy-images")
-    made.call("export", "labels", file, *label_ids)  # <city>_<seq>_<frame>, as their names are
+    assert "no images" in made.refuse("export", "labels", "-o", file, *label_ids, "--copy-images")
+    # <city>_<seq>_<frame>, as their names are
+    made.call("export", "labels", "-o", file, *label_ids)
     assert left(out) == ["out.zip"]
 
 
@@ -165,7 +174,7 @@ def test_images_that_the_server_does_not_know_are_refused(own, out):
         file = own.root / folder / "train/train_000000_000019.png"
         file.rename(file.with_name("first.png"))
     own.call("fuse", "--upstream")
-    said = own.refuse("export", "labels", str(out) + ".zip", "--ids", "label-ids")
+    said = own.refuse("export", "labels", "-o", str(out) + ".zip", "--ids", "label-ids")
     assert "first.png" in said and "<city>_<seq>_<frame>" in said and not left(out)
 
 
@@ -176,7 +185,7 @@ def test_a_table_without_label_ids_has_none(own, out):
     own.write()
     own.call("fuse", "--upstream")
     for target in (str(out), str(out) + ".zip"):
-        said = own.refuse("export", "labels", target, "--ids", "label-ids")
+        said = own.refuse("export", "labels", "-o", target, "--ids", "label-ids")
         assert "camvid11 has no label ids" in said and "--ids train-ids" in said
     assert not left(out)
 
@@ -208,11 +217,11 @@ def mixed(own, *suffixes):
 def test_label_maps_are_had_whatever_images_are_called(own, out, layout, suffixes, end, changed):
     mixed(own, *suffixes)
     if layout == "zip":
-        own.call("export", "labels", str(out) + ".ZIP", "--ids", "label-ids")
+        own.call("export", "labels", "-o", str(out) + ".ZIP", "--ids", "label-ids")
         with zipfile.ZipFile(str(out) + ".ZIP") as packed:
             assert len(packed.namelist()) == 3
         return
-    said = own.call("export", "labels", str(out))
+    said = own.call("export", "labels", "-o", str(out))
     assert ("written as PNG" in said) == bool(changed)
     ids = [f"train_{k:06}_000019" for k in range(3)]
     images = sorted((out / "images/train").iterdir())
@@ -226,7 +235,7 @@ def test_label_maps_are_had_whatever_images_are_called(own, out, layout, suffixe
     text = (out / "README.md").read_text()
     assert (f"{changed} of the images were written as PNG" in text) == bool(changed)
     copied = out.with_name("out-copied")
-    own.call("export", "labels", str(copied), "--copy-images")
+    own.call("export", "labels", "-o", str(copied), "--copy-images")
     assert {p.name: p.read_bytes() for p in images} == files_of(copied / "images/train")
 
 
@@ -237,11 +246,11 @@ def test_names_that_are_no_utf8_are_exported(own, out):
         (own.root / folder / "train" / old).rename(own.root / folder / "train" / new)
     own.file = own.file.rename(own.root / os.fsdecode(b"\xdf.yaml"))
     own.call("fuse", "--upstream")
-    own.call("export", "labels", str(out))
+    own.call("export", "labels", "-o", str(out))
     assert (out / "labels/train" / new).is_file() and (out / "images/train" / new).is_file()
     assert "`\\xdf.yaml`" in (out / "README.md").read_text("utf-8")
     own.call("train-student")
-    own.call("export", "student", str(out.with_name("out-s")), "--as", "state-dict")
+    own.call("export", "student", "-o", str(out.with_name("out-s")), "--as", "state-dict")
     assert "`\\xdf.yaml`" in out.with_name("out-s.safetensors.md").read_text("utf-8")
 
 
@@ -260,7 +269,7 @@ def test_images_of_one_name_keep_their_folders(made, out, monkeypatch):
 
     monkeypatch.setattr(exporting, "order", nested)
     monkeypatch.setattr(exporting, "LabelMaps", Maps)
-    made.call("export", "labels", str(out))
+    made.call("export", "labels", "-o", str(out))
     for folder in ("images", "labels"):
         found = sorted((out / folder / "train").rglob("*.png"))
         assert [p.relative_to(out / folder / "train").as_posix() for p in found] == [
@@ -274,40 +283,38 @@ def test_where_links_cannot_be_made_images_are_copied(made, out, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted", "link")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    said = made.refuse("export", "labels", str(out))
+    said = made.refuse("export", "labels", "-o", str(out))
     assert "DataError" in said and "--copy-images" in said and not left(out)
-    made.call("export", "labels", str(out), "--copy-images")
+    made.call("export", "labels", "-o", str(out), "--copy-images")
 
 
 def test_the_readme_names_no_place(made, out):
-    made.call("export", "labels", str(out))
+    made.call("export", "labels", "-o", str(out))
     assert str(out.parent) not in (out / "README.md").read_text()
 
 
 def test_a_file_of_the_users_beside_the_student_is_no_hindrance(own, out):
     own.call("train-student")
     out.with_name("out.md").write_text("mine")
-    own.call("export", "student", str(out), "--as", "state-dict")
+    own.call("export", "student", "-o", str(out), "--as", "state-dict")
     assert out.with_name("out.md").read_text() == "mine"
 
 
 def test_a_missing_package_is_said_first(made, out, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     out.with_name("out.onnx").write_text("mine")
-    said = made.refuse("export", "student", str(out), "--as", "onnx")
+    said = made.refuse("export", "student", "-o", str(out), "--as", "onnx")
     assert "pip install 'ensdistill[onnx]'" in said
 
 
-@pytest.mark.parametrize(
-    "command", [["labels", "OUT"], ["labels", "OUT", "--of", "a", "--ids", "palette"]]
-)
-def test_a_dry_run_says_what_would_be_and_does_nothing(made, out, command):
-    command = [str(out) if part == "OUT" else part for part in command]
-    said = made.json("export", *command, "--dry-run")
+@pytest.mark.parametrize("options", [[], ["--of", "a", "--ids", "palette"]])
+def test_a_dry_run_says_what_would_be_and_does_nothing(made, out, options):
+    command = ["export", "labels", "-o", str(out), *options, "--dry-run"]
+    said = made.json(*command)
     assert said["target"] == str(out) and said["images"] == 3
     assert said["layout"] == ["images/train", "labels/train"]
     assert said["node"] in ("fusion", "infer[a]") and len(said["fingerprint"]) == 64
-    assert "3 label maps" in made.call("export", *command, "--dry-run")
+    assert "3 label maps" in made.call(*command)
     assert not left(out)
 
 
@@ -317,7 +324,7 @@ def test_an_interrupted_export_leaves_nothing(made, out, monkeypatch):
 
     monkeypatch.setattr(exporting, "png", interrupted)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        made.call("export", "labels", str(out))
+        made.call("export", "labels", "-o", str(out))
     assert not left(out)
 
 
@@ -340,9 +347,9 @@ main(["export", "labels", *sys.argv[1:]])
 
 
 def test_a_killed_export_leaves_nothing_under_its_name(made, out):
-    arguments = [str(out), "-c", str(made.file)]
+    arguments = ["-o", str(out), "-c", str(made.file)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert done.returncode == -9
     assert not out.exists() and len(left(out)) == 1  # the hidden draft
-    assert "3 label maps of fusion are there" in made.call("export", "labels", str(out))
+    assert "3 label maps of fusion are there" in made.call("export", "labels", "-o", str(out))
     assert len(files_of(out / "labels")) == 3

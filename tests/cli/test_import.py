@@ -68,7 +68,7 @@ class Published:
     def call(self, *more, folders=("A={}/a", "B={}/b"), expect=None):
         named = [f.format(self.root) for f in folders]
         where = self.world.root
-        images = ["--images", f"{where}/images/train/*.png", "-c", str(where / "imported.yaml")]
+        images = ["--images", f"{where}/images/train/*.png", "-o", str(where / "imported.yaml")]
         return call(*images, *named, *more, expect=expect)
 
     @property
@@ -141,7 +141,7 @@ def test_the_file_holds_paths_as_they_were_given_and_comments(published, monkeyp
     monkeypatch.chdir(published.world.root)
     (published.world.root / "sub").mkdir()
     images = ["--images", "images/train/*.png"]
-    call(*images, "published/a", f"B={published.root}/b", "-c", "sub/e.yaml")
+    call(*images, "published/a", f"B={published.root}/b", "-o", "sub/e.yaml")
     text = Path("sub/e.yaml").read_text()
     content = yaml.safe_load(text)
     assert content["target"]["train"]["images"] == "../images/train/*.png"
@@ -359,7 +359,7 @@ def test_a_world_of_one_image_without_confidences(tmp_path):
         "--images",
         f"{tmp_path}/images/train/*.png",
         f"{tmp_path}/teachers/a/train",
-        "-c",
+        "-o",
         tmp_path / "one.yaml",
     )
     assert load(tmp_path / "one.yaml").config.teachers[0].name == "train"
@@ -381,7 +381,7 @@ def test_no_input_is_overwritten_whatever_the_user_says(world, name):
     arguments = ["--images", str(world.root / "images/train/**/*.png"), "--classes", str(table)]
     teacher = f"A={world.root / 'teachers/a/train'}"
     result = CliRunner().invoke(
-        cli, ["import", *arguments, teacher, "-c", str(target), "--overwrite"]
+        cli, ["import", *arguments, teacher, "-o", str(target), "--overwrite"]
     )
     assert isinstance(result.exception, ConfigError), result.output
     assert "is never overwritten" in str(result.exception)

@@ -124,7 +124,7 @@ def test_advice_names_the_experiment_file(text, expected):
 
 def test_advice_of_an_error_names_the_experiment_file(world, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["export", "labels", str(tmp_path / "out"), "-c", str(world.file)])
+        main(["export", "labels", "-o", str(tmp_path / "out"), "-c", str(world.file)])
     assert f"`ensdistill fuse -c {world.file}` first" in capsys.readouterr().err
 
 
@@ -265,10 +265,10 @@ def test_classes_are_shown_wherever_they_are_named(world, tmp_path, capsys):
     table, out = tmp_path / "t.md", tmp_path / "out"
     for command in (
         ["check"],
-        ["evaluate", "--upstream", "--table", str(table)],
-        ["evaluate", "--table", str(table)],  # and is known again
+        ["evaluate", "--upstream", "-o", str(table)],
+        ["evaluate", "-o", str(table)],  # and is known again
         ["report"],
-        ["export", "labels", str(out)],
+        ["export", "labels", "-o", str(out)],
     ):
         with pytest.raises(SystemExit) as ended:
             main([*command, "-c", str(world.file)])

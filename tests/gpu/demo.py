@@ -19,7 +19,7 @@ if smoke == "True":
     experiments.SOURCE_SCENES["train"] = experiments.TARGET_SCENES["train"] = 4
     experiments.TARGET_SCENES["val"] = 1
 from ensdistill.cli.__main__ import main
-main(["demo", "--out", out])
+main(["demo", "-o", out])
 """
 
 

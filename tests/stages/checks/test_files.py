@@ -307,7 +307,7 @@ def test_the_same_names_in_several_folders_go_all_the_way(tmp_path):
         world.call("run")
         world.call("report")
         world.call("verify")
-        world.call("export", "labels", str(world.root / "out"))
+        world.call("export", "labels", "-o", str(world.root / "out"))
         found.append(world.json("evaluate")["methods"])
     miou = [{m["name"]: m["miou"] for m in methods if m["name"] != "student"} for methods in found]
     assert miou[0] == miou[1]

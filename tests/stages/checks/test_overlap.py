@@ -47,7 +47,7 @@ def test_what_is_not_scored_may_overlap(world):
 def test_a_permitted_overlap_is_told(world):
     permit(world, "train")
     world.call("check")
-    text = world.call("evaluate", "--upstream", "--table", str(world.root / "t.md"))
+    text = world.call("evaluate", "--upstream", "-o", str(world.root / "t.md"))
     assert "\nval: 1 of its images are also in train\n" in text
     assert "; 1 of its images are also in train\n" in (world.root / "t.md").read_text()
     results = json.loads((world.root / "work/results.json").read_text())

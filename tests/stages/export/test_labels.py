@@ -124,7 +124,7 @@ CITYSCAPES = TABLES["cityscapes19"]
 
 def test_images_of_cityscapes_come_into_its_tree(cities, out):
     expected = stored(cities)
-    said = cities.json("export", "labels", str(out))
+    said = cities.json("export", "labels", "-o", str(out))
     images, labels = out / "leftImg8bit/train", out / "gtFine/train"
     assert {p.name for p in images.iterdir()} == {"aachen", "ulm"}
     assert all(p.is_symlink() for p in images.rglob("*.png"))
@@ -141,7 +141,7 @@ def test_images_of_cityscapes_come_into_its_tree(cities, out):
 
 def test_other_images_come_into_two_folders(folders, out):
     expected = stored(folders)
-    folders.call("export", "labels", str(out), "--copy-images")
+    folders.call("export", "labels", "-o", str(out), "--copy-images")
     images, labels = out / "images/train", out / "labels/train"
     assert_same(mmsegmentation(".png", ".png", images, labels), expected, ".png")
     assert_same(detectron2_flat(images, labels, "png"), expected, ".png")
@@ -153,7 +153,7 @@ def test_other_images_come_into_two_folders(folders, out):
 
 def test_a_palette_is_read_as_ids_and_seen_as_colours(cities, out):
     expected = stored(cities)
-    cities.call("export", "labels", str(out), "--ids", "palette")
+    cities.call("export", "labels", "-o", str(out), "--ids", "palette")
     images, labels = out / "leftImg8bit/train", out / "gtFine/train"
     assert_same(mmsegmentation(END, "_gtFine_color.png", images, labels), expected, END)
     colours = np.array([*CITYSCAPES.colours, *[(0, 0, 0)] * 237], np.uint8)
@@ -167,7 +167,7 @@ def test_a_palette_is_read_as_ids_and_seen_as_colours(cities, out):
 
 
 def test_label_ids_are_those_of_cityscapes(cities, out):
-    cities.call("export", "labels", str(out), "--ids", "label-ids")
+    cities.call("export", "labels", "-o", str(out), "--ids", "label-ids")
     for image_id, label in stored(cities).items():
         file = out / f"gtFine/train/{image_id.split('_')[0]}/{image_id}_gtFine_labelIds.png"
         ids = np.array(Image.open(file))
@@ -197,7 +197,7 @@ def test_the_server_finds_one_prediction_for_each_image(cities, out):
     for name in ("one.zip", "two.zip"):
         file = out.with_name(name)
         options = ("--of", "student", "--split", "val", "--ids", "label-ids")
-        said = cities.json("export", "labels", str(file), *options)
+        said = cities.json("export", "labels", "-o", str(file), *options)
         packed_bytes.append(file.read_bytes())
         assert said["files"][name]["bytes"] == len(packed_bytes[-1])
     assert packed_bytes[0] == packed_bytes[1]
@@ -214,7 +214,7 @@ def test_the_server_finds_one_prediction_for_each_image(cities, out):
 
 @pytest.mark.parametrize("of, node", [("a", "infer[a]@val"), ("fusion", "fusion[majority]@val")])
 def test_teachers_and_splits_are_chosen_by_name(cities, out, of, node):
-    cities.call("export", "labels", str(out), "--of", of, "--split", "val")
+    cities.call("export", "labels", "-o", str(out), "--of", of, "--split", "val")
     images, labels = out / "leftImg8bit/val", out / "gtFine/val"
     found = mmsegmentation(END, "_gtFine_labelTrainIds.png", images, labels)
     assert_same(found, stored(cities, node), END)
@@ -230,7 +230,7 @@ def dataset_of(folder):
 
 
 def test_the_readme_tells_what_it_is_and_its_code_is_code(cities, out):
-    cities.call("export", "labels", str(out))
+    cities.call("export", "labels", "-o", str(out))
     text = (out / "README.md").read_text()
     made = cities.artifact("fusion").manifest
     assert made.fingerprint in text and made.content in text and "| 5 of the split train |" in text
@@ -248,7 +248,7 @@ def test_fewer_classes_are_not_called_those_of_cityscapes(tmp_path, out):
         teacher["classes"] = "cityscapes19"
     cities.write()
     cities.call("fuse", "--upstream")
-    cities.call("export", "labels", str(out))
+    cities.call("export", "labels", "-o", str(out))
     dataset, _ = dataset_of(out)
     assert dataset["type"] == "BaseSegDataset"
     assert dataset["metainfo"]["classes"] == list(TABLES["synthia16"].classes)
@@ -262,14 +262,14 @@ def test_worker_processes_write_the_same(cities, out, tmp_path):
     from ensdistill.stages.export import labels as module
     from ensdistill.stages.work.items import share_out
 
-    cities.call("export", "labels", str(out))
+    cities.call("export", "labels", "-o", str(out))
 
     def spread(items, work, done, *, workers, progress):
         share_out(items, work, done, 2, progress)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "for_each", spread)
-        cities.call("export", "labels", str(tmp_path / "two"))
+        cities.call("export", "labels", "-o", str(tmp_path / "two"))
     one, two = files_of(out), files_of(tmp_path / "two")
     assert one.pop("README.md") != two.pop("README.md")  # they name their folder
     assert one == two

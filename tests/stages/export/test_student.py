@@ -103,7 +103,7 @@ def teacher_of(card):
 def test_transformers_loads_the_folder_and_sees_what_the_student_sees(transformer, out):
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-    transformer.call("export", "student", str(out), "--as", "hf")
+    transformer.call("export", "student", "-o", str(out), "--as", "hf")
     network, preprocessing = own_network(transformer)
     model = AutoModelForSemanticSegmentation.from_pretrained(out).eval()
     processor = AutoImageProcessor.from_pretrained(out)
@@ -121,7 +121,7 @@ def test_transformers_loads_the_folder_and_sees_what_the_student_sees(transforme
 
 
 def test_a_folder_names_no_machine_and_lets_others_read_it(transformer, out):
-    transformer.call("export", "student", str(out), "--as", "hf")
+    transformer.call("export", "student", "-o", str(out), "--as", "hf")
     found = files_of(out)
     assert set(found) == {
         "README.md",
@@ -134,14 +134,14 @@ def test_a_folder_names_no_machine_and_lets_others_read_it(transformer, out):
 
 
 def test_an_exported_folder_teaches_what_the_student_says(transformer, out, tmp_path):
-    transformer.call("export", "student", str(out), "--as", "hf")
+    transformer.call("export", "student", "-o", str(out), "--as", "hf")
     entry = teacher_of((out / "README.md").read_text())
     assert entry["network"] == {"hf": "out"} and "preprocess" not in entry
     assert_labels(transformer, labels_as_teacher(transformer, tmp_path, network={"hf": str(out)}))
 
 
 def test_the_card_tells_how_it_was_made(transformer, out):
-    transformer.call("export", "student", str(out), "--as", "hf")
+    transformer.call("export", "student", "-o", str(out), "--as", "hf")
     card = (out / "README.md").read_text()
     made = transformer.artifact("student").manifest
     head, text = card.removeprefix("---\n").split("---\n", 1)
@@ -164,7 +164,7 @@ def test_the_card_tells_how_it_was_made(transformer, out):
 
 
 def test_the_card_has_scores_of_this_student_alone(transformer, out, tmp_path):
-    transformer.call("export", "student", str(out), "--as", "hf")
+    transformer.call("export", "student", "-o", str(out), "--as", "hf")
     results = json.loads((transformer.root / "work/results.json").read_text())
     (student,) = [m for m in results["methods"] if m["kind"] == "student"]
     text = (out / "README.md").read_text()
@@ -174,14 +174,14 @@ def test_the_card_has_scores_of_this_student_alone(transformer, out, tmp_path):
     world.settings["student"]["seed"] = 1  # results.json is there, but of another student
     world.write()
     world.call("train-student")
-    world.call("export", "student", str(tmp_path / "other"), "--as", "state-dict")
+    world.call("export", "student", "-o", str(tmp_path / "other"), "--as", "state-dict")
     assert "## Scores" not in (tmp_path / "other.safetensors.md").read_text()
 
 
 def test_a_watched_split_is_said(tmp_path):
     world = world_with(tmp_path / "world", {"arch": "tiny"}, watch="val", checkpoint="best")
     world.call("run", "--no-evaluate")
-    world.call("export", "student", str(tmp_path / "s"), "--as", "state-dict")
+    world.call("export", "student", "-o", str(tmp_path / "s"), "--as", "state-dict")
     assert "best on the labelled split val was kept" in (tmp_path / "s.safetensors.md").read_text()
 
 
@@ -189,7 +189,7 @@ def test_a_watched_split_is_said(tmp_path):
 def test_tensors_have_the_names_of_the_networks_own_code(tiny, tmp_path, name):
     from ensdistill.stages.networks.students import Tiny
 
-    tiny.call("export", "student", str(tmp_path / name), "--as", "state-dict")
+    tiny.call("export", "student", "-o", str(tmp_path / name), "--as", "state-dict")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "s.json",
         "s.safetensors",
@@ -205,13 +205,13 @@ def test_tensors_have_the_names_of_the_networks_own_code(tiny, tmp_path, name):
 def test_tensors_of_transformers_have_its_names(transformer, tmp_path):
     from transformers import SegformerForSemanticSegmentation
 
-    transformer.call("export", "student", str(tmp_path / "s"), "--as", "state-dict")
+    transformer.call("export", "student", "-o", str(tmp_path / "s"), "--as", "state-dict")
     model = SegformerForSemanticSegmentation.from_pretrained(transformer.root / "segformer")
     model.load_state_dict(load_file(tmp_path / "s.safetensors"))
 
 
 def test_what_transformers_cannot_say_is_refused(tiny, transformer, out, monkeypatch):
-    text = tiny.refuse("export", "student", str(out), "--as", "hf")
+    text = tiny.refuse("export", "student", "-o", str(out), "--as", "hf")
     assert "tiny" in text and "--as onnx" in text and "--as state-dict" in text
     read = exporting.read_description
 
@@ -220,7 +220,7 @@ def test_what_transformers_cannot_say_is_refused(tiny, transformer, out, monkeyp
         return found | {"preprocessing": found["preprocessing"] | {"channels": "bgr"}}
 
     monkeypatch.setattr(exporting, "read_description", bgr)
-    assert "BGR" in transformer.refuse("export", "student", str(out), "--as", "hf")
+    assert "BGR" in transformer.refuse("export", "student", "-o", str(out), "--as", "hf")
     assert not out.exists()
 
 
@@ -254,7 +254,7 @@ def test_what_says_something_else_is_refused(tmp_path, wrong, text):
 def test_nothing_stays_of_an_export_that_is_refused(transformer, out, monkeypatch):
     wrong = Wrong(lambda x: torch.zeros(2, 19, x.shape[-2] // 4, x.shape[-1] // 4))
     monkeypatch.setattr(exporting, "hf_segmentation", lambda folder: wrong)
-    transformer.refuse("export", "student", str(out), "--as", "hf")
+    transformer.refuse("export", "student", "-o", str(out), "--as", "hf")
     assert not list(out.parent.iterdir())
 
 
@@ -267,7 +267,7 @@ def test_pooling_by_products_is_adaptive_pooling(size):
 
 @pytest.mark.slow
 def test_an_exported_onnx_teaches_what_the_student_says(transformer, tmp_path):
-    transformer.call("export", "student", str(tmp_path / "s.onnx"), "--as", "onnx")
+    transformer.call("export", "student", "-o", str(tmp_path / "s.onnx"), "--as", "onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.onnx", "s.onnx.md"]
     entry = teacher_of((tmp_path / "s.onnx.md").read_text())
     assert entry["network"] == {"onnx": "s.onnx"}
@@ -289,7 +289,7 @@ def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     world = world_with(tmp_path / "world", network, preprocess=PREPROCESS)
     world.call("run", "--no-evaluate")
     file = tmp_path / "s.onnx"
-    said = world.json("export", "student", str(file), "--as", "onnx")
+    said = world.json("export", "student", "-o", str(file), "--as", "onnx")
     assert set(said["files"]) == {"s.onnx", "s.onnx.md"}
     own, _ = own_network(world)
     session = onnxruntime.InferenceSession(file)
@@ -308,7 +308,7 @@ def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     assert str(tmp_path.parent).encode() not in file.read_bytes()
     assert b"site-packages" not in file.read_bytes()
     if network["arch"] != "tiny":  # it is of transformers as well
-        world.call("export", "student", str(tmp_path / "s"), "--as", "hf")
+        world.call("export", "student", "-o", str(tmp_path / "s"), "--as", "hf")
         model = hf_segmentation(tmp_path / "s").eval()
         with torch.inference_mode():
             assert np.allclose(model(images).numpy(), expected, atol=1e-5)
@@ -327,8 +327,9 @@ def test_a_network_of_own_code_that_pads_goes_through_onnx(tmp_path):
     network = {"factory": "model:build", "root": str(root), "kwargs": {"classes": 19}}
     world = world_with(tmp_path / "world", network | {"divisor": 32}, trust="code")
     world.call("run")
-    assert "model:build" in world.refuse("export", "student", str(tmp_path / "s"), "--as", "hf")
-    world.call("export", "student", str(tmp_path / "s"), "--as", "onnx")
+    to = ("export", "student", "-o", str(tmp_path / "s"), "--as")
+    assert "model:build" in world.refuse(*to, "hf")
+    world.call(*to, "onnx")
     entry = teacher_of((tmp_path / "s.onnx.md").read_text())
     assert entry["network"]["divisor"] == 32
     onnx = {"onnx": str(tmp_path / "s.onnx"), "divisor": 32}

@@ -59,8 +59,8 @@ def test_a_method_is_one_function_and_one_entry(world, added):
         ["evaluate", "--fusions", "all", "--upstream", "--json"],
         ["doctor", "--json"],
         ["report", "-o", str(world.root / "report.html")],
-        ["export", "labels", str(out)],
-        ["export", "student", str(out / "student.safetensors"), "--as", "state-dict"],
+        ["export", "labels", "-o", str(out)],
+        ["export", "student", "-o", str(out / "student.safetensors"), "--as", "state-dict"],
         ["status", "--check"],
     ]
     told = added(*commands)

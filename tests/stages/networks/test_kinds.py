@@ -73,8 +73,8 @@ def test_a_kind_is_one_class_and_one_entry(world, added):
         ["check", "--json"],
         ["run"],
         ["evaluate", "--json"],
-        ["export", "labels", str(out)],
-        ["export", "student", str(out / "student.safetensors"), "--as", "state-dict"],
+        ["export", "labels", "-o", str(out)],
+        ["export", "student", "-o", str(out / "student.safetensors"), "--as", "state-dict"],
         ["status", "--check"],
     )
     assert [code for code, *_ in told] == [0] * 7, told

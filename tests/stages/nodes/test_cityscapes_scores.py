@@ -91,7 +91,7 @@ def evaluated(tmp_path_factory):
     }
     world.file.write_text(yaml.safe_dump(world.settings))
     table = root / "table.json"
-    world.call("evaluate", "--upstream", "--fusions", "all", "--table", str(table))
+    world.call("evaluate", "--upstream", "--fusions", "all", "-o", str(table))
     experiment = load(world.file)
     nodes = build(experiment, opens=("evaluation",), all_fusions=True)
     return root, plan(nodes, experiment.workspace.scan()), json.loads(table.read_text())

@@ -243,7 +243,7 @@ def test_where_nobody_contradicts_the_majority_counts_and_it_is_said(world):
     text = "no teacher contradicts another"
     assert f"label-model: {text}: the majority" in lines(world, "fuse", "--upstream")[1]
     table, page = world.root / "table.md", world.root / "page.html"
-    printed = world.call("evaluate", "--upstream", "--table", str(table))
+    printed = world.call("evaluate", "--upstream", "-o", str(table))
     world.call("report", "-o", str(page))
     for told in (printed, table.read_text(), page.read_text()):
         assert told.count(f"label model: {text}: the majority of the votes counts instead") == 1

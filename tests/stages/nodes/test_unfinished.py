@@ -93,7 +93,7 @@ def test_a_label_model_of_the_split_itself_needs_nothing_made_before(world):
 def test_what_is_there_is_told_by_every_command(world, tmp_path):
     world.call("fuse", "--upstream")
     table = [tmp_path / f"t{suffix}" for suffix in (".md", ".csv", ".json")]
-    text = world.call("evaluate", *(a for file in table for a in ("--table", str(file))))
+    text = world.call("evaluate", *(a for file in table for a in ("-o", str(file))))
     line = "student: not trained (`ensdistill train-student`)"
     assert line in text.splitlines()
     assert line in table[0].read_text().splitlines()

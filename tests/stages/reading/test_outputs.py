@@ -125,7 +125,7 @@ def test_nothing_is_written_into_an_artifact(made):
 
 def test_tables_are_written_again_and_nothing_else_is(made, tmp_path):
     files = [tmp_path / f"t{suffix}" for suffix in tables.WRITERS]
-    options = [part for f in files for part in ("--table", str(f))]
+    options = [part for f in files for part in ("-o", str(f))]
     made.call("evaluate", *options)
     contents = [f.read_bytes() for f in files]
     for file, content in zip(files, contents, strict=True):
@@ -134,7 +134,7 @@ def test_tables_are_written_again_and_nothing_else_is(made, tmp_path):
     assert [f.read_bytes() for f in files] == contents
     for file in files:
         file.write_text("mine")
-        said = made.refuse("evaluate", "--table", str(file))
+        said = made.refuse("evaluate", "-o", str(file))
         assert "was not written by `ensdistill evaluate`" in said
         assert file.read_text() == "mine"
     made.call("evaluate", *options, "--overwrite")
@@ -143,7 +143,7 @@ def test_tables_are_written_again_and_nothing_else_is(made, tmp_path):
 
 def test_a_table_is_refused_before_any_work(world, tmp_path):
     (tmp_path / "t.csv").write_text("mine")
-    said = world.refuse("evaluate", "--upstream", "--table", str(tmp_path / "t.csv"))
+    said = world.refuse("evaluate", "--upstream", "-o", str(tmp_path / "t.csv"))
     assert "was not written" in said and not (world.root / "work/infer").exists()
 
 
@@ -186,7 +186,7 @@ def test_a_demo_replaces_no_other_files(tmp_path, name):
     file = tmp_path / name.format(next(iter(experiments.SOURCES)))
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
-    done = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
+    done = CliRunner().invoke(cli, ["demo", "-o", str(tmp_path)])
     assert isinstance(done.exception, ConfigError) and str(file) in str(done.exception)
     assert file.read_text() == "mine" and not (tmp_path / "cities").exists()
 

@@ -215,7 +215,7 @@ def made(tmp_path_factory):
 def test_the_command_writes_what_it_prints(made, tmp_path):
     files = [tmp_path / f"t{suffix}" for suffix in tables.WRITERS]
     assert [f.suffix for f in files] == [".csv", ".md", ".json"]
-    found = made.json("evaluate", *(a for f in files for a in ("--table", str(f))))
+    found = made.json("evaluate", *(a for f in files for a in ("-o", str(f))))
     csv_file, markdown, json_file = files
     assert csv_file.read_text() == tables.to_csv(found)
     assert markdown.read_text() == tables.to_markdown(found)
@@ -241,7 +241,7 @@ def test_the_command_writes_what_it_prints(made, tmp_path):
         assert [row["values"][k] for k in (20, 22, 26)] == counts
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.json", "t.md"]
     before = csv_file.stat().st_mtime_ns
-    made.call("evaluate", "--table", str(csv_file))
+    made.call("evaluate", "-o", str(csv_file))
     assert csv_file.stat().st_mtime_ns == before
 
 
@@ -255,12 +255,12 @@ def test_the_command_writes_what_it_prints(made, tmp_path):
 )
 def test_what_cannot_be_written_is_refused_before_any_work(world, name, said):
     file = world.root / name
-    arguments = ["evaluate", "--upstream", "--table", str(file), "-c", str(world.file)]
+    arguments = ["evaluate", "--upstream", "-o", str(file), "-c", str(world.file)]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2 and said in " ".join(result.output.split())
     assert not (world.root / "work").exists()
 
 
 def test_a_dry_run_writes_no_table(made, tmp_path):
-    made.call("evaluate", "--dry-run", "--table", str(tmp_path / "t.csv"))
+    made.call("evaluate", "--dry-run", "-o", str(tmp_path / "t.csv"))
     assert list(tmp_path.iterdir()) == []
