@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ensdistill.data.classes import ClassTable
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import file_digest
 from ensdistill.pipeline.node import AnyWork
+
+PIXELS: Final = ".pixels"  # below the workspace
+PIXELS_MARK: Final = "pixels"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
-from ensdistill.stages.experiment.experiment import PIXELS, PIXELS_MARK
 from ensdistill.stages.graph import build, load
+from ensdistill.stages.local import PIXELS, PIXELS_MARK
 
 
 @click.command()

@@ -19,11 +19,9 @@ from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.experiment.schema import NAME, TRAIN, Built, Config, Teacher
 from ensdistill.stages.functional import MAX_FUSED
+from ensdistill.stages.local import PIXELS
 from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.hub import hub_folder
-
-PIXELS = ".pixels"  # below the workspace
-PIXELS_MARK = "pixels"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Item, Items, Upstream
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.experiment.schema import Teacher
+from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.fusions import CHANNEL, LABEL_MODEL, FusionMethod
 from ensdistill.stages.local import Local
 
@@ -113,10 +113,15 @@ class Given:
             threads=runtime.threads,
             checkpoint_every=runtime.checkpoint_every,
             keep_checkpoints=runtime.keep_checkpoints,
-            pixels=self.experiment.pixels,
+            pixels=self.experiment.pixels if self._is_read_again(split) else None,
             digests={**upstream.once(("digests", split), find), **(more_digests or {})},
             **more,
         )
+
+    def _is_read_again(self, split: str) -> bool:
+        """Whether more than the student reads the photographs of a split: then they are kept."""
+        networks = (t.network is not None for t in self.experiment.teachers)
+        return split == TRAIN or any(networks)
 
     def map_bytes(self, split: str, per_pixel: float = BYTES_PER_PIXEL) -> Callable[[], int]:
         """Return what tells about how much a map of a split takes on disk."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes, is_free
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.ownership import is_own, own
-from ensdistill.stages.experiment.experiment import PIXELS_MARK
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import PIXELS_MARK, Local
 from ensdistill.stages.work.items import for_each
 
 _SHARE = 0.9  # of the free disk that may be filled: the node writes as well
