@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ensdistill.data.classes import ClassTable
 from ensdistill.data.splits import Picture
@@ -36,9 +36,9 @@ class Factory:
     kwargs: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Local:
-    """Paths and runtime that a stage needs and that no fingerprint contains.
+    """What every stage needs.
 
     Attributes
     ----------
@@ -49,53 +49,69 @@ class Local:
     digests : mapping
         Path to sha256, for every image, prediction and label file: what the plan was made for, and
         so what a reader has to find.
-    predictions : mapping
-        Image id to the path of its PNG, for ground truth and a teacher given by its predictions.
-    network, init, state_dict : Path or None
-        Folder or file of a network; file of initial weights; of a frozen network's weights.
-    trusted : bool
-        Whether code that comes with the network may run.
-    factory : Factory or None
-        What makes the network, where its own code does.
-    to_target : mapping
-        Teacher's id (or raw value of a PNG) to train id or 255.
-    weights : mapping
-        Path to sha256 of every file of a network that was not made here.
     device, workers, threads, batch_size, channels_last, max_pixels
-        See `experiment.Runtime`.
-    checkpoint_every, keep_checkpoints, tensorboard
-        See `experiment.Runtime`.
-    watch : tuple of Picture
-        Labelled images that training watches.
-    palette : bool
-        Whether raw values are packed colours.
+        See `schema.Runtime`.
     pixels : Path or None
         Where decoded images are kept; None where they are not.
     """
 
     pictures: tuple[Picture, ...]
     classes: ClassTable
+    digests: Mapping[str, str]
     device: str
     workers: int
     threads: int | None
-    checkpoint_every: int
-    keep_checkpoints: int
-    digests: Mapping[str, str]
-    weights: Mapping[str, str] = field(default_factory=dict)
-    predictions: Mapping[str, str] = field(default_factory=dict)
-    network: Path | None = None
-    init: Path | None = None
-    state_dict: Path | None = None
-    trusted: bool = False
-    factory: Factory | None = None
-    to_target: Mapping[int, int] = field(default_factory=dict)
-    palette: bool = False
     batch_size: int = 1
     channels_last: bool = True
     max_pixels: int | None = None
-    watch: tuple[Picture, ...] = ()
-    tensorboard: Path | None = None
     pixels: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFiles(Local):
+    """What reading PNGs of labels, or of confidences, needs.
+
+    Attributes
+    ----------
+    predictions : mapping
+        Image id to the path of its PNG.
+    to_target : mapping
+        Raw value to train id or 255.
+    palette : bool
+        Whether raw values are packed colours.
+    """
+
+    predictions: Mapping[str, str]
+    to_target: Mapping[int, int] = field(default_factory=dict)
+    palette: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Local):
+    """What running a network needs.
+
+    Attributes
+    ----------
+    network : Path or None
+        Its folder or file; None where it is an artifact, or code makes it.
+    state_dict : Path or None
+        The file of its weights, where they lie elsewhere.
+    trusted : bool
+        Whether code that comes with it may run.
+    factory : Factory or None
+        What makes it, where its own code does.
+    weights : mapping
+        Path to sha256 of every file of a network that was not made here.
+    to_target : mapping
+        The network's own id to train id or 255.
+    """
+
+    network: Path | None = None
+    state_dict: Path | None = None
+    trusted: bool = False
+    factory: Factory | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    to_target: Mapping[int, int] = field(default_factory=dict)
 
     def require_weights(self) -> None:
         """Refuse weights that are not those that the plan was made for, whatever their date says.
@@ -113,7 +129,34 @@ class Local:
                 )
 
 
-def local_of(work: AnyWork) -> Local:
+@dataclass(frozen=True, kw_only=True)
+class Learning(Running):
+    """What training a network needs; `to_target` is of the ground truth that it watches.
+
+    Attributes
+    ----------
+    checkpoint_every, keep_checkpoints, tensorboard
+        See `schema.Runtime`.
+    init : Path or None
+        The file of its first weights.
+    watch : tuple of Picture
+        Labelled images that it watches.
+    palette : bool
+        Whether raw values of their labels are packed colours.
+    """
+
+    checkpoint_every: int
+    keep_checkpoints: int
+    tensorboard: Path | None = None
+    init: Path | None = None
+    watch: tuple[Picture, ...] = ()
+    palette: bool = False
+
+
+LocalT = TypeVar("LocalT", bound=Local)
+
+
+def local_of(work: AnyWork, kind: type[LocalT]) -> LocalT:
     """Return what the work of a stage needs to run."""
-    assert isinstance(work.local, Local)
+    assert isinstance(work.local, kind)
     return work.local

@@ -23,7 +23,7 @@ from ensdistill.stages.checks.labels import LITTLE
 from ensdistill.stages.checks.teachers import packed, sampled, unpacked
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.local import local_of
+from ensdistill.stages.local import Running, local_of
 from ensdistill.stages.networks.hub import hub_folder
 from ensdistill.stages.networks.kinds import kind_of, open_network
 from ensdistill.stages.networks.whole import require_whole
@@ -164,7 +164,7 @@ def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, A
     from ensdistill.stages.networks.frozen import pick_device
     from ensdistill.stages.networks.stream import Request
 
-    local = local_of(work)
+    local = local_of(work, Running)
     show = _show(experiment, teacher, local.batch_size)
     first = show.batch[0]
     batch, alone = (
@@ -282,7 +282,7 @@ def look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> d
 
     said: list[str] = []
     opened = time.perf_counter()
-    local = local_of(work)
+    local = local_of(work, Running)
     pixels = reader(local.pixels, [*batch, *alone], lambda _: None)  # so few are not told of
     with closing(open_network(local.network, work.recipe.to_json(), local)) as network:
         begin = time.perf_counter()

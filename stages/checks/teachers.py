@@ -34,7 +34,7 @@ from ensdistill.stages.functional.agreement import joint, kappa, turned
 from ensdistill.stages.functional.numbers import or_none, share
 from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Local, local_of
+from ensdistill.stages.local import LabelFiles, local_of
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model.run import spread
 
@@ -163,7 +163,7 @@ def on_some_images(
         if teacher.name in seen:
             maps[teacher.name] = seen[teacher.name]
         elif teacher.labels is not None and decision.work is not None:
-            local = local_of(decision.work)
+            local = local_of(decision.work, LabelFiles)
             maps[teacher.name] = {i: _sampled_file(experiment, local, i) for i in ids}
         elif decision.artifact is not None:
             with suppress(EnsdistillError):  # damage is for who reads it for more than a look
@@ -224,7 +224,7 @@ def unpacked(found: Mapping[str, Any]) -> UInt8:
     return np.frombuffer(content, np.uint8).reshape(found["size"])
 
 
-def _sampled_file(experiment: Experiment, local: Local, image_id: str) -> UInt8:
+def _sampled_file(experiment: Experiment, local: LabelFiles, image_id: str) -> UInt8:
     """Return what a label file says of an image, `sampled`; remembered by content."""
     file = local.predictions[image_id]
     goals: Json = {str(value): goal for value, goal in local.to_target.items()}

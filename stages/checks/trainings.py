@@ -26,7 +26,7 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Training
 from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, build
-from ensdistill.stages.local import Local, local_of
+from ensdistill.stages.local import Learning, local_of
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
@@ -121,22 +121,22 @@ def try_trainings(
     return found, problems
 
 
-def _planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Local]:
+def _planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Learning]:
     """Return recipe and needs of a training, without the labels that it learns from."""
     given, settings = Given(experiment), getattr(experiment.config, section)
 
-    def work(upstream: Upstream) -> Work[Settings, Local]:
+    def work(upstream: Upstream) -> Work[Settings, Learning]:
         recipe = Settings(training_recipe(given, settings))
         return Work(recipe, local=training_local(given, settings, upstream))
 
     node = Node(NodeId(section), section, VERSIONS[section], [], work, "", Command("check"))
     planned = plan([node], Snapshot({}, {}, {}))[node.id].work
     assert planned is not None
-    return planned.recipe.to_json(), local_of(planned)
+    return planned.recipe.to_json(), local_of(planned, Learning)
 
 
 def _tried_apart(
-    section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
+    section: str, recipe: Mapping[str, Json], local: Learning, device: torch.device
 ) -> dict[str, Any]:
     """Return what `tried` does, in a process of its own."""
     with processes(1, torch.get_num_threads(), _begin, local.threads) as pool:
@@ -170,7 +170,7 @@ def _try_here(*arguments: Any) -> tuple[dict[str, Any], list[tuple[Warned, int]]
 
 
 def tried(
-    section: str, recipe: Mapping[str, Json], local: Local, device: torch.device
+    section: str, recipe: Mapping[str, Json], local: Learning, device: torch.device
 ) -> dict[str, Any]:
     """Return what a training's network is, and what a step of it costs."""
     smaller = {**recipe, "batch_size": _CROPS, "accumulate": 1}
@@ -246,7 +246,7 @@ def _facts(network: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(
-    experiment: Experiment, section: str, local: Local, facts: Mapping[str, Any]
+    experiment: Experiment, section: str, local: Learning, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what was found of a training, with what is of this experiment."""
     settings: Training = getattr(experiment.config, section)

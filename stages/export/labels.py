@@ -38,7 +38,7 @@ from ensdistill.stages.export.target import (
     write,
 )
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
-from ensdistill.stages.local import local_of
+from ensdistill.stages.local import Local, local_of
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.work.items import for_each
@@ -229,8 +229,8 @@ def order(
         experiment,
         artifact,
         table,
-        local_of(work).pictures,
-        local_of(work).digests,
+        local_of(work, Local).pictures,
+        local_of(work, Local).digests,
         split,
         ids,
         target,

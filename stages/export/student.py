@@ -22,7 +22,7 @@ from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.folders import read_description
 from ensdistill.stages.networks.frozen import WEIGHTS, load_student
@@ -65,10 +65,10 @@ class Order:
         return self.paths[-1]
 
     @property
-    def local(self) -> Local:
+    def local(self) -> Learning:
         """Paths and runtime of the student."""
         work = self.decisions["student"].work
-        assert work is not None and isinstance(work.local, Local)
+        assert work is not None and isinstance(work.local, Learning)
         return work.local
 
     @property

@@ -31,7 +31,7 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.escaping import plain
 from ensdistill.pipeline.opening import real_path
-from ensdistill.stages.local import Factory, Local
+from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.stream import Clock, Request, Want
 from ensdistill.stages.work.warned import Warned, heard_by, issue, taken
@@ -54,7 +54,7 @@ class FactoryNetwork:
         What makes it.
     recipe : mapping
         The teacher's.
-    local : Local
+    local : Running
         How and where it runs.
 
     Attributes
@@ -68,7 +68,7 @@ class FactoryNetwork:
         If the function cannot be imported or called, or returns something else.
     """
 
-    def __init__(self, factory: Factory, recipe: Mapping[str, Any], local: Local):
+    def __init__(self, factory: Factory, recipe: Mapping[str, Any], local: Running):
         self._factory = factory
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         # compiled files go by date and size: those of other code may pass for this code's

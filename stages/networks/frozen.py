@@ -28,7 +28,7 @@ from ensdistill.stages.functional.unify import (
     tile_boxes,
     unify,
 )
-from ensdistill.stages.local import Factory, Local
+from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.answers import Reading, misshapen
 from ensdistill.stages.networks.folders import NETWORK, read_description, require_no_code
 from ensdistill.stages.networks.foreign import device_failure, reason
@@ -52,7 +52,7 @@ LAYOUT_ADVICE: Final = (
 Loaded = tuple[nn.Module, Mapping[str, Any]]
 """A network, and the preprocessing that it comes with; the recipe's own holds."""
 
-Load = Callable[[Path, Mapping[str, Any], Local, torch.device], Loaded]
+Load = Callable[[Path, Mapping[str, Any], Running, torch.device], Loaded]
 _FLAT: Final = torch.contiguous_format
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?|mps|xpu")
 
@@ -352,7 +352,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def open_here(
-    load: Load, path: Path, recipe: Mapping[str, Any], local: Local, *, recorded: bool
+    load: Load, path: Path, recipe: Mapping[str, Any], local: Running, *, recorded: bool
 ) -> FrozenNetwork:
     """Open a network that `load` returns and that runs in this process (see `NetworkKind`)."""
     local.require_weights()
@@ -398,7 +398,7 @@ def freeze(
     return FrozenNetwork(module, settings, device, reading, divisor=divisor, about=about, **runtime)
 
 
-def load_student(folder: Path, recipe: Mapping[str, Any], local: Local) -> Loaded:
+def load_student(folder: Path, recipe: Mapping[str, Any], local: Running) -> Loaded:
     """Return a network that was trained here, and the preprocessing it was trained with."""
     description = read_description(folder)
     if local.factory is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
 from ensdistill.stages.networks.state_dicts import below, load_into, read_tensors, some_of
 from ensdistill.stages.networks.students import (
@@ -28,7 +28,7 @@ _SMALL: Final = 64  # pixels a side
 
 
 def initial_network(
-    recipe: Mapping[str, Any], local: Local
+    recipe: Mapping[str, Any], local: Learning
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """Build the network of a probe or a student as it is before the first step.
 
@@ -77,7 +77,7 @@ def initial_network(
     return pad_to_multiple(network, divisor), report or None
 
 
-def describe_initial(report: Mapping[str, Any], local: Local) -> str:
+def describe_initial(report: Mapping[str, Any], local: Learning) -> str:
     """Return a report of `initial_network` as a sentence."""
     parts = []
     if "loaded" in report:

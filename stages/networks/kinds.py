@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Running
 from ensdistill.stages.networks.files import (
     DigestOf,
     Hashed,
@@ -90,7 +90,7 @@ class NetworkKind:
         require_whole(source.path)
         return None
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return a network that is run in this process, and the preprocessing it comes with.
 
         Takes and raises what `open_network` does; the network may lie on another device than that
@@ -98,7 +98,7 @@ class NetworkKind:
         """
         raise NotImplementedError
 
-    def open(self, path: Path | None, recipe: Recipe, local: Local) -> Opened:
+    def open(self, path: Path | None, recipe: Recipe, local: Running) -> Opened:
         """Return the network as it is run (see `open_network`)."""
         from ensdistill.stages.networks.frozen import open_here
 
@@ -132,7 +132,7 @@ class Hf(NetworkKind):
         hf_preprocessing(source.path, source.preprocess)
         return found
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return it, its weights from its folder or a checkpoint."""
         from ensdistill.stages.networks.state_dicts import load_weights
         from ensdistill.stages.networks.universal import hf_teacher
@@ -159,7 +159,7 @@ class Student(NetworkKind):
         """Return the classes that it was trained for, without the void channels."""
         return _classes(source)
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return it as it was trained."""
         from ensdistill.stages.networks.frozen import load_student
 
@@ -179,7 +179,7 @@ class Onnx(NetworkKind):
         """Return the model, and the files beside it that may hold its weights."""
         return hash_file(source, digest, onnx_data_files(source.path))
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return a session of onnxruntime."""
         from ensdistill.stages.networks.onnx import onnx_network
 
@@ -194,7 +194,7 @@ class Exported(NetworkKind):
     runs_code = True
     recorded = True
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return the program."""
         from ensdistill.stages.networks.exported import exported_network
 
@@ -208,7 +208,7 @@ class TorchScript(NetworkKind):
     runs_code = True
     recorded = True
 
-    def load(self, path: Path, recipe: Recipe, local: Local, device: torch.device) -> Loaded:
+    def load(self, path: Path, recipe: Recipe, local: Running, device: torch.device) -> Loaded:
         """Return the program."""
         from ensdistill.stages.networks.exported import torchscript_network
 
@@ -235,7 +235,7 @@ class Code(NetworkKind):
             if file.suffix in SAVED and file.is_file():
                 require_whole(file)
 
-    def open(self, path: Path | None, recipe: Recipe, local: Local) -> FactoryNetwork:
+    def open(self, path: Path | None, recipe: Recipe, local: Running) -> FactoryNetwork:
         """Return it in its process."""
         from ensdistill.stages.networks.factory import FactoryNetwork
 
@@ -266,7 +266,7 @@ def hashed(source: Source, digest: DigestOf) -> Hashed:
     return hash_weights(source, digest, kind_of(source.kind).hash(source, digest))
 
 
-def open_network(path: Path | None, recipe: Recipe, local: Local) -> Opened:
+def open_network(path: Path | None, recipe: Recipe, local: Running) -> Opened:
     """Open a teacher, probe or student.
 
     Parameters
@@ -276,7 +276,7 @@ def open_network(path: Path | None, recipe: Recipe, local: Local) -> Opened:
         asks for that of a network that code makes.
     recipe : mapping
         ``source``, the kind of network, and what else of a teacher's recipe says how to run it.
-    local : Local
+    local : Running
         Device and threads, and the code of a network that this experiment makes by code.
 
     Raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ensdistill.data.splits import predictions
 from ensdistill.pipeline.config import Section
@@ -92,9 +92,8 @@ class Given:
         split: str,
         upstream: Upstream,
         more_digests: Mapping[str, str] | None = None,
-        **more: Any,
     ) -> Local:
-        """Return what is common to all stages, and `more`."""
+        """Return what every stage needs."""
         runtime = self.experiment.config.runtime
         pictures = self.experiment.pictures(split)
 
@@ -111,11 +110,8 @@ class Given:
             max_pixels=runtime.max_pixels,
             workers=runtime.workers,
             threads=runtime.threads,
-            checkpoint_every=runtime.checkpoint_every,
-            keep_checkpoints=runtime.keep_checkpoints,
             pixels=self.experiment.pixels if self._is_read_again(split) else None,
             digests={**upstream.once(("digests", split), find), **(more_digests or {})},
-            **more,
         )
 
     def _is_read_again(self, split: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Upstream
 from ensdistill.stages.contract import Count, Result
 from ensdistill.stages.experiment.schema import TRAIN, Built, Init, Student, Training
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Factory, Learning, Running
 from ensdistill.stages.networks.files import Hashed, Source
 from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import Given, settings_of
@@ -67,33 +68,52 @@ def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
     return recipe | {"network": network, "classes": list(given.classes)}
 
 
-def training_local(given: Given, settings: Training, upstream: Upstream) -> Local:
+def training_local(given: Given, settings: Training, upstream: Upstream) -> Learning:
     """Return what training on the training images needs."""
-    exp = given.experiment
-    more: dict[str, Any] = {"weights": {}}
-    more |= own_code(given, settings)
-    if exp.config.runtime.tensorboard is not None:
-        more["tensorboard"] = exp.folder(exp.config.runtime.tensorboard)
-    if settings.network.hf is not None:
-        more["network"] = _source(given, settings).path
-        more["weights"] = _hashed(given, settings).digests
-    if settings.init is not None:
-        init = _init(given, settings.init, settings)
-        more["init"] = init
-        more["weights"] |= {str(init): exp.files.digest(init)}
+    exp, runtime = given.experiment, given.experiment.config.runtime
+    truth, init = None, None
     if isinstance(settings, Student) and settings.watch is not None:
         truth = truth_local(given, settings.watch, upstream)
-        more |= {"watch": truth.pictures, "more_digests": truth.digests}
-        more |= {"to_target": truth.to_target, "palette": truth.palette}
-    return given.local(TRAIN, upstream, **more)
+    weights = dict(_hashed(given, settings).digests) if settings.network.paths else {}
+    if settings.init is not None:
+        init = _init(given, settings.init, settings)
+        weights[str(init)] = exp.files.digest(init)
+    board = runtime.tensorboard
+    return Learning(
+        **vars(given.local(TRAIN, upstream, None if truth is None else truth.digests)),
+        network=None if settings.network.hf is None else _source(given, settings).path,
+        factory=_factory(given, settings),
+        weights=weights,
+        init=init,
+        checkpoint_every=runtime.checkpoint_every,
+        keep_checkpoints=runtime.keep_checkpoints,
+        tensorboard=None if board is None else exp.folder(board),
+        watch=() if truth is None else truth.pictures,
+        to_target={} if truth is None else truth.to_target,
+        palette=truth is not None and truth.palette,
+    )
 
 
-def own_code(given: Given, settings: Training) -> dict[str, Any]:
-    """Return what a trained network needs whose architecture is a user's code."""
-    if settings.network.factory is None:
-        return {}
-    factory = _source(given, settings).factory
-    return {"factory": factory, "weights": _hashed(given, settings).digests}
+def running(
+    given: Given,
+    settings: Training,
+    split: str,
+    upstream: Upstream,
+    to_target: Mapping[int, int] | None = None,
+) -> Running:
+    """Return what running a network needs that was trained here."""
+    factory = _factory(given, settings)
+    return Running(
+        **vars(given.local(split, upstream)),
+        factory=factory,
+        weights={} if factory is None else _hashed(given, settings).digests,
+        to_target=to_target or {},
+    )
+
+
+def _factory(given: Given, settings: Training) -> Factory | None:
+    """Return what makes a trained network, where its architecture is a user's code."""
+    return None if settings.network.factory is None else _source(given, settings).factory
 
 
 def divisor_of(network: Built) -> dict[str, Json]:

@@ -11,7 +11,7 @@ from ensdistill.data.decoding import Decoder
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import Labelled
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Local
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Reading:
         return self.write(place, self.decoder.read(file, sha256, place.size))
 
 
-def read_labels(job: Job[Told, Local]) -> Labelled:
+def read_labels(job: Job[Told, LabelFiles]) -> Labelled:
     """Read PNGs of labels into a label store."""
     local = job.work.local
     maps = LabelMapsDraft(job, image_sizes(job))
@@ -35,7 +35,7 @@ def read_labels(job: Job[Told, Local]) -> Labelled:
     return summary(job)
 
 
-def file_of(local: Local, place: Place) -> tuple[str, str]:
+def file_of(local: LabelFiles, place: Place) -> tuple[str, str]:
     """Return the PNG of an image, and what it has to hold."""
     file = local.predictions[place.id]
     return file, local.digests[file]

@@ -28,7 +28,7 @@ from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.functional.agreement import Agreement
 from ensdistill.stages.fusions import method_called
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import local_of
+from ensdistill.stages.local import Local, local_of
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
@@ -351,7 +351,7 @@ def _looked_at(
     assert work is not None
     gallery = Gallery(
         pictures={p.id: p for p in experiment.pictures(split)},
-        digests=local_of(work).digests,
+        digests=local_of(work, Local).digests,
         pixels=Pixels(experiment.pixels),
         table=experiment.classes,
         teachers=present,

@@ -29,7 +29,7 @@ from ensdistill.pipeline.node import Job, Progress, Told
 from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason
@@ -77,7 +77,7 @@ class Order:
         Whose training it is.
     recipe : mapping
         What changes the numbers.
-    local : Local
+    local : Learning
         What does not.
     inputs : mapping
         ``labels`` and, where pixels count differently, ``weights``.
@@ -87,12 +87,12 @@ class Order:
 
     node: str
     recipe: Mapping[str, Any]
-    local: Local
+    local: Learning
     inputs: Mapping[str, Artifact]
     pixels: Pixels
 
 
-def train(job: Job[Told, Local]) -> dict[str, Any]:
+def train(job: Job[Told, Learning]) -> dict[str, Any]:
     """Train the recipe's network on the upstream label maps.
 
     Returns
@@ -597,7 +597,7 @@ def _part(count: int, part: int, parts: int) -> slice:
     return slice(part * size, (part + 1) * size)
 
 
-def _name(recipe: Mapping[str, Any], local: Local) -> str:
+def _name(recipe: Mapping[str, Any], local: Learning) -> str:
     """Return what a network is called, and where it is from."""
     if local.factory is not None:
         return f"{local.factory.function} of {local.factory.root}"

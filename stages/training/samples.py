@@ -20,7 +20,7 @@ from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 
 _ORDER: Final = 0
 _CROP: Final = 1
@@ -67,7 +67,7 @@ class Samples(Dataset[Sample]):
 
     Parameters
     ----------
-    local : Local
+    local : Learning
         The images, sorted by id.
     labels : LabelMaps
         A label map for each.
@@ -84,7 +84,7 @@ class Samples(Dataset[Sample]):
 
     def __init__(
         self,
-        local: Local,
+        local: Learning,
         labels: LabelMaps,
         recipe: Mapping[str, Any],
         pad: tuple[int, int, int],

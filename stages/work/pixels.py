@@ -11,7 +11,7 @@ from pathlib import Path
 from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes, is_free
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.ownership import is_own, own
-from ensdistill.stages.local import PIXELS_MARK, Local
+from ensdistill.stages.local import PIXELS_MARK, Learning
 from ensdistill.stages.work.items import for_each
 
 _SHARE = 0.9  # of the free disk that may be filled: the node writes as well
@@ -48,7 +48,7 @@ def reader(
         return Pixels(folder)
 
 
-def prepare(local: Local, name: str, progress: Progress) -> Pixels:
+def prepare(local: Learning, name: str, progress: Progress) -> Pixels:
     """Check what is cached of the images, decode the rest, and return what reads them.
 
     Nothing here changes a number, and nothing that the cache lacks is a failure: what it does not
@@ -56,7 +56,7 @@ def prepare(local: Local, name: str, progress: Progress) -> Pixels:
 
     Parameters
     ----------
-    local : Local
+    local : Learning
         The images, their digests and the cache's folder.
     name : str
         The node, for messages.

@@ -17,7 +17,7 @@ from ensdistill.data.store import LabelStore
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.training.loop import Order, Silence, Training
 from ensdistill.stages.training.samples import Samples
 from ensdistill.stages.work.pixels import prepare
@@ -78,7 +78,9 @@ def local_of(root, suffix, **more):
         pictures.append(Picture(str(k), path))
         digests[str(path)] = sha256(path.read_bytes()).hexdigest()
     runtime = {"device": "cpu", "workers": 1, "threads": 1, "checkpoint_every": 1}
-    local = Local(tuple(pictures), None, **runtime, keep_checkpoints=1, digests=digests)
+    local = Learning(
+        pictures=tuple(pictures), classes=None, **runtime, keep_checkpoints=1, digests=digests
+    )
     return local, Pixels()
 
 

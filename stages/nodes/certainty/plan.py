@@ -9,10 +9,10 @@ from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Count, Recipe, Record, Result
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.fusions import CHANNEL
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
-from ensdistill.stages.nodes.learning import own_code
+from ensdistill.stages.nodes.learning import running
 from ensdistill.stages.nodes.probe.plan import probe_id
 from ensdistill.stages.nodes.stage import Stage
 
@@ -66,12 +66,12 @@ def node(given: Given, teacher: Teacher) -> Node:
     reached = tuple(c for c in given.classes if c in goals)
     uses = {"probe": probe_id(teacher.name), "labels": infer_id(teacher.name)}
 
-    def plan(upstream: Upstream) -> Work[Reached, Local]:
+    def plan(upstream: Upstream) -> Work[Reached, Running]:
         return Work(
             Reached(reached),
             uses=uses,
             items=given.items(TRAIN, upstream),
-            local=given.local(TRAIN, upstream, **own_code(given, given.experiment.config.probe)),
+            local=running(given, given.experiment.config.probe, TRAIN, upstream),
             runtime=given.runtime(),
             item_bytes=lambda: BYTES_PER_RECORD,
         )

@@ -13,13 +13,13 @@ from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Running
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.certainty.plan import Certainty, Reached
 from ensdistill.stages.nodes.infer.run import see_all
 
 
-def run(job: Job[Reached, Local]) -> Certainty:
+def run(job: Job[Reached, Running]) -> Certainty:
     """Sum the probe's largest softmax value per predicted class over the training images.
 
     Per-image float64 sums are journalled and added in image-id order, so neither a kill nor the

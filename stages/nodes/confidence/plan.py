@@ -12,7 +12,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Recipe, Settings
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.nodes.given import Given, also_of
 from ensdistill.stages.nodes.infer.plan import network_local, network_of
 from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
@@ -39,7 +39,7 @@ def node(given: Given, teacher: Teacher) -> Node:
     """How sure a teacher is, read from PNGs or seen by its network."""
     from_files = teacher.confidence is not None
 
-    def plan(upstream: Upstream) -> Work[FromFiles, Local] | Work[Settings, Local]:
+    def plan(upstream: Upstream) -> Work[FromFiles, LabelFiles] | Work[Settings, Running]:
         return (_from_files if from_files else by_network)(given, teacher, upstream)
 
     return STAGE.node(
@@ -52,7 +52,7 @@ def node(given: Given, teacher: Teacher) -> Node:
     )
 
 
-def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Settings, Local]:
+def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Settings, Running]:
     """Return the work of keeping scores of a network."""
     local = network_local(given, teacher, TRAIN, upstream)
     return Work(
@@ -64,7 +64,7 @@ def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Setti
     )
 
 
-def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[FromFiles, Local]:
+def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[FromFiles, LabelFiles]:
     assert teacher.confidence is not None
     folder = teacher.confidence[TRAIN]
     where = f"teachers[{teacher.name}].confidence.{TRAIN}"
@@ -72,10 +72,8 @@ def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[From
     return Work(
         FromFiles(),
         items=also_of(given.items(TRAIN, upstream), "confidence", digests),
-        local=given.local(
-            TRAIN,
-            upstream,
-            more_digests=dict(zip(pngs.values(), digests, strict=True)),
+        local=LabelFiles(
+            **vars(given.local(TRAIN, upstream, dict(zip(pngs.values(), digests, strict=True)))),
             predictions=pngs,
         ),
         runtime={"folder": str(given.experiment.folder(folder))},

@@ -9,7 +9,7 @@ from ensdistill.data.decoding import read_confidence
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.confidence.plan import FromFiles
 from ensdistill.stages.nodes.keeping import keep, mean_of, write_scores
@@ -28,14 +28,14 @@ class _Reading:
         return write_scores(self.write, place, read_confidence(file, place.size, sha256))
 
 
-def from_files(job: Job[FromFiles, Local]) -> Scores:
+def from_files(job: Job[FromFiles, LabelFiles]) -> Scores:
     """Read how sure a teacher is from PNGs."""
     local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
     maps.fill(job, lambda place: file_of(local, place), _Reading(maps.write))
     return Scores(images=len(job.work.items), mean=mean_of(job))
 
 
-def by_network(job: Job[Settings, Local]) -> Scores:
+def by_network(job: Job[Settings, Running]) -> Scores:
     """Store a network's largest softmax value at every pixel."""
     local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
     network = open_network(local.network, job.work.recipe.to_json(), local)

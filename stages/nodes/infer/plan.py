@@ -11,7 +11,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Labelled, LabelMap, OfClasses
 from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Training
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.files import Hashed
 from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import (
@@ -21,7 +21,7 @@ from ensdistill.stages.nodes.given import (
     also_of,
     settings_of,
 )
-from ensdistill.stages.nodes.learning import divisor_of, own_code
+from ensdistill.stages.nodes.learning import divisor_of, running
 from ensdistill.stages.nodes.stage import Stage
 
 STAGE: Final = Stage("infer", 1, Labelled, LabelMap)
@@ -88,7 +88,7 @@ def node(given: Given, teacher: Teacher, split: str = TRAIN) -> Node:
         command = Command("infer-teacher", teacher.name)
     from_files = teacher.labels is not None
 
-    def plan(upstream: Upstream) -> Work[FromFiles, Local] | Work[ByNetwork, Local]:
+    def plan(upstream: Upstream) -> Work[FromFiles, LabelFiles] | Work[ByNetwork, Running]:
         make = _from_files if from_files else _by_network
         return make(given, teacher, split, upstream)
 
@@ -113,16 +113,13 @@ def of_trained(given: Given, node_id: NodeId, trained: NodeId, split: str) -> No
     settings: Training = config.student if trained.stage == "student" else config.probe
     assert node_id.of is not None
 
-    def plan(upstream: Upstream) -> Work[ByNetwork, Local]:
+    def plan(upstream: Upstream) -> Work[ByNetwork, Running]:
         return Work(
             ByNetwork(given.classes, {c: c for c in given.classes}, {"source": "student"}),
             uses={"network": trained},
             items=given.items(split, upstream),
-            local=given.local(
-                split,
-                upstream,
-                to_target={i: i for i in range(len(given.classes))},
-                **own_code(given, settings),
+            local=running(
+                given, settings, split, upstream, {i: i for i in range(len(given.classes))}
             ),
             runtime=given.runtime(),
             item_bytes=given.map_bytes(split),
@@ -155,13 +152,12 @@ def network_of(given: Given, teacher: Teacher) -> dict[str, Json]:
     return recipe
 
 
-def network_local(given: Given, teacher: Teacher, split: str, upstream: Upstream) -> Local:
+def network_local(given: Given, teacher: Teacher, split: str, upstream: Upstream) -> Running:
     """Return what running a teacher's network needs."""
     exp = given.experiment
     source, mapping = exp.teacher_source(teacher), exp.teacher_map(teacher)
-    return given.local(
-        split,
-        upstream,
+    return Running(
+        **vars(given.local(split, upstream)),
         network=source.path,
         factory=source.factory,
         state_dict=source.state_dict,
@@ -178,7 +174,7 @@ def _hashed(given: Given, teacher: Teacher) -> Hashed:
 
 def _from_files(
     given: Given, teacher: Teacher, split: str, upstream: Upstream
-) -> Work[FromFiles, Local]:
+) -> Work[FromFiles, LabelFiles]:
     exp = given.experiment
     assert teacher.labels is not None
     table, mapping = exp.teacher_table(teacher), exp.teacher_map(teacher)
@@ -189,10 +185,8 @@ def _from_files(
     return Work(
         FromFiles(given.classes, mapping, teacher.ids, dict(sorted(legal.items()))),
         items=also_of(given.items(split, upstream), "prediction", digests),
-        local=given.local(
-            split,
-            upstream,
-            more_digests=dict(zip(pngs.values(), digests, strict=True)),
+        local=LabelFiles(
+            **vars(given.local(split, upstream, dict(zip(pngs.values(), digests, strict=True)))),
             predictions=pngs,
             to_target=legal,
             palette=teacher.ids == "palette",
@@ -204,7 +198,7 @@ def _from_files(
 
 def _by_network(
     given: Given, teacher: Teacher, split: str, upstream: Upstream
-) -> Work[ByNetwork, Local]:
+) -> Work[ByNetwork, Running]:
     local = network_local(given, teacher, split, upstream)
     mapping = given.experiment.teacher_map(teacher)
     return Work(

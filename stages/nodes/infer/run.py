@@ -22,7 +22,7 @@ from ensdistill.pipeline.figures import speed
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import Labelled
 from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Local, Running
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.infer.plan import ByNetwork, FromFiles
 from ensdistill.stages.nodes.reading import read_labels, summary
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Want
 
 
-def from_files(job: Job[FromFiles, Local]) -> Labelled:
+def from_files(job: Job[FromFiles, LabelFiles]) -> Labelled:
     """Read PNGs of a teacher's labels into a label store."""
     return read_labels(job)
 
 
-def by_network(job: Job[ByNetwork, Local]) -> Labelled:
+def by_network(job: Job[ByNetwork, Running]) -> Labelled:
     """Run a network over the images into a label store.
 
     Batches are cut from the whole list, so that what else is missing changes no label: logits

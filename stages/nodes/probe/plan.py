@@ -7,7 +7,7 @@ from typing import Final
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.fusions import CHANNEL
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.learning import Trained, training_local, training_recipe
@@ -25,7 +25,7 @@ def node(given: Given, teacher: str) -> Node:
     """The small student that measures a teacher."""
     settings = given.experiment.config.probe
 
-    def plan(upstream: Upstream) -> Work[Settings, Local]:
+    def plan(upstream: Upstream) -> Work[Settings, Learning]:
         return Work(
             Settings(training_recipe(given, settings)),
             uses={"labels": infer_id(teacher)},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.learning import Trained
 from ensdistill.stages.training.loop import train
 
 
-def run(job: Job[Settings, Local]) -> Trained:
+def run(job: Job[Settings, Learning]) -> Trained:
     """Train the probe; its settings, seed included, are the same for every teacher."""
     return Trained.model_validate(train(job))

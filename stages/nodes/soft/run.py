@@ -7,7 +7,7 @@ from ensdistill.data.splits import Picture
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Running
 from ensdistill.stages.networks.factory import FactoryNetwork
 from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.networks.kinds import open_network
@@ -17,7 +17,7 @@ from ensdistill.stages.nodes.keeping import keep, mean_of
 from ensdistill.stages.nodes.scores import SoftScores
 
 
-def run(job: Job[Settings, Local]) -> SoftScores:
+def run(job: Job[Settings, Running]) -> SoftScores:
     """Store a network's softmax: an image's (C, h, w) as a map of C * h rows."""
     images = image_sizes(job)
     local, recipe = job.work.local, job.work.recipe
@@ -36,7 +36,7 @@ def run(job: Job[Settings, Local]) -> SoftScores:
 
 
 def _look(
-    job: Job[Settings, Local], network: FrozenNetwork | FactoryNetwork, picture: Picture
+    job: Job[Settings, Running], network: FrozenNetwork | FactoryNetwork, picture: Picture
 ) -> tuple[int, int]:
     """Return the shape of what a network says of a photograph."""
     local = job.work.local

@@ -6,7 +6,7 @@ from typing import Final
 
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Settings
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.learning import Trained, training_local, training_recipe
@@ -29,7 +29,7 @@ def node(given: Given) -> Node:
         {"pixel_weights": pixel_weights_id()} if given.weighted else {}
     )
 
-    def plan(upstream: Upstream) -> Work[Settings, Local]:
+    def plan(upstream: Upstream) -> Work[Settings, Learning]:
         recipe = training_recipe(given, settings)
         if given.weighted:
             recipe["pixel_weights"] = settings.pixel_weights

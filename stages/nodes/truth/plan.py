@@ -19,7 +19,7 @@ from ensdistill.pipeline.node import (
     Work,
 )
 from ensdistill.stages.contract import Labelled, LabelMap, OfClasses
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.stage import Stage
 
@@ -54,7 +54,7 @@ def truth_id(split: str) -> NodeId:
 def node(given: Given, split: str) -> Node:
     """Ground truth of a split as label maps."""
 
-    def plan(upstream: Upstream) -> Work[Recipe, Local]:
+    def plan(upstream: Upstream) -> Work[Recipe, LabelFiles]:
         digests = _digests(given, split, "truth")
         return Work(
             Recipe(given.classes, *_encoded(given, split)),
@@ -80,16 +80,15 @@ def truth_digest(given: Given, split: str) -> str:
     return digest([*_meaning(*_encoded(given, split)).values(), *digests])
 
 
-def truth_local(given: Given, split: str, upstream: Upstream) -> Local:
+def truth_local(given: Given, split: str, upstream: Upstream) -> LabelFiles:
     """Return what reading the ground truth of a split needs."""
     exp = given.experiment
     encoding, values = _encoded(given, split)
     labels = {p.id: str(p.labels) for p in exp.pictures(split) if p.labels is not None}
     known = {file: exp.files.known(file) for file in labels.values()}
-    return given.local(
-        split,
-        upstream,
-        more_digests={file: found for file, found in known.items() if found is not None},
+    digests = {file: found for file, found in known.items() if found is not None}
+    return LabelFiles(
+        **vars(given.local(split, upstream, digests)),
         predictions=labels,
         to_target=values,
         palette=encoding == "palette",

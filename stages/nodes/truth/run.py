@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.contract import Labelled
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles
 from ensdistill.stages.nodes.reading import read_labels
 from ensdistill.stages.nodes.truth.plan import Recipe
 
 
-def run(job: Job[Recipe, Local]) -> Labelled:
+def run(job: Job[Recipe, LabelFiles]) -> Labelled:
     """Read the files of a split's ground truth into a label store."""
     return read_labels(job)

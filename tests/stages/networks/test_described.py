@@ -15,7 +15,7 @@ from worlds import segformer
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.stages.graph import load
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import Running
 from ensdistill.stages.networks.folders import (
     hf_preprocessing,
     network_classes,
@@ -333,6 +333,11 @@ def test_an_index_of_wrong_types(tmp_path):
         outcome(lambda: shards(file), file)
 
 
+def local_of(world):
+    classes = load(world.file).classes
+    return Running(pictures=(), classes=classes, digests={}, device="cpu", workers=0, threads=1)
+
+
 @pytest.fixture
 def student(tmp_path):
     network = pad_to_multiple(Tiny(2), 2)
@@ -343,7 +348,7 @@ def student(tmp_path):
 
 def test_a_student_of_wrong_types(student, world):
     """What is read of `network.json`, and the network that is made of it."""
-    local = Local((), load(world.file).classes, "cpu", 0, 1, 1, 1, {})
+    local = local_of(world)
     file = student / "network.json"
     description = json.loads(file.read_text())
 
@@ -363,7 +368,7 @@ def test_a_student_of_wrong_types(student, world):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_student_of_transformers_of_wrong_types(net, tmp_path, world):
-    local = Local((), load(world.file).classes, "cpu", 0, 1, 1, 1, {})
+    local = local_of(world)
     network = hf_segmentation(net, 2)
     names = ["road", "car"]
     save_network(tmp_path, network, describe(network, {}, names, Preprocessing()))

@@ -17,7 +17,7 @@ from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.experiment.schema import Init, Student
 from ensdistill.stages.graph import load
-from ensdistill.stages.local import Factory, Local
+from ensdistill.stages.local import Factory, Learning
 from ensdistill.stages.networks.fitting import Way, advice, beginnings
 from ensdistill.stages.networks.initial import describe_initial, initial_network
 from ensdistill.stages.networks.state_dicts import below
@@ -114,7 +114,7 @@ def root(tmp_path_factory):
 
 def local_of(**more):
     runtime = {"device": "cpu", "workers": 0, "threads": 1, "checkpoint_every": 1}
-    return Local(pictures=(), classes=CLASSES, digests={}, keep_checkpoints=1, **runtime, **more)
+    return Learning(pictures=(), classes=CLASSES, digests={}, keep_checkpoints=1, **runtime, **more)
 
 
 def initial(root, tensors, init=None, patterns=None, **kwargs):

@@ -15,7 +15,7 @@ from worlds import TINY, World, files_of
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.local import Factory, Local
+from ensdistill.stages.local import Factory, Learning
 from ensdistill.stages.networks.code import build_from_code
 from ensdistill.stages.networks.frozen import describe, save_network
 from ensdistill.stages.networks.initial import describe_initial, initial_network
@@ -78,7 +78,7 @@ def pretrained(name, folder, classes=7):
 def local_of(**more):
     runtime = {"device": "cpu", "workers": 0, "threads": 1, "checkpoint_every": 1}
     runtime["keep_checkpoints"] = 1
-    return Local(pictures=(), classes=CLASSES, digests={}, **runtime, **more)
+    return Learning(pictures=(), classes=CLASSES, digests={}, **runtime, **more)
 
 
 def train(network, steps=2, size=(64, 96)):
