@@ -95,7 +95,6 @@ def survey(
         if State.WAITING in {d.state, *(found[node_id].state for node_id in left_out(d))}
     ]
     waiting_ids = {node.id for node in waiting}
-    waiting_names = {(node.stage, node.name) for node in waiting}
     lenders: dict[Path, str] = {}
     for d, found in decisions:
         if d.state is not State.FRESH:
@@ -113,9 +112,7 @@ def survey(
             return who
         if key in snapshot.busy:
             return f"is being made by {snapshot.busy[key]}"
-        if node in waiting_ids or (
-            node is None and (key[0], folder.name[: -SHORT - 1]) in waiting_names
-        ):
+        if node in waiting_ids or (node is None and any(n.names(folder) for n in waiting)):
             return "may be a node that waits"
         if folder in lenders:
             return f"lends its items to {lenders[folder]}"
@@ -204,11 +201,7 @@ def _lenders(
     # what its items are made from is not known yet: what was last made or begun for the node
     node = decision.node
     latest = snapshot.of_node(node.id)[:1]
-    begun = {
-        folder
-        for (stage, _), folder in snapshot.drafts.items()
-        if (stage, folder.name[: -SHORT - 1]) == (node.stage, node.name)
-    }
+    begun = {folder for folder in snapshot.drafts.values() if node.names(folder)}
     return begun | {artifact.path for artifact in latest}
 
 

@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ensdistill.pipeline.draft import Draft, Spare
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.locks import Part
-from ensdistill.pipeline.manifest import FORMAT, Artifact
+from ensdistill.pipeline.manifest import FORMAT, SHORT, Artifact
 
 T = TypeVar("T")
 
@@ -322,3 +323,10 @@ class Node:
     def stage(self) -> str:
         """What it does."""
         return self.id.stage
+
+    def names(self, folder: Path) -> bool:
+        """Whether a folder is called as its artifacts and drafts are, whatever their fingerprint.
+
+        All that tells of a draft, or of a manifest that is spoilt, which settings were others.
+        """
+        return (folder.parent.name, folder.name[: -SHORT - 1]) == (self.stage, self.name)

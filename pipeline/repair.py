@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ensdistill.pipeline.manifest import (
     read_manifest,
 )
 from ensdistill.pipeline.node import Node, Progress
-from ensdistill.pipeline.plan import Decision, State, plan
+from ensdistill.pipeline.plan import Decision, State, closure, plan
 from ensdistill.pipeline.runner import Ran, run
 from ensdistill.pipeline.verify import Damage, damages, withdraw
 from ensdistill.pipeline.workspace import Workspace, lock_name
@@ -96,8 +96,7 @@ def repair(
 def _why_left(folder: Path, decisions: Mapping[str, Decision]) -> str:
     for decision in decisions.values():
         node = decision.node
-        name = (folder.parent.name, folder.name[: -SHORT - 1])
-        if decision.state is State.WAITING and (node.stage, node.name) == name:
+        if decision.state is State.WAITING and node.names(folder):
             return f"{node.id} {decision.reason}; `ensdistill run`, then verify again"
     return (
         "this experiment does not make it; if another file does, repeat with `-c` of that one, "
@@ -138,10 +137,28 @@ def _repair(
 
 def _folder(decision: Decision, damaged: Mapping[Path, list[Damage]]) -> Path | None:
     """Return the damaged folder that a node makes."""
+    return next((f for f in damaged if _makes(decision, f)), None)
+
+
+def _makes(decision: Decision, folder: Path) -> bool:
     if decision.fingerprint is None:
-        return None
+        return False
     key = (decision.node.stage, decision.fingerprint[:SHORT])
-    return next((f for f in damaged if (f.parent.name, f.name[-SHORT:]) == key), None)
+    return (folder.parent.name, folder.name[-SHORT:]) == key
+
+
+def made_from(decisions: Mapping[str, Decision], damaged: Iterable[Path]) -> set[str]:
+    """Return the stages that damaged artifacts are made by, and all that they are made from.
+
+    A node that waits is taken for one of its name, since no fingerprint tells which it is; no
+    manifest is read, as it may be what is damaged.
+    """
+    found = [
+        node_id
+        for node_id, d in decisions.items()
+        if any(_makes(d, f) if d.fingerprint else d.node.names(f) for f in damaged)
+    ]
+    return {decisions[node_id].node.stage for node_id in closure(decisions, found)}
 
 
 def _missing(

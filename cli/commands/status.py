@@ -36,9 +36,9 @@ def command(config: Path, rehash: bool, as_json: bool, check_fresh: bool, verbos
     try:
         experiment = load(config, rehash=rehash)
         workspace = experiment.workspace
-        begun = {folder.name.rpartition("-")[0] for folder in workspace.folders("ablation")}
+        begun = list(workspace.folders("ablation"))
         nodes = build(experiment, ablation=bool(begun))
-        shown = [n for n in nodes if n.stage != "ablation" or n.name in begun]
+        shown = [n for n in nodes if n.stage != "ablation" or any(map(n.names, begun))]
         found = plan(shown, workspace.scan())
     finally:
         gc.freeze()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ensdistill.cli.progress import display
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.errors import NotReadyError, grouped
 from ensdistill.pipeline.figures import size
-from ensdistill.pipeline.repair import Repair, repair
+from ensdistill.pipeline.plan import plan
+from ensdistill.pipeline.repair import Repair, made_from, repair
 from ensdistill.pipeline.verify import Damage, damages
 from ensdistill.stages.graph import build, load
 
@@ -52,8 +54,9 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         count = len([f for f in folders if f not in drafts or f in damaged])
         outcome = None
         if mend and damaged:
-            opens = _opened(damaged)
-            nodes = build(experiment, opens=opens, all_fusions=True, ablation=True)
+            graph = partial(build, experiment, all_fusions=True, ablation=True)
+            # no ground truth is opened but what damaged artifacts were made from
+            nodes = graph(opens=made_from(plan(graph(), snapshot), damaged))
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)
             experiment.files.save()
     if as_json:
@@ -78,14 +81,6 @@ def _cause(damage: Damage) -> tuple[object, ...]:
     """Return what the damage of many images has in common; a field or file of its own has none."""
     file = None if damage.item else damage.file
     return damage.folder, file, damage.field, re.sub(r"\d+", "", damage.reason)
-
-
-def _opened(damaged: Iterable[Path]) -> list[str]:
-    """Return the stages that cannot be made again without opening ground truth."""
-    stages = {folder.parent.name for folder in damaged}
-    found = ["student"] if "student" in stages else []
-    oracle = any(folder.name.startswith(("oracle-", "channel-oracle-")) for folder in damaged)
-    return [*found, "truth"] if oracle or stages & {"truth", "evaluation"} else found
 
 
 def _json(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ensdistill.data.decoding import image_size
 from ensdistill.pipeline.errors import DataError, raise_all
 from ensdistill.pipeline.figures import duration
-from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.node import NodeId, Progress
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.stages.checks.networks import try_networks
 from ensdistill.stages.checks.teachers import on_some_images
@@ -21,7 +21,8 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
 from ensdistill.stages.graph import kept_ids
 from ensdistill.stages.networks.frozen import pick_device
-from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.nodes.certainty.plan import certainty_id
+from ensdistill.stages.nodes.infer.plan import infer_id, trained_id
 
 _BACKWARD: Final = 3  # times as long as its forward pass a step of a training takes
 _NAMED: Final = 4  # nodes whose time is said
@@ -100,7 +101,7 @@ def warnings_of(found: Mapping[str, Any]) -> list[str]:
     return told + [text for t in found["trainings"].values() for text in t["warnings"]]
 
 
-def told(seconds: Mapping[str, float], jobs: int) -> str | None:
+def told(seconds: Mapping[NodeId, float], jobs: int) -> str | None:
     """Return what a run is going to take, in words; None where that is not worth saying.
 
     Parameters
@@ -112,8 +113,7 @@ def told(seconds: Mapping[str, float], jobs: int) -> str | None:
     """
     by_name: dict[str, float] = {}
     for node_id, value in seconds.items():
-        stage = node_id.partition("[")[0]
-        name = {"probe": "probes", "certainty": "probes"}.get(stage, node_id)
+        name = {"probe": "probes", "certainty": "probes"}.get(node_id.stage, node_id)
         by_name[name] = by_name.get(name, 0.0) + value / (jobs if name == "probes" else 1)
     total = sum(by_name.values())
     if total < _WORTH_SAYING:
@@ -127,18 +127,19 @@ def told(seconds: Mapping[str, float], jobs: int) -> str | None:
     )
 
 
-def _passes(experiment: Experiment, teacher: Teacher) -> list[str]:
+def _passes(experiment: Experiment, teacher: Teacher) -> list[NodeId]:
     """Return the nodes for which a teacher's network sees images."""
     splits = (TRAIN, *experiment.labelled)
     return [*(infer_id(teacher.name, split) for split in splits), *kept_ids(teacher)]
 
 
-def _own_passes(experiment: Experiment) -> dict[str, tuple[str, str]]:
+def _own_passes(experiment: Experiment) -> dict[NodeId, tuple[str, str]]:
     """Return the nodes for which a network that is trained here sees images: section and split."""
-    found = {f"certainty[{t.name}]": ("probe", TRAIN) for t in experiment.teachers}
+    found = {certainty_id(t.name): ("probe", TRAIN) for t in experiment.teachers}
     for split in experiment.labelled:
-        found |= {infer_id(f"probe:{t.name}", split): ("probe", split) for t in experiment.teachers}
-        found[infer_id("student", split)] = ("student", split)
+        for t in experiment.teachers:
+            found[trained_id(t.name, "probe", split)] = ("probe", split)
+        found[trained_id("student", "student", split)] = ("student", split)
     return found
 
 
@@ -147,7 +148,7 @@ def _seconds(
     todo: Mapping[str, Decision],
     trials: Mapping[str, Mapping[str, Any]],
     trained: Mapping[str, Mapping[str, Any]],
-) -> dict[str, float]:
+) -> dict[NodeId, float]:
     """Return about how long nodes take, in the order in which they are made."""
     each = {
         node_id: trials[teacher.name]
@@ -156,8 +157,9 @@ def _seconds(
         for node_id in _passes(experiment, teacher)
     }
     own = _own_passes(experiment)
-    found = {}
-    for node_id, d in todo.items():
+    found: dict[NodeId, float] = {}
+    for d in todo.values():
+        node_id = d.node.id
         if d.node.stage in trained:
             of = trained[d.node.stage]
             found[node_id] = of["steps"] * of["seconds_per_step"]

@@ -14,6 +14,7 @@ from ensdistill.stages.experiment.writing import from_settings
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.fusions import method_called
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.policy.plan import policy_id
 
 _HEAD = """---
@@ -200,7 +201,7 @@ def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
     """Return the scores of this very student on every split that was evaluated."""
     columns = {}
     for split in experiment.labelled:
-        decision = decisions[f"evaluation@{split}"]
+        decision = decisions[evaluation_id(split)]
         if decision.state is State.FRESH and decision.artifact is not None:
             methods = decision.artifact.manifest.result["methods"]
             (columns[split],) = [m for m in methods if m["kind"] == "student"]

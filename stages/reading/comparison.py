@@ -369,6 +369,7 @@ def _of_results(file: Path, split: str | None) -> Summary:
         raise ConfigError(f"{file}: holds the scores of {found['split']}, not of {split}")
     cost: dict[str, dict[str, float | None]] = {}
     for node, seconds in found["seconds"].items():
+        # a text of a file: there is no `NodeId` of it, and no stage beside it
         stage = node.partition("[")[0].partition("@")[0]
         of = cost.setdefault(stage, {"seconds": 0.0, "computed": None, "reused": None})
         of["seconds"] = (of["seconds"] or 0) + seconds

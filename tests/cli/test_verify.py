@@ -6,11 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from opened import opened
 from worlds import World, files_of, forge
 
 from ensdistill.data.decoding import Decoder
+from ensdistill.pipeline.plan import plan
+from ensdistill.pipeline.repair import made_from
 from ensdistill.pipeline.verify import damages
-from ensdistill.stages.graph import load
+from ensdistill.stages.graph import build, load
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +233,41 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch, on_
     world.call("train-student")
     assert steps == [0, 1, 2, 3, 4]
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_ground_truth_is_opened_for_what_was_made_from_it_alone(world):
+    """Whatever is remembered of it: without, no fingerprint tells which node a folder is of."""
+    for node, reads in (
+        ("infer[a]", False),
+        ("fusion[channel]@val", False),
+        ("policy[oracle]@val", True),
+        ("fusion[channel-oracle]@val", True),
+        ("truth@val", True),
+        ("evaluation@val", True),
+    ):
+        folder = world.artifact(node).path
+        for memory in (world.root / "work").glob("files*.json"):
+            memory.unlink()
+        (folder / "manifest.json").write_bytes(b"")  # it tells nothing, not even what it is of
+        with opened() as paths:
+            assert "all damage is made good" in world.call("verify", "--repair")
+        assert any("/labels/val/" in p for p in paths) is reads, node
+    assert set(world.states().values()) == {"fresh"}
+
+
+def test_what_others_made_is_not_taken_for_ours(world):
+    """However it is called: a folder's name says nothing where fingerprints do."""
+    folder = world.artifact("policy[oracle]@val").path
+
+    def stages():
+        experiment = load(world.file)
+        decisions = plan(build(experiment), experiment.workspace.scan())
+        return made_from(decisions, [folder])
+
+    assert stages() == {"truth", "infer", "policy"}
+    for file in (world.root / "teachers/a/val").iterdir():
+        shutil.copy(world.root / "teachers/b/val" / file.name, file)
+    assert stages() == set()
 
 
 def test_what_was_made_by_a_network_is_made_anew_when_that_came_out_different(world, monkeypatch):

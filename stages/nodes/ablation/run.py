@@ -172,10 +172,10 @@ class _Making:
         self.job = job
         self.local = job.work.local
         self.size = len(self.local.classes)
-        train, self.split = (
-            [LabelMaps(job.inputs[role]) for role in job.inputs if role.startswith(kind)]
-            for kind in ("train", "split")
-        )
+        # of the split that is scored and, where models are fitted to others, of the training images
+        maps = [(n.at, job.inputs[role]) for role, n in job.work.uses.items() if role != "truth"]
+        self.split = [LabelMaps(artifact) for at, artifact in maps if at == job.node.id.at]
+        train = [LabelMaps(artifact) for at, artifact in maps if at != job.node.id.at]
         self.fitted = train or self.split
         self.constant = int(np.argmax(np.sum([m.shares() for m in self.fitted], axis=0)))
         self.images = spread(sorted(self.fitted[0]), IMAGES)

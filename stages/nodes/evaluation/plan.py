@@ -63,6 +63,19 @@ class Recipe(OfClasses):
         return {"classes": list(self.classes), "subsets": subsets}
 
 
+class Role(str):
+    """What an evaluation calls what it scores, and what that is made of: ``fusion:majority``."""
+
+    kind: str
+    name: str
+
+    def __new__(cls, kind: str, name: str) -> Role:
+        """Spell a role."""
+        self = super().__new__(cls, f"{kind}:{name}")
+        self.kind, self.name = kind, name
+        return self
+
+
 @dataclass(frozen=True)
 class Scored:
     """A method that an evaluation scores if it is there.
@@ -70,7 +83,7 @@ class Scored:
     Attributes
     ----------
     kind, name : str
-        As in ``results.json``; together its role.
+        As in ``results.json``; together its `Role`.
     maps : NodeId
         The node of its label maps on the split.
     needs : NodeId or None
@@ -171,7 +184,7 @@ def _fusion(given: Given, method: FusionMethod, split: str) -> Scored:
 def _node(given: Given, split: str, found: Sequence[Scored], *, beside: bool = False) -> Node:
     """Confusions with the ground truth, of what is there of `found`."""
     table = given.experiment.classes
-    uses = {"truth": truth_id(split)} | {f"{s.kind}:{s.name}": s.maps for s in found}
+    uses = {"truth": truth_id(split)} | {Role(s.kind, s.name): s.maps for s in found}
 
     def plan(upstream: Upstream) -> Work[Recipe, Local]:
         return Work(

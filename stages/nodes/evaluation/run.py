@@ -26,7 +26,7 @@ from ensdistill.stages.functional.scores import (
 )
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.evaluation.plan import Evaluated, Recipe
+from ensdistill.stages.nodes.evaluation.plan import Evaluated, Recipe, Role
 from ensdistill.stages.work.items import for_each
 
 Int64 = npt.NDArray[np.int64]
@@ -55,9 +55,9 @@ def run(job: Job[Recipe, Local]) -> Evaluated:
     table = job.work.local.classes
     methods = []
     for role, confmat in confusions(job).items():
-        kind, name = role.split(":", 1)
-        scores = method_scores(confmat, table)
-        methods.append({"name": name, "kind": kind, **scores, "confmat": confmat.tolist()})
+        assert isinstance(role, Role)
+        told = {"name": role.name, "kind": role.kind, **method_scores(confmat, table)}
+        methods.append(told | {"confmat": confmat.tolist()})
     return Evaluated.model_validate({"classes": list(table.classes), "methods": methods})
 
 

@@ -16,6 +16,7 @@ from ensdistill.stages.nodes.certainty.plan import Certainty, certainty_id
 from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model.plan import label_model_id
+from ensdistill.stages.nodes.numbered import called
 from ensdistill.stages.nodes.stage import Stage
 from ensdistill.stages.nodes.truth.plan import truth_id
 
@@ -150,14 +151,14 @@ def node(given: Given, by: str | None = None) -> Node:
 
 def oracle(given: Given, split: str) -> Node:
     """Each class from the teacher that is best at it on the split's own ground truth."""
-    uses = {"truth": truth_id(split)}
-    uses |= {f"teacher:{t}": infer_id(t, split) for t in given.covering(split)}
+    maps = {f"teacher:{t}": infer_id(t, split) for t in given.covering(split)}
+    uses = {"truth": truth_id(split)} | maps
 
     def plan(upstream: Upstream) -> Work[Strategy, Local]:
         return Work(
             Strategy(given.classes, "oracle"),
             uses=uses,
-            called={role: node_id.of or role for role, node_id in uses.items()},
+            called=called(maps),
             local=given.local(split, upstream),
         )
 

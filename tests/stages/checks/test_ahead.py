@@ -16,6 +16,7 @@ from PIL import Image
 from worlds import segformer
 
 from ensdistill.cli.__main__ import cli
+from ensdistill.pipeline.node import NodeId
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.checks import ahead, networks, trainings
 from ensdistill.stages.checks.teachers import compared, packed, sampled, unpacked
@@ -483,7 +484,7 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
 
 def test_seconds_are_not_worth_a_word():
     assert ahead.told({}, 1) is None
-    assert ahead.told({"student": 3.0}, 1) is None
+    assert ahead.told({NodeId("student"): 3.0}, 1) is None
 
 
 def test_a_run_says_its_time_before_it_starts(three, monkeypatch):
