@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ensdistill.cli import render
 from ensdistill.cli.progress import Bar, Display, display
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
-from ensdistill.pipeline.explain import estimate
+from ensdistill.pipeline.explain import Estimate, estimate
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import Decision, State, awaiting, closure, plan
@@ -22,7 +23,29 @@ from ensdistill.stages.graph import build, load, probe_chains
 from ensdistill.stages.jobs.chains import aside
 from ensdistill.stages.nodes.infer.plan import infer_id
 
-Choose = Callable[[Experiment, Sequence[Node]], Sequence[str]]
+Look = Callable[[], Mapping[str, Decision]]
+Choose = Callable[[Experiment, Sequence[Node], Look], Sequence[str]]
+
+
+class Done(NamedTuple):
+    """What came of a command.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        The experiment.
+    report : Report
+        What ran.
+    decisions : mapping
+        The plan afterwards; of a dry run that of what would be made.
+    costs : mapping or None
+        Of a dry run, what each of those would take.
+    """
+
+    experiment: Experiment
+    report: Report
+    decisions: Mapping[str, Decision]
+    costs: Mapping[str, Estimate | None] | None
 
 
 def execute(
@@ -37,7 +60,7 @@ def execute(
     opens: Collection[str] = (),
     all_fusions: bool = False,
     ablation: bool = False,
-) -> tuple[Experiment, Report, dict[str, Decision]]:
+) -> Done:
     """Make the nodes that `choose` returns.
 
     Parameters
@@ -45,7 +68,7 @@ def execute(
     config : Path
         The experiment file.
     choose : callable
-        From experiment and graph to the ids of the nodes wanted.
+        From experiment, graph and what makes the plan to the ids of the nodes wanted.
     dry_run : bool
         Plan only.
     upstream : bool
@@ -62,11 +85,6 @@ def execute(
         Also know the nodes of every other fusion (see `graph.build`).
     ablation : bool
         Also know the ablations.
-
-    Returns
-    -------
-    tuple
-        The experiment, what ran, and the plan afterwards (in a dry run: before).
     """
     experiment = load(config, rehash=rehash)
     with display() as shown:
@@ -82,36 +100,43 @@ def execute(
             all_fusions=all_fusions,
             ablation=ablation,
         )
-        targets = choose(experiment, nodes)
+        workspace = experiment.workspace
+        snapshot = cache(workspace.scan)
+        look = cache(lambda: plan(nodes, snapshot()))
+        targets = choose(experiment, nodes, look)
         if dry_run:
-            decisions = plan(nodes, experiment.workspace.scan())
+            decisions = look()
             experiment.files.save()
             wanted = closure(decisions, targets) if upstream else set(targets)
             planned = {n: awaiting(d, wanted) for n, d in decisions.items() if n in wanted}
-            return experiment, Report(), planned
+            costs = {
+                n: estimate(d, decisions, workspace, snapshot(), part) for n, d in planned.items()
+            }
+            return Done(experiment, Report(), planned, costs)
 
         bar = announced(shown)
         try:
             if part is None:
-                _look_ahead(experiment, nodes, targets, shown, upstream=upstream)
+                _look_ahead(experiment, look(), targets, shown, upstream=upstream)
             report = run(
                 nodes,
-                experiment.workspace,
+                workspace,
                 targets,
                 bar,
                 upstream=upstream,
                 part=part,
                 about=experiment.base,
                 aside=aside(experiment, list(probe_chains(nodes).values()), bar),
+                decisions=look(),
             )
         finally:
             experiment.files.save()
-        return experiment, report, plan(nodes, experiment.workspace.scan())
+        return Done(experiment, report, report.decisions, None)
 
 
 def _look_ahead(
     experiment: Experiment,
-    nodes: Sequence[Node],
+    decisions: Mapping[str, Decision],
     targets: Sequence[str],
     shown: Display,
     *,
@@ -121,7 +146,6 @@ def _look_ahead(
 
     Not for a single node, which finds out at once whatever is wrong with it.
     """
-    decisions = plan(nodes, experiment.workspace.scan())
     wanted = closure(decisions, targets) if upstream else {*targets}
     todo = {n for n, d in decisions.items() if n in wanted and d.state is not State.FRESH}
     trainings = any(decisions[n].node.stage in ("probe", "student") for n in todo)
@@ -164,28 +188,14 @@ def announced(shown: Display) -> Callable[[Decision], Bar]:
     return bar
 
 
-def say(
-    experiment: Experiment,
-    report: Report,
-    decisions: Mapping[str, Decision],
-    *,
-    dry_run: bool,
-    as_json: bool,
-    part: Part | None = None,
-    all_fusions: bool = False,
-    ablation: bool = False,
-) -> None:
+def say(done: Done, *, as_json: bool) -> None:
     """Print what was done, or in a dry run what would be."""
-    if dry_run:
-        nodes = build(experiment, all_fusions=all_fusions, ablation=ablation)
-        whole = plan(nodes, experiment.workspace.scan())
-        workspace = experiment.workspace
-        costs = {n: estimate(d, whole, workspace, part) for n, d in decisions.items()}
-        render.engine.planned(decisions, costs, as_json=as_json)
+    if done.costs is not None:
+        render.engine.planned(done.decisions, done.costs, as_json=as_json)
     elif as_json:
-        echo_json(report_json(report))
+        echo_json(report_json(done.report))
     else:
-        render.engine.report(report)
+        render.engine.report(done.report)
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def estimate(
     decision: Decision,
     decisions: Mapping[str, Decision],
     workspace: Workspace,
+    snapshot: Snapshot,
     part: Part | None = None,
 ) -> Estimate | None:
     """Return what making a node, or a part of it, would take; None if fresh or not known yet."""
     work = decision.work
     if work is None or decision.state in (State.FRESH, State.CORRUPT):
         return None
-    snapshot = workspace.scan()
-    left = unfinished(decision, decisions, workspace)
+    left = unfinished(decision, decisions, snapshot)
     missing, reuse = len(work.items) - decision.done, 0
     if left is not None:
         mine = {item.id for k, item in enumerate(work.items) if part is None or part.has(k)}
@@ -70,7 +70,7 @@ def estimate(
 
 
 def unfinished(
-    decision: Decision, decisions: Mapping[str, Decision], workspace: Workspace
+    decision: Decision, decisions: Mapping[str, Decision], snapshot: Snapshot
 ) -> dict[str, str] | None:
     """Return id and key of the items that a run would make or take from elsewhere.
 
@@ -86,7 +86,7 @@ def unfinished(
             return None
         inputs[role] = artifact
     keys = item_keys(decision.node, work, inputs)
-    own = own_folder(decision, workspace.scan())
+    own = own_folder(decision, snapshot)
     done = Draft(own, keys).records() if own is not None else {}
     return {item_id: key for item_id, key in keys.items() if item_id not in done}
 

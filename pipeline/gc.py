@@ -194,7 +194,7 @@ def _lenders(
     snapshot: Snapshot,
 ) -> set[Path]:
     """Return what a node that is not fresh takes, or may take, finished items from."""
-    left = unfinished(decision, decisions, workspace)
+    left = unfinished(decision, decisions, snapshot)
     if left is not None:
         spares = workspace.spares(decision.node.stage, left, own_folder(decision, snapshot))
         return {spare.folder for spare in spares.values()}

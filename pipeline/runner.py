@@ -62,10 +62,11 @@ class Ran:
 
 @dataclass
 class Report:
-    """What a run did: nodes made, in order, and nodes that were fresh already."""
+    """What a run did: nodes made, in order; those that were fresh already; the plan afterwards."""
 
     ran: list[Ran] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def run(
     part: Part | None = None,
     about: Path | None = None,
     aside: Aside | None = None,
+    decisions: Mapping[str, Decision] | None = None,
 ) -> Report:
     """Make `targets` that are not fresh.
 
@@ -115,16 +117,19 @@ def run(
         A folder of the user's repository, whose state the manifests record.
     aside : Aside, optional
         Nodes that other processes make; None makes all nodes here, one after another.
+    decisions : mapping, optional
+        A plan of `nodes`, if one was made just now.
 
     Raises
     ------
     NotReadyError
         If a needed node is not fresh and neither a target nor allowed by `upstream`.
     """
-    decisions = plan(nodes, workspace.scan())
+    decisions = plan(nodes, workspace.scan()) if decisions is None else decisions
     wanted = closure(decisions, targets) if upstream else set(targets)
     if all(decisions[node_id].state is State.FRESH for node_id in wanted):
-        return Report(fresh=[n for n in decisions if n in wanted])  # read-only workspaces too
+        # read-only workspaces too
+        return Report(fresh=[n for n in decisions if n in wanted], decisions=decisions)
     with workspace.locks.needing() as say_needs:
         return _Run(
             nodes, workspace, targets, wanted, progress, part, about, aside, say_needs
@@ -165,6 +170,7 @@ class _Run:
             if not todo:
                 # only now: a node that waited may have turned out to be fresh
                 self.report.fresh = [n for n in decisions if n in self.wanted - made - handed_on]
+                self.report.decisions = decisions
                 return self.report
             decision = decisions[todo[0]]
             chains = _ready(self.aside, todo, decisions)
@@ -315,7 +321,7 @@ class _Making:
         with locks.hold(lock, self.node.id, part, say, uses) as claim:
             if claim.took_over:
                 say(claim.took_over)
-            published = self.workspace.scan().published.get(self.name)
+            published = self.workspace.published(self.node.stage, self.name)
             if published is not None:
                 if not other_content(published, self.inputs):  # another process was faster
                     return Ran(self.node.id, 0, 0, len(keys), 0.0)
@@ -389,7 +395,7 @@ class _Making:
             else:
                 lock = lock_name(self.node.stage, self.name)
                 with self.workspace.locks.turn(lock, self.node.id):
-                    if self.name not in self.workspace.scan().published:
+                    if self.workspace.published(self.node.stage, self.name) is None:
                         self._publish(draft, manifest)
         return Ran(self.node.id, draft.written, draft.reused, total, seconds, missing)
 

@@ -113,30 +113,44 @@ class Workspace:
         corrupt: dict[tuple[str, str], str] = {}
         for folder in self.folders():
             key = (folder.parent.name, folder.name[-SHORT:])
-            try:
-                manifest = read_manifest(folder, self.forms)
-            except FileNotFoundError:
+            found = self._read(folder)
+            if found is None:
                 drafts[key] = folder
-            except SpoiltManifestError as error:
-                corrupt[key] = str(error)
+            elif isinstance(found, str):
+                corrupt[key] = found
             else:
-                # of `os`: it raises nothing, whatever the names are
-                there = os.path.exists
-                gone = next((n for n in manifest.files if not there(folder / n)), None)
-                if gone is not None:
-                    corrupt[key] = f"{folder / gone}: is gone; {REPAIR}"
-                elif (manifest.stage, manifest.fingerprint[:SHORT]) == key:
-                    published[manifest.fingerprint] = Artifact(
-                        folder, manifest, form_of(manifest, self.forms)
-                    )
-                else:
-                    corrupt[key] = (
-                        f"{folder}: holds {manifest.stage} {manifest.fingerprint[:SHORT]}, "
-                        "not what the folder is named for; rename or delete it"
-                    )
+                published[found.manifest.fingerprint] = found
         who = {key: self.locks.busy("-".join(key)) for key in drafts}
         busy = {key: name for key, name in who.items() if name is not None}
         return Snapshot(published, drafts, corrupt, busy)
+
+    def published(self, stage: str, fingerprint: str) -> Artifact | None:
+        """Read the one manifest of a fingerprint; None if nothing whole is published under it."""
+        short = fingerprint[:SHORT]
+        found = (self._read(f) for f in self.folders(stage) if f.name.endswith(f"-{short}"))
+        whole = (a for a in found if isinstance(a, Artifact))
+        return next((a for a in whole if a.manifest.fingerprint == fingerprint), None)
+
+    def _read(self, folder: Path) -> Artifact | str | None:
+        """Return what a folder holds, or what is wrong with its manifest; None if it is a draft."""
+        try:
+            manifest = read_manifest(folder, self.forms)
+        except FileNotFoundError:
+            return None
+        except SpoiltManifestError as error:
+            return str(error)
+        # of `os`: it raises nothing, whatever the names are
+        there = os.path.exists
+        gone = next((n for n in manifest.files if not there(folder / n)), None)
+        if gone is not None:
+            return f"{folder / gone}: is gone; {REPAIR}"
+        short = manifest.fingerprint[:SHORT]
+        if (manifest.stage, short) != (folder.parent.name, folder.name[-SHORT:]):
+            return (
+                f"{folder}: holds {manifest.stage} {short}, not what the folder is named for; "
+                "rename or delete it"
+            )
+        return Artifact(folder, manifest, form_of(manifest, self.forms))
 
     def _require_readable(self) -> None:
         """Refuse what is no folder, or cannot be listed: it would look like an empty workspace."""

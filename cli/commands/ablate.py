@@ -44,9 +44,9 @@ def command(
     Example:
       ensdistill ablate --split val --upstream
     """
-    experiment, report, decisions = execute(
+    done = execute(
         config,
-        lambda exp, _: _targets(exp, _pick(exp, split)),
+        lambda exp, *_: _targets(exp, _pick(exp, split)),
         dry_run=dry_run,
         upstream=upstream,
         rehash=rehash,
@@ -55,19 +55,19 @@ def command(
         ablation=True,
     )
     if dry_run:
-        say(experiment, report, decisions, dry_run=True, as_json=as_json, ablation=True)
+        say(done, as_json=as_json)
         return
 
     from ensdistill.cli import charts
 
-    split = pick_split(experiment, split)
-    found = write_ablation(experiment, split, decisions)
+    split = pick_split(done.experiment, split)
+    found = write_ablation(done.experiment, split, done.decisions)
     chart = charts.png(charts.ablation(found))
-    atomic.update_bytes(file_of(experiment, split, "ablation", "png"), chart)
+    atomic.update_bytes(file_of(done.experiment, split, "ablation", "png"), chart)
     if as_json:
         echo_json(found)
     else:
-        render.engine.report(report)
+        render.engine.report(done.report)
         render.results.ablation(found)
 
 

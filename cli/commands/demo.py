@@ -61,9 +61,9 @@ def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
             trained, teachers[name] = experiments.train_teacher(out, name, cities[name], seed, bar)
             report.ran += trained.ran
     experiment_file = experiments.target_experiment(out, cities[TARGET.name], teachers, seed)
-    experiment, ran, decisions = execute(
+    experiment, ran, decisions, _ = execute(
         experiment_file,
-        lambda _, nodes: ["student", *evaluation_ids(nodes, SPLIT)],
+        lambda _, nodes, __: ["student", *evaluation_ids(nodes, SPLIT)],
         dry_run=False,
         upstream=True,
         rehash=False,

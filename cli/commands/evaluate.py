@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.execute import execute, say
+from ensdistill.cli.execute import Look, execute, say
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.node import Node
-from ensdistill.pipeline.plan import makeable, plan
+from ensdistill.pipeline.plan import makeable
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import evaluation_ids
@@ -101,16 +101,15 @@ def command(
     def outputs(experiment: Experiment) -> list[Output]:
         return [Output(f, "evaluate", TABLES[f.suffix], overwrite, experiment) for f in output]
 
-    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+    def choose(experiment: Experiment, nodes: Sequence[Node], look: Look) -> Sequence[str]:
         for file in outputs(experiment):
             file.require_free()
         picked = pick_split(experiment, split)
         wanted = evaluation_ids(nodes, picked)
         if upstream:
             return wanted
-        decisions = plan(nodes, experiment.workspace.scan())
-        found = makeable(decisions, wanted)
-        lacking.extend(not_scored(experiment, picked, decisions))
+        found = makeable(look(), wanted)
+        lacking.extend(not_scored(experiment, picked, look()))
         if evaluation_id(picked) not in found:
             raise NotReadyError(
                 f"nothing can be scored on {picked} yet: {'; '.join(missing(lacking))}; or repeat "
@@ -118,7 +117,7 @@ def command(
             )
         return found
 
-    experiment, report, decisions = execute(
+    experiment, report, decisions, _ = done = execute(
         config,
         choose,
         dry_run=dry_run,
@@ -129,7 +128,7 @@ def command(
         all_fusions=every,
     )
     if dry_run:
-        say(experiment, report, decisions, dry_run=True, as_json=as_json, all_fusions=every)
+        say(done, as_json=as_json)
         for text in missing(lacking) if not as_json else ():
             echo(text)
         return

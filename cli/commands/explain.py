@@ -44,10 +44,11 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
         raise ConfigError(f"no node is called {node!r}; did you mean {near[0]!r}?")
     decision = decisions[node]
     previous = decision.previous
-    cost = estimate(decision, decisions, experiment.workspace)
+    cost = estimate(decision, decisions, experiment.workspace, snapshot)
     images = item_changes(decision, previous)
     if as_json:
         found = render.engine.decision_json(decision) | {
+            "called": {} if decision.work is None else decision.work.called,
             "previous": str(previous.path) if previous else None,
             "items": images and asdict(images),
             "would": cost and asdict(cost),

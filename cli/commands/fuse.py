@@ -25,13 +25,13 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     Example:
       ensdistill fuse --upstream
     """
-    experiment, report, decisions = execute(
+    done = execute(
         config,
-        lambda _, nodes: made_by(nodes, FUSE),
+        lambda _, nodes, __: made_by(nodes, FUSE),
         dry_run=dry_run,
         upstream=upstream,
         rehash=rehash,
     )
-    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
+    say(done, as_json=as_json)
     if not dry_run and not as_json:
-        render.results.fused(decisions)
+        render.results.fused(done.decisions)

@@ -60,7 +60,8 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     workspace = experiments[0].workspace
     if not workspace.root.exists():
         raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
-    plans = [plan(build(e, all_fusions=True, ablation=True), workspace.scan()) for e in experiments]
+    snapshot = workspace.scan()
+    plans = [plan(build(e, all_fusions=True, ablation=True), snapshot) for e in experiments]
     wanted = {
         sha256
         for e in experiments

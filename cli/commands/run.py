@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.execute import execute, report_json, say
+from ensdistill.cli.execute import Look, execute, report_json, say
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment.experiment import Experiment
@@ -35,12 +35,12 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     def splits(experiment: Experiment) -> Sequence[str]:
         return (TRAIN,) if no_evaluate else (TRAIN, *experiment.labelled)
 
-    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+    def choose(experiment: Experiment, nodes: Sequence[Node], _: Look) -> Sequence[str]:
         evaluated = [n for s in splits(experiment)[1:] for n in evaluation_ids(nodes, s)]
         kept = [n for t in experiment.teachers for n in kept_ids(t)]
         return [*kept, "student", *evaluated]
 
-    experiment, report, decisions = execute(
+    experiment, report, decisions, _ = done = execute(
         config,
         choose,
         dry_run=dry_run,
@@ -50,7 +50,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         opens=("student",) if no_evaluate else ("student", "truth"),
     )
     if dry_run:
-        say(experiment, report, decisions, dry_run=True, as_json=as_json)
+        say(done, as_json=as_json)
         return
     evaluated = splits(experiment)[1:]
     found = {s: results.write_results(experiment, s, decisions) for s in evaluated}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ensdistill.cli import options, render
-from ensdistill.cli.execute import execute, report_json, say, teachers_named
+from ensdistill.cli.execute import Look, execute, report_json, say, teachers_named
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
 from ensdistill.pipeline.node import Node
@@ -44,7 +44,7 @@ def command(
       ensdistill select-policy $(sed -n ${SLURM_ARRAY_TASK_ID}p teachers.txt)
     """
 
-    def choose(experiment: Experiment, nodes: Sequence[Node]) -> Sequence[str]:
+    def choose(experiment: Experiment, nodes: Sequence[Node], _: Look) -> Sequence[str]:
         if names:
             chains = probe_chains(nodes)
             teachers = teachers_named(experiment, names)
@@ -61,11 +61,11 @@ def command(
             raise ConfigError(f"{config}: fusion.method is {own}, which needs no policy")
         return wanted
 
-    experiment, report, decisions = execute(
+    experiment, report, decisions, _ = done = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
     )
     if dry_run or names:
-        say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
+        say(done, as_json=as_json)
         return
     chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
     reliability, doubt = results.reliability(experiment, decisions), results.doubt(decisions)

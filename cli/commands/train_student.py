@@ -24,7 +24,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
       ensdistill train-student --upstream
       torchrun --nproc-per-node 4 -m ensdistill.cli train-student
     """
-    experiment, report, decisions = execute(
+    done = execute(
         config,
         lambda *_: ["student"],
         dry_run=dry_run,
@@ -32,7 +32,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
         rehash=rehash,
         opens=("student",),
     )
-    say(experiment, report, decisions, dry_run=dry_run, as_json=as_json)
-    artifact = decisions["student"].artifact
+    say(done, as_json=as_json)
+    artifact = done.decisions["student"].artifact
     if not dry_run and not as_json and artifact is not None:
         echo(f"student: {artifact.path}")

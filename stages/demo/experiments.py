@@ -19,7 +19,7 @@ from typing import Any, Final
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Command, Job, Node, NodeId, Progress, Upstream, Work
-from ensdistill.pipeline.plan import Decision, plan
+from ensdistill.pipeline.plan import Decision
 from ensdistill.pipeline.runner import Report, run
 from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.contract import Result, Settings
@@ -170,10 +170,9 @@ def _make(
 ) -> tuple[Report, dict[str, Path]]:
     """Make nodes with all they need, and return what ran and the folder of each target."""
     report = run(nodes, workspace, targets, bars, upstream=True)
-    made = plan(nodes, workspace.scan())
     folders = {}
     for node_id in targets:
-        artifact = made[node_id].artifact
+        artifact = report.decisions[node_id].artifact
         assert artifact is not None
         folders[node_id] = artifact.path
     return report, folders
