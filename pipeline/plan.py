@@ -221,9 +221,8 @@ def _decide(
         other = other_content(artifact, upstream)
         if not other:
             return Decision(node, State.FRESH, "", (), total, total, work, name, artifact)
-        role = other[0].field.removeprefix("inputs.").removesuffix(".content")
-        reason = f"{role} was made again and came out different"
-        return Decision(node, State.STALE, reason, other, 0, total, work, name)
+        reason = f"{next(iter(other))} was made again and came out different"
+        return Decision(node, State.STALE, reason, tuple(other.values()), 0, total, work, name)
     key = (node.stage, name[:SHORT])
     if key in snapshot.corrupt:
         return Decision(node, State.CORRUPT, snapshot.corrupt[key], (), 0, total, work, name)
@@ -272,17 +271,15 @@ def _reason(changes: Sequence[Change]) -> str:
     return "; ".join(describe(change) for change in told[:3]) + more
 
 
-def other_content(
-    artifact: Artifact, upstream: Mapping[str, Artifact | None]
-) -> tuple[Change, ...]:
-    """Return the upstreams that hold something else than what an artifact was made from."""
+def other_content(artifact: Artifact, upstream: Mapping[str, Artifact | None]) -> dict[str, Change]:
+    """Return the roles that hold something else than what an artifact was made from."""
     was = artifact.manifest.made_from
     now = {role: a.manifest.content for role, a in upstream.items() if a is not None}
-    return tuple(
-        Change(f"inputs.{role}.content", was[role], content)
+    return {
+        role: Change(f"inputs.{role}.content", was[role], content)
         for role, content in sorted(now.items())
         if role in was and was[role] != content
-    )
+    }
 
 
 def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:

@@ -174,8 +174,11 @@ def explanation(
         made(d.artifact.manifest)
     elif d.previous is not None:
         echo(f"compared with the nearest that was made, {d.previous.path}:")
+    called = {} if d.work is None else d.work.called
+    names = {f"inputs.{role}{end}": n for role, n in called.items() for end in ("", ".content")}
     for change in d.changes:
-        echo(f"  {change.field}: {_value(change.old)} -> {_value(change.new)}")
+        name = f" ({names[change.field]})" if change.field in names else ""
+        echo(f"  {change.field}{name}: {_value(change.old)} -> {_value(change.new)}")
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):
             if ids:

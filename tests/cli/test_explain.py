@@ -61,6 +61,16 @@ def test_changed_new_and_gone_images_are_named(made):
     assert [(r["written"], r["reused"]) for r in report["ran"]] == [(1, 4), (0, 5)]
 
 
+def test_a_changed_teacher_is_named(made):
+    """Roles are numbers, so that no name enters a key."""
+    made.save("teachers/b", "train", "train_000001_000019", np.full((48, 64), 1))
+    text = made.call("explain", "fusion")
+    assert "fusion is stale: inputs.teacher01 changed from " in text
+    assert "\n  inputs.teacher01 (b): " in text
+    assert made.json("explain", "fusion")["called"] == {"teacher00": "a", "teacher01": "b"}
+    assert made.json("explain", "student")["called"] == {}
+
+
 def test_a_fresh_node_says_how_it_was_made(made):
     text = made.call("explain", "fusion")
     assert text.startswith("fusion is fresh\n")

@@ -184,6 +184,7 @@ def test_what_comes_out_different_makes_what_is_below_stale(tmp_path, monkeypatc
     assert states["fusion"]["state"] == "stale"
     assert states["student"]["state"] == "fresh"  # until fusion comes out different too
     assert states["fusion"]["reason"] == "teacher00 was made again and came out different"
+    assert "\n  inputs.teacher00.content (a): " in world.call("explain", "fusion")
     report = world.json("run", "--no-evaluate")
     assert [(r["node"], r["written"]) for r in report["ran"]] == [("fusion", 1), ("student", 0)]
     assert "nothing to do" in world.call("run", "--no-evaluate")
