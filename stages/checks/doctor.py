@@ -6,26 +6,22 @@ are judged, by functions that see nothing but facts.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib import import_module, metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import what_instead
+from ensdistill.stages.checks.packages import LOOKS, Package, ask, version_of
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
 from ensdistill.stages.networks.files import Source
@@ -41,22 +37,8 @@ GIGABYTE: Final = 10**9
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
 _COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
 _SOME: Final = 50  # label files of a folder whose first bytes are looked at
-_PATIENCE: Final = 300  # seconds until an import is given up; a cold network disk takes a minute
 
 Level = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package, and why it does not import; `version` is None where none is recorded."""
-
-    name: str
-    installed: bool
-    version: str | None = None
-    error: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}" if self.version else self.name
 
 
 @dataclass(frozen=True)
@@ -185,14 +167,14 @@ def gather(experiment: Experiment | None = None) -> Facts:
     numba are imported, each in a process of its own: a broken one breaks nothing else.
     """
     with ThreadPoolExecutor() as threads:
-        torch, torchvision, onnxruntime, numba = threads.map(_ask, _LOOKS)
-    core = ("ensdistill", "numpy", "zarr", "transformers", *(n for n in EXTRAS if n not in _LOOKS))
+        torch, torchvision, onnxruntime, numba = threads.map(ask, LOOKS)
+    core = ("ensdistill", "numpy", "zarr", "transformers", *(n for n in EXTRAS if n not in LOOKS))
     gpus = tuple(Gpu(**gpu) for gpu in torch[1].pop("gpus", ()))
-    runtimes = tuple(name for name in _RUNTIMES if _version(name) is not None)
+    runtimes = tuple(name for name in _RUNTIMES if version_of(name) is not None)
     providers = tuple(onnxruntime[1].pop("providers", ()))
     return Facts(
         python=platform.python_version(),
-        packages=tuple(Package(n, find_spec(n) is not None, _version(n)) for n in core),
+        packages=tuple(Package(n, find_spec(n) is not None, version_of(n)) for n in core),
         torch=Torch(torch[0], gpus=gpus, **torch[1]),
         torchvision=Torchvision(torchvision[0], **torchvision[1]),
         onnxruntime=Onnxruntime(onnxruntime[0], runtimes, providers, **onnxruntime[1]),
@@ -375,7 +357,7 @@ def _judge_extras(facts: Facts) -> Iterator[Finding]:
                 yield Finding(name, "problem", f"absent, and asked for: {purpose}", install)
             else:
                 yield Finding(name, "ok", f"absent; only {purpose} needs it")
-        elif name not in _LOOKS:
+        elif name not in LOOKS:
             yield Finding(name, "ok", package.version or "of unknown version")
 
 
@@ -542,121 +524,3 @@ def _machine() -> Machine:
         shm=shutil.disk_usage(shm).total if shm.is_dir() else None,
         nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
     )
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _ask(name: str) -> tuple[Package, dict[str, Any]]:
-    """Import a package in a process of its own, and return what was found out there."""
-    version = _version(name)
-    if find_spec(name) is None:
-        return Package(name, installed=False), {}
-    command = [sys.executable, "-P", "-m", __spec__.name, name]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        error = f"its import did not end in {_PATIENCE} seconds"
-        return Package(name, installed=True, version=version, error=error), {}
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        error = said[-1].strip() if said else f"its import ended with {done.returncode}"
-        return Package(name, installed=True, version=version, error=error), {}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    version = found.pop("version")
-    if found.get("cuda_error") == "":
-        found["cuda_error"] = _reason(done.stderr)
-    return Package(name, installed=True, version=version), found
-
-
-def _reason(messages: str) -> str:
-    """Return why a provider did not start, out of what onnxruntime logged."""
-    found = re.search(r"with error: (.*)", messages)
-    lines = messages.strip().splitlines()
-    return found[1].strip() if found else lines[-1] if lines else "without a message"
-
-
-def _look_at_torch() -> dict[str, Any]:
-    with warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always")
-        import torch
-
-        gpus = []
-        for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            properties = torch.cuda.get_device_properties(k)
-            bfloat16 = properties.major >= 8  # from Ampere on; older ones emulate it
-            gpus.append(
-                {"name": properties.name, "memory": properties.total_memory, "bfloat16": bfloat16}
-            )
-    said = [" ".join(str(w.message).split()) for w in raised if "torch" in w.filename]
-    return {
-        "version": torch.__version__,
-        "cuda": torch.version.cuda,
-        "gpus": gpus,
-        "warning": said[0] if said else None,
-    }
-
-
-def _look_at_torchvision() -> dict[str, Any]:
-    module = import_module("torchvision")
-    from packaging.requirements import Requirement  # transformers needs it, so it is there
-
-    try:
-        lines = metadata.requires("torchvision") or []
-    except metadata.PackageNotFoundError:
-        lines = []
-    torch = [r for r in map(Requirement, lines) if r.name == "torch"]
-    unmet = [r for r in torch if not r.specifier.contains(metadata.version("torch"), True)]
-    return {
-        "version": getattr(module, "__version__", None),
-        "wants": str(unmet[0]) if unmet else None,
-    }
-
-
-def _look_at_onnxruntime() -> dict[str, Any]:
-    module = import_module("onnxruntime")
-    providers, cuda_error = list(module.get_available_providers()), None
-    if "CUDAExecutionProvider" in providers:
-        # listed even where its libraries are missing; a session then falls back, or raises
-        import_module("torch")  # its CUDA libraries serve both, as when networks are run
-        try:
-            session = module.InferenceSession(_DOUBLING, providers=["CUDAExecutionProvider"])
-            if "CUDAExecutionProvider" not in session.get_providers():
-                cuda_error = ""  # the reason is in what C++ code logs
-        except Exception as error:
-            cuda_error = f"{type(error).__name__}: {error}"
-    return {"version": module.__version__, "providers": providers, "cuda_error": cuda_error}
-
-
-def _look_at_numba() -> dict[str, Any]:
-    from ensdistill.stages.functional._compiling import cache_folder
-
-    return {"version": _version("numba"), "cache": cache_folder()}
-
-
-# y = x + x as ONNX (ir 8, opset 13): the smallest network that starts a provider
-_DOUBLING: Final = (
-    b'\x08\x08\x12\x00:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08'
-    b"\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00"
-    b"\x10\r"
-)
-_LOOKS: Final = {
-    "torch": _look_at_torch,
-    "torchvision": _look_at_torchvision,
-    "onnxruntime": _look_at_onnxruntime,
-    "numba": _look_at_numba,
-}
-
-if __name__ == "__main__":
-    print(json.dumps(_LOOKS[sys.argv[1]]()))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ensdistill.data.classes import TABLES, ClassTable
 from ensdistill.pipeline.escaping import in_a_cell
 from ensdistill.pipeline.manifest import Manifest
-
-if TYPE_CHECKING:
-    from ensdistill.stages.export.labels import Layout
+from ensdistill.stages.export.layout import Layout
 
 
 def guide(

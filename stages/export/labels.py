@@ -29,6 +29,7 @@ from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.export.guides import guide
+from ensdistill.stages.export.layout import Layout, kind_of
 from ensdistill.stages.export.target import (
     Written,
     as_json,
@@ -52,47 +53,9 @@ _SUFFIXES: Final[dict[str, str]] = {
     "label-ids": "_gtFine_labelIds.png",
     "palette": "_gtFine_color.png",
 }
-_SAME: Final = {".jpeg": ".jpg", ".tiff": ".tif"}  # suffixes of one format
 _UNLABELLED: Final = 0  # Cityscapes' id of what nobody labelled
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # as file systems of Windows say
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
-
-
-class Layout(NamedTuple):
-    """Where images and label maps go.
-
-    Attributes
-    ----------
-    images, labels : str
-        Folders below the exported one.
-    image_suffix, label_suffix : str
-        What follows an image's id in the names of files.
-    by_city : bool
-        Whether each city has a folder of its own.
-    nested : bool
-        Whether there are other folders below these, as images are called alike.
-    """
-
-    images: str
-    labels: str
-    image_suffix: str
-    label_suffix: str
-    by_city: bool
-    nested: bool = False
-
-    def place(self, image_id: str) -> str:
-        """Return the folder and the beginning of the file names of an image."""
-        return f"{image_id.split('_')[0]}/{image_id}" if self.by_city else image_id
-
-    def takes(self, image: Path) -> bool:
-        """Whether an image is of the format that its name here would say."""
-        same = _kind(image.suffix) == _kind(self.image_suffix)
-        return same or image.name.endswith(self.image_suffix)
-
-
-def _kind(suffix: str) -> str:
-    """Return one suffix for all of a format."""
-    return _SAME.get(suffix.lower(), suffix.lower())
 
 
 def _name(image_id: str) -> str:
@@ -152,7 +115,7 @@ class Order:
             return Layout(f"leftImg8bit/{split}", f"gtFine/{split}", _IMAGE, suffix, True)
         suffixes = {p.image.suffix for p in self.pictures}
         if len(suffixes) > 1:
-            suffixes = {_kind(suffix) for suffix in suffixes}
+            suffixes = {kind_of(suffix) for suffix in suffixes}
         # no loader reads a folder of several; PNG loses nothing
         suffix = next(iter(suffixes)) if len(suffixes) == 1 else ".png"
         nested = any("/" in p.id for p in self.pictures)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ensdistill.data.decoded import Pixels
-from ensdistill.data.decoding import STEPS
+from ensdistill.data.decoding import STEPS, UInt8
 from ensdistill.pipeline.errors import DataError
+from ensdistill.stages.functional.unify import Unified
+from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.foreign import blaming_device
-
-if TYPE_CHECKING:
-    from ensdistill.stages.networks.frozen import FrozenNetwork
 
 # What is wanted of each photograph, as (H, W) arrays: its labels as uint8; how sure the network is
 # of them as uint8; its softmax at the network's stride as (C * h, w) uint8; or its labels and, as
@@ -74,6 +73,31 @@ class Clock:
         return ", ".join(f"{name} {100 * part / seconds:.0f} %" for name, part in parts.items())
 
 
+class Seeing(Protocol):
+    """What is asked of a network: see `frozen.FrozenNetwork`, which is the one there is."""
+
+    at_once: int | None
+    device: torch.device
+    reading: Reading
+
+    def remarks(self) -> list[str]:
+        """Return what there is to say after the first answer, once."""
+
+    def on_host(self, photograph: UInt8) -> list[Tensor]:
+        """Return a photograph at each scale."""
+
+    def to_device(self, photographs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return what `on_host` returned of some, on the device."""
+
+    def unified(
+        self, size: tuple[int, int], inputs: Sequence[Tensor], *, confidence: bool = True
+    ) -> list[Unified]:
+        """Return their labels, and how sure they are."""
+
+    def soft(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return their softmax."""
+
+
 class _Decoded(NamedTuple):
     """A photograph as the network sees it at each scale, and its own height and width."""
 
@@ -99,7 +123,7 @@ class _Launched(NamedTuple):
 
 
 def stream(
-    network: FrozenNetwork,
+    network: Seeing,
     batches: Sequence[Sequence[Request]],
     want: Want,
     *,
@@ -115,7 +139,7 @@ def stream(
 
     Parameters
     ----------
-    network : FrozenNetwork
+    network : Seeing
         The network.
     batches : sequence of sequence of Request
         What runs at once. Without memory for it halves do, from then on.
@@ -169,14 +193,14 @@ def stream(
 
 
 @blaming_device()  # for memory that it reads
-def _decode(network: FrozenNetwork, pixels: Pixels, request: Request) -> _Decoded:
+def _decode(network: Seeing, pixels: Pixels, request: Request) -> _Decoded:
     photograph = pixels.read(*request)
     height, width, _ = photograph.shape
     return _Decoded(request, (height, width), network.on_host(photograph))
 
 
 def _launch(
-    network: FrozenNetwork,
+    network: Seeing,
     batch: list[_Decoded],
     want: Want,
     clock: Clock,
@@ -210,7 +234,7 @@ def _launch(
 
 
 @blaming_device()
-def _run(network: FrozenNetwork, batch: list[_Decoded], want: Want, clock: Clock) -> _Launched:
+def _run(network: Seeing, batch: list[_Decoded], want: Want, clock: Clock) -> _Launched:
     times = None
     if network.device.type == "cuda":
         begin = _mark(network.device)
@@ -237,7 +261,7 @@ def _mark(device: torch.device) -> Any:
 
 
 def _find(
-    network: FrozenNetwork, batch: list[_Decoded], want: Want
+    network: Seeing, batch: list[_Decoded], want: Want
 ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
     """Return what is wanted of each photograph, and whether it is a number."""
     inputs = network.to_device([decoded.inputs for decoded in batch])
@@ -264,7 +288,7 @@ def _given(confidence: Tensor | None) -> Tensor:
 
 @blaming_device()
 def _finish(
-    network: FrozenNetwork, launched: list[_Launched], clock: Clock
+    network: Seeing, launched: list[_Launched], clock: Clock
 ) -> list[tuple[npt.NDArray[Any], ...]]:
     """Wait for results and return them."""
     found = []

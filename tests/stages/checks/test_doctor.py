@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ensdistill.stages.checks import doctor
+from ensdistill.stages.checks import doctor, packages
 from ensdistill.stages.checks.doctor import (
     ExperimentFacts,
     Facts,
@@ -201,7 +201,7 @@ def test_a_cuda_provider_whose_libraries_do_not_load():
     ],
 )
 def test_the_reason_is_found_in_the_log(messages, reason):
-    assert doctor._reason(messages) == reason
+    assert packages._reason(messages) == reason
 
 
 @pytest.mark.parametrize(
