@@ -1,6 +1,7 @@
 """The house: who may import whom, and what must stay light."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,26 @@ ALLOWED = {
     "stages": ("stages", "pipeline", "data"),
     "cli": ("cli", "stages", "pipeline", "data"),
 }
+
+# within stages, from the top: each imports what stands below it; of one line, without a circle
+LAYERS = (
+    ("demo", "export", "reading", "checks", "jobs"),
+    ("graph",),
+    ("nodes",),
+    ("training",),
+    ("experiment",),
+    ("networks", "fusions"),
+    ("labelmaps", "local", "contract", "work"),
+    ("functional",),
+)
+# planned without an array: modules that import nothing heavy, nor do those that they import
+LIGHT = ("graph.py", "nodes/*/plan.py", "fusions/*.py", "networks/kinds.py")
+LIGHT += ("contract.py", "local.py")
+# arithmetic of hundreds of lines that are one thing
+KERNELS = {"stages/functional/labelmodel.py", "stages/functional/_voting.py"}
+MOST_LINES = 620
+# functions of `run.py` that return or take a part of a JSON file
+UNTYPED = {"ablation.with_present", "evaluation.method_scores", "fusion.shares"}
 
 
 def imported(path):
@@ -41,6 +62,25 @@ def top_level(path):
             yield node.module
 
 
+def name_of(path):
+    """Return what a module is called, without the package of all."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+PATHS = {name_of(path): path for path in MODULES}
+
+
+def needs(path, find=imported):
+    """Return our modules that a file imports: those that `find` does, and no package for them."""
+    found = ours(find(path)) & PATHS.keys()
+    return {n for n in found if not any(m.startswith(f"{n}.") for m in found)} - {name_of(path)}
+
+
+def room(module):
+    """Return where in stages a module lies."""
+    return module.split(".")[1]
+
+
 def ours(names):
     return {n.removeprefix("ensdistill.") for n in names if n.startswith("ensdistill.")}
 
@@ -58,6 +98,65 @@ def test_imports_run_downwards(path):
     wrong = {n for n in ours(imported(path)) if not within(n, allowed)}
     assert not wrong
     assert not set(imported(path)) & set(PACKAGES), "imported under a bare name"
+
+
+def test_stages_import_downwards():
+    heights = {name: height for height, layer in enumerate(LAYERS) for name in layer}
+    rooms = {name: set() for name in heights}
+    for module, path in PATHS.items():
+        if not module.startswith("stages."):
+            continue
+        for needed in needs(path):
+            if needed.startswith("stages.") and room(needed) != room(module):
+                assert heights[room(needed)] >= heights[room(module)], (module, needed)
+                rooms[room(module)].add(room(needed))
+    TopologicalSorter(rooms).prepare()  # raises where there is a circle
+    assert rooms.keys() == {room(m) for m in PATHS if m.startswith("stages.")}
+
+
+def test_no_modules_import_each_other():
+    """Nor inside functions, nor for the sake of types."""
+    TopologicalSorter({module: needs(path) for module, path in PATHS.items()}).prepare()
+
+
+def test_what_is_planned_is_light():
+    def load(module):
+        """Return the module and all that is loaded with it."""
+        if module not in seen:
+            seen.add(module)
+            for needed in needs(PATHS[module], top_level):
+                load(needed)
+
+    for path in (path for pattern in LIGHT for path in (ROOT / "stages").glob(pattern)):
+        seen = set()
+        load(name_of(path))
+        heavy = {m for m in seen if {n.split(".")[0] for n in top_level(PATHS[m])} & HEAVY}
+        assert not heavy, path
+
+
+def test_no_module_is_long():
+    assert len((ROOT / "stages/graph.py").read_text().splitlines()) <= 180
+    long = {p for p in MODULES if len(p.read_text().splitlines()) > MOST_LINES}
+    assert {p.relative_to(ROOT).as_posix() for p in long} <= KERNELS
+
+
+def untyped(node):
+    return any(isinstance(n, ast.Name) and n.id == "Any" for n in ast.walk(node))
+
+
+def test_the_contract_of_a_stage_is_typed():
+    """Nothing of a plan is `Any`, nor what the functions that make it take and return."""
+    nodes = ROOT / "stages/nodes"
+    for path in nodes.glob("*/plan.py"):
+        assert not untyped(ast.parse(path.read_text())), path
+    found = {
+        f"{path.parent.name}.{each.name}"
+        for path in nodes.glob("*/run.py")
+        for each in ast.parse(path.read_text()).body
+        if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
+        if untyped(each.args) or (each.returns is not None and untyped(each.returns))
+    }
+    assert found <= UNTYPED
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
