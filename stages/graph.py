@@ -25,7 +25,6 @@ from ensdistill.pipeline.node import Command, Node, NodeId
 from ensdistill.stages.experiment import experiment as experiments
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
-from ensdistill.stages.fusions import method_called
 from ensdistill.stages.nodes.ablation import plan as ablating
 from ensdistill.stages.nodes.ablation.compositions import MOST
 from ensdistill.stages.nodes.certainty import plan as certainty
@@ -99,9 +98,8 @@ def build(
     """
     given, config = Given(experiment, opens), experiment.config
     names, teachers, strategy = given.names, experiment.teachers, config.policy.strategy
-    method = method_called(config.fusion.method)
-    by_policy = all_fusions or method.policy is not None
-    by_model = all_fusions or method.needs_model or given.weighted
+    by_policy = all_fusions or given.method.policy is not None
+    by_model = all_fusions or given.method.needs_model or given.weighted
     nodes = [infer.node(given, t) for t in teachers]
     for t in teachers:
         nodes += [room.node(given, t) for room in _kept(t)]
@@ -112,7 +110,7 @@ def build(
             nodes += [probe.node(given, t.name), certainty.node(given, t)]
     if by_policy:
         nodes.append(policy.node(given))
-    nodes.append(fusion.node(given, method, FUSE, names))
+    nodes.append(fusion.node(given, given.method, FUSE, names))
     if given.weighted:
         nodes.append(pixel_weights.node(given))
     nodes.append(student.node(given))

@@ -12,7 +12,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Item, Items, Upstream
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.fusions import CHANNEL, LABEL_MODEL, FusionMethod
+from ensdistill.stages.fusions import FusionMethod, method_called
 from ensdistill.stages.local import Local
 
 EVALUATE: Final = Command("evaluate")
@@ -59,13 +59,22 @@ class Given:
         """Return the teachers that can label a split."""
         return [t.name for t in self.experiment.teachers if covers(t, split)]
 
-    def before(self, method: FusionMethod) -> Command:
-        """Return what makes the nodes that a fusion needs before it."""
-        settings = self.experiment.config
-        own = settings.fusion.method
-        asked = own == method.name or (method is LABEL_MODEL and self.weighted)
-        by_model = own == CHANNEL.name and settings.policy.strategy == "reliability"
-        return SELECT_POLICY if asked or by_model else ALL_FUSIONS
+    @property
+    def method(self) -> FusionMethod:
+        """The experiment's own fusion."""
+        return method_called(self.experiment.config.fusion.method)
+
+    @property
+    def before_policy(self) -> Command:
+        """What makes the policy, and what it is chosen by."""
+        return SELECT_POLICY if self.method.policy is not None else ALL_FUSIONS
+
+    @property
+    def before_model(self) -> Command:
+        """What makes the label model of the training images."""
+        chosen_by_it = self.experiment.config.policy.strategy == "reliability"
+        asks = self.method.needs_model or (self.method.policy is not None and chosen_by_it)
+        return SELECT_POLICY if asks or self.weighted else ALL_FUSIONS
 
     def items(self, split: str, upstream: Upstream) -> Items:
         """Return the images of a split as items."""

@@ -8,7 +8,6 @@ from typing import Final
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Count, Recipe, Record, Result
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
-from ensdistill.stages.fusions import CHANNEL
 from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
@@ -77,4 +76,4 @@ def node(given: Given, teacher: Teacher) -> Node:
         )
 
     name, needs = teacher.name, list(uses.values())
-    return STAGE.node(certainty_id(name), name, needs, plan, given.before(CHANNEL))
+    return STAGE.node(certainty_id(name), name, needs, plan, given.before_policy)

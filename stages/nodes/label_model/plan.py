@@ -8,7 +8,6 @@ from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Count, Maybes, Numbers, OfClasses, Result
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.fusions import LABEL_MODEL
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
@@ -54,8 +53,7 @@ def model_id(experiment: Experiment, split: str) -> NodeId:
 def node(given: Given, names: list[str], split: str = TRAIN) -> Node:
     """The label model of some teachers' labels."""
     maps = numbered("teacher", [infer_id(t, split) for t in names])
-    own = given.experiment.config.fusion.method == LABEL_MODEL.name
-    of_split = EVALUATE if own else ALL_FUSIONS
+    of_split = EVALUATE if given.method.needs_model else ALL_FUSIONS
 
     def plan(upstream: Upstream) -> Work[OfClasses, Local]:
         return Work(
@@ -70,5 +68,5 @@ def node(given: Given, names: list[str], split: str = TRAIN) -> Node:
         "labels" if split == TRAIN else f"labels-{split}",
         list(maps.values()),
         plan,
-        given.before(LABEL_MODEL) if split == TRAIN else of_split,
+        given.before_model if split == TRAIN else of_split,
     )

@@ -10,7 +10,7 @@ from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, OfClasses, Result
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.fusions import CHANNEL, FusionMethod
+from ensdistill.stages.fusions import FusionMethod
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.certainty.plan import Certainty, certainty_id
 from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
@@ -145,7 +145,7 @@ def node(given: Given, by: str | None = None) -> Node:
             recipe = ByCertainty(classes, strategy, settings.min_support, evidence)
         return Work(recipe, local=given.local(TRAIN, upstream))
 
-    command = given.before(CHANNEL) if by is None else ALL_FUSIONS
+    command = given.before_policy if by is None else ALL_FUSIONS
     return STAGE.node(policy_id(by), strategy, needs, plan, command)
 
 

@@ -6,7 +6,6 @@ from typing import Final
 
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Settings
-from ensdistill.stages.fusions import CHANNEL
 from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.infer.plan import infer_id
@@ -33,5 +32,5 @@ def node(given: Given, teacher: str) -> Node:
             runtime=given.runtime(),
         )
 
-    command = given.before(CHANNEL)
+    command = given.before_policy
     return STAGE.node(probe_id(teacher), teacher, [infer_id(teacher)], plan, command)
