@@ -14,6 +14,7 @@ Json: TypeAlias = (
     "bool | int | float | str | list[Json] | tuple[Json, ...] | dict[str, Json] | None"
 )
 
+KEYS: Final = 1  # how keys are made: another number, and nothing that was made is found again
 HEX: Final = 16  # digits of a checksum that guards against accidents, not against forgery
 
 
@@ -83,7 +84,7 @@ def fingerprint(
     """
     return digest(
         {
-            "format": 1,
+            "format": KEYS,
             "stage": stage,
             "version": version,
             "recipe": dict(recipe),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from ensdistill.pipeline.draft import Draft, Spare
-from ensdistill.pipeline.fingerprint import Json, digest
+from ensdistill.pipeline.fingerprint import KEYS, Json, digest
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.locks import Part
-from ensdistill.pipeline.manifest import FORMAT, SHORT, Artifact
+from ensdistill.pipeline.manifest import SHORT, Artifact
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ class Work(Generic[RecipeT, LocalT]):
         contents : mapping
             Role to the content digest of the artifact, for items that say what they read.
         """
-        common = digest([FORMAT, stage, version, self.recipe.to_json()])
+        common = digest([KEYS, stage, version, self.recipe.to_json()])
         keys = {}
         for item in self.items:
             reads: Json
