@@ -26,7 +26,7 @@ from ensdistill.pipeline.opening import (
 
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.jsonl"
-FORMAT: Final = 1
+FORMAT: Final = 1  # of the file; no key has it (see `fingerprint.KEYS`)
 SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
@@ -282,7 +282,7 @@ def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manife
             ["format"],
         )
     _require_forms(file, values)
-    manifest = Manifest(**values)
+    manifest = Manifest(**{name: values[name] for name in _FORMS})  # later versions write more
     form = form_of(manifest, forms or {})
     misfit = None if form is None else _misfit(manifest, form)
     if misfit is not None:
@@ -320,7 +320,7 @@ def is_manifest(path: Path) -> bool:
 
 
 def _require_forms(file: Path, values: dict[str, Any]) -> None:
-    """Refuse fields that are not what a manifest has, or of another type.
+    """Refuse fields that are missing or of another type.
 
     Raises
     ------
@@ -328,20 +328,15 @@ def _require_forms(file: Path, values: dict[str, Any]) -> None:
         If there is one; the text names it.
     """
     spoilt = [name for name in _FORMS if not _fits(name, values)]
-    unknown = [name for name in values if name not in _FORMS]
-    if not spoilt and not unknown:
+    if not spoilt:
         return
-    if spoilt:
-        name = spoilt[0]
-        value = values.get(name)
-        if name == "files" and isinstance(value, dict):  # of thousands the one that is meant
-            value = next({n: e} for n, e in value.items() if not _is_file(n, e))
-        found = f"found {shown(value)}" if name in values else "it is missing"
-        why = f"{name}: expected {_FORMS[name][1]}, {found}"
-    else:
-        why = f"{shown(unknown[0])} is no field of it"
-    known = {name: value for name, value in values.items() if name in _FORMS}
-    raise SpoiltManifestError(f"{file}: {why}; {REPAIR}", spoilt + unknown, _without(known, spoilt))
+    name = spoilt[0]
+    value = values.get(name)
+    if name == "files" and isinstance(value, dict):  # of thousands the one that is meant
+        value = next({n: e} for n, e in value.items() if not _is_file(n, e))
+    found = f"found {shown(value)}" if name in values else "it is missing"
+    why = f"{name}: expected {_FORMS[name][1]}, {found}"
+    raise SpoiltManifestError(f"{file}: {why}; {REPAIR}", spoilt, _without(values, spoilt))
 
 
 def _fits(name: str, values: Mapping[str, Any]) -> bool:
@@ -354,7 +349,7 @@ def _without(values: Mapping[str, Any], spoilt: Iterable[str]) -> Manifest | Non
     """Return the manifest without its spoilt fields, None where others depend on one of them."""
     if not set(spoilt) <= set(RECORDED):
         return None
-    return Manifest(**{name: value for name, value in values.items() if name not in spoilt})
+    return Manifest(**{n: v for n, v in values.items() if n in _FORMS and n not in spoilt})
 
 
 def _spoilt(file: Path, raw: bytes) -> SpoiltManifestError:
@@ -365,15 +360,17 @@ def _spoilt(file: Path, raw: bytes) -> SpoiltManifestError:
     checks = values.get("checks")
     known = list(_FORMS)
     if isinstance(checks, dict):
+        more = [k for k in values if k not in (*known, "checks", "check")]
         spoilt = [
-            k for k in known if not _fits(k, values) or checks.get(k) != _safe_check(values[k])
+            k
+            for k in (*known, *more)
+            if (k in known and not _fits(k, values)) or checks.get(k) != _safe_check(values[k])
         ]
-        spoilt += [k for k in values if k not in (*known, "checks", "check")]
-        spoilt += [f"checks.{k}" for k in checks if k not in known]
+        spoilt += [f"checks.{k}" for k in checks if k not in (*known, *more)]
         spoilt += [] if "check" in values else ["check"]
     else:
         spoilt = ["checks"]
-    found = _without({k: values[k] for k in known if k in values}, spoilt)
+    found = _without(values, spoilt)
     if not spoilt:  # the same values in another spelling
         assert found is not None
         pairs: Iterable[tuple[int, int]] = zip(raw, found.to_bytes(), strict=False)

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 
 import pytest
 
+from ensdistill.pipeline.atomic import json_bytes
 from ensdistill.pipeline.errors import CorruptError
-from ensdistill.pipeline.fingerprint import fingerprint
+from ensdistill.pipeline.fingerprint import digest, fingerprint
 from ensdistill.pipeline.journal import seal
 from ensdistill.pipeline.manifest import (
     RECORDED,
@@ -190,6 +191,29 @@ def test_an_unheard_of_field_is_named(file):
     values = json.loads(MANIFEST.to_bytes())
     values["checks"]["unheard"] = "0" * 16
     assert refused(file, json.dumps(values, indent=1).encode()).spoilt == ["checks.unheard"]
+
+
+def later(file, **more):
+    """Return a manifest as a later version of the same format may write it."""
+    values = json.loads(MANIFEST.to_bytes())
+    values["checks"] |= {name: digest(value)[:16] for name, value in more.items()}
+    body = json_bytes(
+        {k: v for k, v in (values | more).items() if k != "check"}, indent=1
+    ).removesuffix(b"\n}\n")
+    return sealed(file, lambda _: body)
+
+
+def test_what_a_later_version_adds_is_not_looked_at(file):
+    file.write_bytes(later(file, colour={"hue": 3}))
+    assert read_manifest(file.parent) == MANIFEST
+
+
+def test_damage_is_named_beside_and_in_what_a_later_version_adds(file):
+    raw = later(file, colour={"hue": 3})
+    error = refused(file, raw.replace(b"12.345", b"12.346"))
+    assert error.spoilt == ["seconds"]
+    assert error.found == replace(MANIFEST, seconds=0.0)
+    assert refused(file, raw.replace(b'"hue": 3', b'"hue": 4')).spoilt == ["colour"]
 
 
 def test_a_manifest_of_another_format_is_refused_with_both_numbers(file):
