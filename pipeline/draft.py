@@ -69,8 +69,8 @@ class Draft:
         Item id to the key of what the item is made from, in stored order. A record counts only
         under its key, and only if the file it speaks of is whole: nothing was forced to the disk
         before a power loss, and nobody knows what became of a draft since.
-    contents : mapping
-        Item id to `Item.content`, kept in the records so that a later change can be named.
+    made_from : mapping
+        Item id to `Item.made_from`, kept in the records so that a later change can be named.
     form : Form, optional
         What records are: another one does not count.
     """
@@ -79,13 +79,13 @@ class Draft:
         self,
         path: Path,
         keys: Mapping[str, str] | None = None,
-        contents: Mapping[str, Mapping[str, str]] | None = None,
+        made_from: Mapping[str, Mapping[str, str]] | None = None,
         form: Form | None = None,
     ):
         self.path = path
         self._form = form
         self.keys = keys or {}
-        self._contents = contents or {}
+        self._made_from = made_from or {}
         self.written = 0
         self.reused = 0
         self.guard: Callable[[], None] = lambda: None  # raises when the draft is not ours any more
@@ -160,19 +160,19 @@ class Draft:
         file : str, optional
             The file below `path` that holds it, already written.
         **fields
-            What else is known of it; ``sha256`` is the digest of its content, made from the other
-            fields where none is given.
+            What else is known of it; ``content`` is the digest of what it holds, made from the
+            other fields where none is given.
         """
         if file is not None:
             whole = read_regular(inner(self.path, file))
             found = hashlib.sha256(whole).hexdigest()
-            if "sha256" not in fields:
-                fields["sha256"] = digest({**fields, "file": found})  # wherever it lies
+            if "content" not in fields:
+                fields["content"] = digest({**fields, "file": found})  # wherever it lies
             fields["file"] = [file, len(whole), found]
-        if "sha256" not in fields:
-            fields["sha256"] = digest(fields)
-        content = dict(self._contents.get(item_id, {}))
-        self._append({"id": item_id, "key": self.keys[item_id], "content": content, **fields})
+        if "content" not in fields:
+            fields["content"] = digest(fields)
+        made_from = dict(self._made_from.get(item_id, {}))
+        self._append({"id": item_id, "key": self.keys[item_id], "made_from": made_from, **fields})
         with self._lock:
             self.written += 1
 
@@ -257,7 +257,7 @@ class Draft:
             atomic.sync_file(path)
         for folder in folders:
             atomic.sync_folder(folder)
-        content_of: Any = [[r["id"], r["sha256"]] for r in records] or [
+        content_of: Any = [[r["id"], r["content"]] for r in records] or [
             [name, entry[1]] for name, entry in files.items()
         ]
         manifest = replace(

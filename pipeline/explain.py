@@ -123,13 +123,13 @@ def item_changes(decision: Decision, previous: Artifact | None) -> ItemChanges |
     if decision.work is None or previous is None or not decision.work.items:
         return None
     try:
-        old = {record["id"]: record["content"] for record in previous.items}
+        old = {record["id"]: record["made_from"] for record in previous.items}
     except CorruptError:
         return None
-    now = {item.id: item.content for item in decision.work.items}
+    now = {item.id: item.made_from for item in decision.work.items}
     changed = {
-        i: [k for k in sorted({*old[i], *content}) if old[i].get(k) != content.get(k)]
-        for i, content in now.items()
+        i: [k for k in sorted({*old[i], *made_from}) if old[i].get(k) != made_from.get(k)]
+        for i, made_from in now.items()
         if i in old
     }
     return ItemChanges(

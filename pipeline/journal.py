@@ -54,11 +54,11 @@ def _is_record(found: Record) -> bool:
 
     A checksum is no proof of that: whoever writes the line writes it as well.
     """
-    content = found.get("content")
+    made_from = found.get("made_from")
     return (
-        all(isinstance(found.get(key), str) for key in ("id", "key", "sha256"))
-        and isinstance(content, dict)
-        and all(isinstance(part, str) for part in content.values())
+        all(isinstance(found.get(key), str) for key in ("id", "key", "content"))
+        and isinstance(made_from, dict)
+        and all(isinstance(part, str) for part in made_from.values())
         and ("file" not in found or _is_file(found["file"]))
     )
 

@@ -66,6 +66,8 @@ class Manifest:
     made_from : dict
         Role to the `content` of the upstream artifact that was read. It differs from the upstream's
         only if that was made again and came out different.
+    called : dict
+        Role to what a person called it, such as a teacher's name, when it was made.
     result : dict
         The stage's small result; policy and certainty enter their downstream by it.
     content : str
@@ -95,6 +97,7 @@ class Manifest:
     inputs: dict[str, str]
     result: dict[str, Any]
     made_from: dict[str, str] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
     content: str = ""
     files: dict[str, list[Any]] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
@@ -194,6 +197,7 @@ _FORMS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "inputs": (_are_texts, "texts by name"),
     "result": (_is_mapping, "keys and values"),
     "made_from": (_are_texts, "texts by name"),
+    "called": (_are_texts, "texts by name"),
     "content": (_is_text, "text"),
     "files": (_are_files, "length and digest of files below its folder"),
     "runtime": (_is_mapping, "keys and values"),
@@ -208,6 +212,7 @@ _FORMS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 
 # What a manifest can lose without anything else becoming doubtful.
 RECORDED: Final = (
+    "called",
     "runtime",
     "provenance",
     "seconds",

@@ -75,7 +75,7 @@ class Item(NamedTuple):
     ----------
     id : str
         Unique within the node.
-    content : mapping
+    made_from : mapping
         What the item is made from, by name, such as ``image``, to its digest.
     reads : mapping or None
         What the item reads of the upstream artifacts, each of them whole: the item's own word for
@@ -84,7 +84,7 @@ class Item(NamedTuple):
     """
 
     id: str
-    content: dict[str, str] = {}  # noqa: RUF012  (nobody changes it)
+    made_from: dict[str, str] = {}  # noqa: RUF012  (nobody changes it)
     reads: Mapping[str, str] | None = None
 
 
@@ -93,10 +93,10 @@ class Items(tuple[Item, ...]):
 
     @cached_property
     def sha256(self) -> str:
-        """The digest of all ids, contents and what is read, 64 hex digits."""
-        names = sorted({name for item in self for name in item.content})
+        """The digest of all ids, what they are made from and read, 64 hex digits."""
+        names = sorted({name for item in self for name in item.made_from})
         # thousands of short texts: one flat list is encoded five times as fast as their nesting
-        flat = [t for i, content, _ in self for t in (i, *[content.get(n) for n in names])]
+        flat = [t for i, given, _ in self for t in (i, *[given.get(n) for n in names])]
         told: list[Any] = [names, flat]
         if any(item.reads is not None for item in self):
             told.append([None if item.reads is None else dict(item.reads) for item in self])
@@ -117,7 +117,7 @@ class Work(Generic[RecipeT, LocalT]):
     items : sequence of Item
         Units of resume, in the order in which they are stored; empty for a node done in one piece.
     called : dict
-        Role to what a person calls it, such as a teacher's name; no key has it.
+        Role to what a person calls it, such as a teacher's name: recorded, in no key.
     local : object
         What the stage needs to run but must not be hashed: paths, device, worker counts.
     runtime : dict
@@ -182,7 +182,7 @@ class Work(Generic[RecipeT, LocalT]):
                     role: found if isinstance(found, str) else found[item.id]
                     for role, found in upstream.items()
                 }
-            keys[item.id] = digest([common, dict(item.content), reads])
+            keys[item.id] = digest([common, dict(item.made_from), reads])
         return keys
 
 

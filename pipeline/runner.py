@@ -328,8 +328,10 @@ class _Making:
                 self._require_unread(lock)
                 self.workspace.own(published.path)
                 unpublish(published.path)  # what is still right in it is kept, item by item
-            contents = {item.id: item.content for item in self.work.items}
-            draft = self.workspace.draft(self.node.stage, self.node.name, self.name, keys, contents)
+            made_from = {item.id: item.made_from for item in self.work.items}
+            draft = self.workspace.draft(
+                self.node.stage, self.node.name, self.name, keys, made_from
+            )
             try:
                 if not keys:
                     draft.bind({role: a.manifest.content for role, a in self.inputs.items()})
@@ -416,6 +418,7 @@ class _Making:
             recipe=self.work.hashed_recipe(),
             inputs={role: a.manifest.fingerprint for role, a in self.inputs.items()},
             made_from={role: a.manifest.content for role, a in self.inputs.items()},
+            called=self.work.called,
             result=result,
             runtime=self.work.runtime | job.ran_on,
             provenance={
@@ -434,7 +437,7 @@ def item_keys(node: Node, work: AnyWork, inputs: Mapping[str, Artifact]) -> dict
     each = [item.id for item in work.items if item.reads is None]
     upstream: dict[str, str | Mapping[str, str]] = dict(contents)
     for role, artifact in inputs.items() if each else ():
-        records = {r["id"]: r["sha256"] for r in artifact.items}
+        records = {r["id"]: r["content"] for r in artifact.items}
         lacking = [item_id for item_id in each if item_id not in records]
         if records and lacking:
             raise CorruptError(f"{artifact.path}: has no item {lacking[0]}")

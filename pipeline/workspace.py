@@ -173,7 +173,7 @@ class Workspace:
         name: str,
         fingerprint: str,
         keys: Mapping[str, str] | None = None,
-        contents: Mapping[str, Mapping[str, str]] | None = None,
+        made_from: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Draft:
         """Return the draft for a fingerprint (see `Draft`), an earlier one if there is one.
 
@@ -188,7 +188,7 @@ class Workspace:
         self.own(path)
         cut_links(path)
         atomic.sync_folder(path.parent)
-        return Draft(path, keys, contents, self.forms.get(stage))
+        return Draft(path, keys, made_from, self.forms.get(stage))
 
     def spares(self, stage: str, wanted: Mapping[str, str], but: Path | None) -> dict[str, Spare]:
         """Return finished items of other artifacts and drafts.

@@ -29,7 +29,7 @@ from ensdistill.stages.work.items import for_each
 
 T = TypeVar("T")
 
-STORE: Final = "labels.zarr"
+STORE: Final = "maps.zarr"
 
 
 class Stored(NamedTuple):
@@ -197,7 +197,7 @@ class LabelWriter:
         self.store.write(place.position, label_map)
         if counts is None:
             counts = class_counts(label_map, self.n_classes)
-        return {"size": list(size), "sha256": checksum(label_map), "labels": counts.tolist()}
+        return {"size": list(size), "content": checksum(label_map), "labels": counts.tolist()}
 
 
 class LabelMapsDraft:
@@ -267,7 +267,7 @@ class LabelMapsDraft:
             self._draft.adopt(place.id, spare, file=_file(place))
             return
         label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
-        if checksum(label_map) == spare.record["sha256"]:
+        if checksum(label_map) == spare.record["content"]:
             self._store.write(place.position, label_map)
             self._draft.adopt(place.id, spare, file=_file(place), written=True)
 

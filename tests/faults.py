@@ -452,7 +452,9 @@ class Fakes:
         paths = sorted((self.root / "images").glob("*.txt"))
         digests = self.files.digests([str(p) for p in paths])
         items = [Item(p.stem, {"image": found}) for p, found in zip(paths, digests, strict=True)]
-        found = {item.id: (p, item.content["image"]) for item, p in zip(items, paths, strict=True)}
+        found = {
+            item.id: (p, item.made_from["image"]) for item, p in zip(items, paths, strict=True)
+        }
         local = {"images": found, "noise": self.settings.get("noise", {})}
         return Work(Told(recipe), uses or {}, items, local=local)
 
@@ -517,7 +519,7 @@ def _each(job, value):
     for item_id in job.todo():
         found = value(item_id)
         atomic.write_bytes(job.draft.path / place[item_id], f"{found}\n".encode(), sync=False)
-        job.draft.record(item_id, file=place[item_id], sha256=digest(found), value=found)
+        job.draft.record(item_id, file=place[item_id], content=digest(found), value=found)
     return Told(items=len(job.records()))
 
 

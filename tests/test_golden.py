@@ -91,7 +91,7 @@ def test_label_maps_read_back_as_recorded(folder):
             for image_id in maps:
                 record = maps.records[image_id]
                 labels = maps.read(image_id)
-                assert checksum(labels) == record["sha256"]
+                assert checksum(labels) == record["content"]
                 assert np.bincount(labels.ravel(), minlength=256)[:5].tolist() == record["labels"]
                 read += 1
             counts = decision.artifact.manifest.result["labels"]

@@ -48,7 +48,7 @@ def test_majority(scene):
 
 def test_store(scene, tmp_path):
     plane, file = scene[1][0], tmp_path / "0.png"
-    labels = LabelStore.create(tmp_path / "labels.zarr", 1, *SHAPE)
+    labels = LabelStore.create(tmp_path / "maps.zarr", 1, *SHAPE)
     writing = {
         "write": lambda: labels.write(0, plane),
         "save": lambda: Image.fromarray(plane).save(file),

@@ -18,8 +18,7 @@ def here(device: torch.device) -> list[Json]:
     The device, the threads, Python and all installed packages: what was found of a network is
     remembered by them too.
     """
-    model = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return [*platform_facts(device).values(), model, sys.version, *_installed()]
+    return [*platform_facts(device).values(), sys.version, *_installed()]
 
 
 @cache

@@ -17,6 +17,7 @@ from ensdistill.pipeline.opening import what_instead
 from ensdistill.stages.networks.whole import require_whole, tensor_shapes
 
 NETWORK: Final = "network.json"
+DESCRIBED: Final = 1  # its `format`; later keys are read past
 _OURS: Final = ["tiny", "mobilenetv2-deeplabv3plus"]  # architectures
 _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 INDEX: Final = "model.safetensors.index.json"
@@ -131,6 +132,7 @@ class _Built(Foreign):
 class _Description(Foreign):
     """The content of a student's ``network.json``."""
 
+    format: Annotated[int, Field(ge=1, le=DESCRIBED)] = DESCRIBED
     architecture: Any
     classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
     preprocessing: _Preprocessing

@@ -30,7 +30,12 @@ from ensdistill.stages.functional.unify import (
 )
 from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.answers import Reading, misshapen
-from ensdistill.stages.networks.folders import NETWORK, read_description, require_no_code
+from ensdistill.stages.networks.folders import (
+    DESCRIBED,
+    NETWORK,
+    read_description,
+    require_no_code,
+)
 from ensdistill.stages.networks.foreign import device_failure, reason
 from ensdistill.stages.networks.onnx import OnnxNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -342,7 +347,19 @@ def _devices() -> list[str]:
 
 def platform_facts(device: torch.device) -> dict[str, Any]:
     """Return what decides the last bits of a result, for the manifest."""
-    return {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {
+        "device": str(device),
+        "hardware": _hardware(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _hardware(device: torch.device) -> str | None:
+    """Return the model of a GPU, or the instructions of the CPU that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None
 
 
 def set_threads(threads: int | None) -> None:
@@ -461,7 +478,7 @@ def describe(
         settings.pop("_name_or_path", None)  # the folder it came from: no part of what it is
         architecture = {"hf_config": settings}
     return {
-        "format": 1,
+        "format": DESCRIBED,
         "architecture": architecture,
         "classes": classes,
         "preprocessing": preprocessing.to_json(),

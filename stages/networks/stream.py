@@ -63,14 +63,14 @@ class Clock:
         finally:
             setattr(self, on, getattr(self, on) + time.perf_counter() - begin)
 
-    def shares(self, seconds: float) -> str:
-        """Return the shares of a time as a text; what is neither is waiting."""
+    def shares(self, seconds: float) -> dict[str, float]:
+        """Return the shares of a time as fractions; what is neither is waiting."""
         rest = max(0.0, seconds - self.network)
         # a GPU may have been at work meanwhile
         idle = min(1.0, rest / ((self.decode + self.write) or 1.0))
         parts = {"network": self.network, "decode": idle * self.decode, "write": idle * self.write}
         parts["wait"] = max(0.0, seconds - sum(parts.values()))
-        return ", ".join(f"{name} {100 * part / seconds:.0f} %" for name, part in parts.items())
+        return {name: round(part / seconds, 3) for name, part in parts.items()}
 
 
 class Seeing(Protocol):

@@ -108,7 +108,7 @@ class Given:
 
         def find() -> dict[str, str]:
             pairs = zip(pictures, self.items(split, upstream), strict=True)
-            return {str(p.image): item.content["image"] for p, item in pairs}
+            return {str(p.image): item.made_from["image"] for p, item in pairs}
 
         return Local(
             pictures=tuple(pictures),
@@ -152,7 +152,7 @@ def covers(teacher: Teacher, split: str) -> bool:
 def also_of(items: Items, key: str, digests: Iterable[str]) -> Items:
     """Return items that are made from a further file each."""
     pairs = zip(items, digests, strict=True)
-    return Items(Item(item.id, {**item.content, key: found}) for item, found in pairs)
+    return Items(Item(item.id, {**item.made_from, key: found}) for item, found in pairs)
 
 
 def settings_of(section: Section) -> dict[str, Json]:

@@ -13,11 +13,9 @@ from pydantic import Field, model_validator
 from ensdistill.pipeline.config import Foreign, described, read_object
 from ensdistill.pipeline.errors import ConfigError, NotReadyError, shown
 from ensdistill.pipeline.opening import real_path
-from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.graph import load
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
-from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results
 from ensdistill.stages.reading.tables import Mean, means, missing
 
@@ -43,11 +41,20 @@ class _NotScored(Foreign):
     why: str
 
 
+class _Node(Foreign):
+    stage: str
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    computed: Annotated[int, Field(ge=0, le=10**12)]
+    reused: Annotated[int, Field(ge=0, le=10**12)]
+
+
 class _Results(Foreign):
     """What is read of a ``results.json``, all of which may be written by hand."""
 
+    format: Annotated[int, Field(ge=1, le=results.FORMAT)]
     experiment: str
     split: str
+    truth: str | None
     classes: Names
     classes_present: list[str]
     subsets: dict[str, Names]
@@ -55,7 +62,7 @@ class _Results(Foreign):
     methods: list[_Method]
     not_scored: list[_NotScored]
     policy: dict[str, str | None]
-    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]]
+    nodes: list[_Node]
 
     @model_validator(mode="after")
     def _of_one_table(self) -> Self:
@@ -95,10 +102,8 @@ class Summary:
         Class to teacher; empty where the fusion needs none.
     scores : mapping or None
         The content of ``results.json``; None where nothing is evaluated.
-    judged_by : str or None
-        A digest of the ground truth as it was decoded; None where it is not known.
     cost : mapping
-        Stage to seconds, images computed and images reused; the last two None where not known.
+        Stage to seconds, images computed and images reused.
     """
 
     source: Path
@@ -107,8 +112,7 @@ class Summary:
     fusion: str
     policy: Mapping[str, str | None]
     scores: Mapping[str, Any] | None
-    judged_by: str | None
-    cost: Mapping[str, Mapping[str, float | None]]
+    cost: Mapping[str, Mapping[str, float]]
 
 
 def summary(source: Path, split: str | None) -> Summary:
@@ -217,12 +221,12 @@ def _methods(
                 f"{first.source} was scored on {all_scores[0]['split']} and {other.source} on "
                 f"{scores['split']}; evaluate both on one split (--split)"
             )
-        if first.judged_by is None or other.judged_by is None:
+        if scores["truth"] is None or all_scores[0]["truth"] is None:
             notes.append(
                 f"whether {first.source} and {other.source} were scored by the same ground truth "
-                "is not known; name experiment files and not results"
+                "is not known"
             )
-        elif first.judged_by != other.judged_by:
+        elif scores["truth"] != all_scores[0]["truth"]:
             raise ConfigError(
                 f"{first.source} and {other.source} were scored on other images or by other ground "
                 f"truth, though both call it {scores['split']}: their scores cannot be compared"
@@ -323,11 +327,9 @@ def _of_file(file: Path, split: str | None) -> Summary:
     split = split or next(iter(labelled), None)
     decisions = results.evaluated(experiment, split)
     experiment.files.save()
-    scores, judged_by = None, None
+    scores = None
     if split is not None and decisions[evaluation_id(split)].artifact is not None:
         scores = results.results(experiment, split, decisions)
-        truth = decisions[truth_id(split)].artifact
-        judged_by = None if truth is None else truth.manifest.content
     chosen = results.policy(decisions)
     return Summary(
         source=file,
@@ -336,23 +338,17 @@ def _of_file(file: Path, split: str | None) -> Summary:
         fusion=experiment.config.fusion.method,
         policy={} if chosen is None else chosen["teacher"],
         scores=scores,
-        judged_by=judged_by,
-        cost=_cost(decisions),
+        cost=_cost(results.costs(decisions)),
     )
 
 
-def _cost(decisions: Mapping[str, Decision]) -> dict[str, dict[str, float | None]]:
-    cost: dict[str, dict[str, float | None]] = {}
-    for d in decisions.values():
-        if d.artifact is not None:
-            made = d.artifact.manifest
-            of = cost.setdefault(made.stage, {"seconds": 0.0, "computed": 0, "reused": 0})
-            for key, more in (
-                ("seconds", made.seconds),
-                ("computed", made.written),
-                ("reused", made.reused),
-            ):
-                of[key] = (of[key] or 0) + more
+def _cost(nodes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return what nodes took (see `results.costs`), by stage."""
+    cost: dict[str, dict[str, float]] = {}
+    for node in nodes:
+        of = cost.setdefault(node["stage"], {"seconds": 0.0, "computed": 0, "reused": 0})
+        for key in of:
+            of[key] += node[key]
     return cost
 
 
@@ -367,12 +363,6 @@ def _of_results(file: Path, split: str | None) -> Summary:
     found = described(file, found, _Results, ConfigError).model_dump()
     if split is not None and found["split"] != split:
         raise ConfigError(f"{file}: holds the scores of {found['split']}, not of {split}")
-    cost: dict[str, dict[str, float | None]] = {}
-    for node, seconds in found["seconds"].items():
-        # a text of a file: there is no `NodeId` of it, and no stage beside it
-        stage = node.partition("[")[0].partition("@")[0]
-        of = cost.setdefault(stage, {"seconds": 0.0, "computed": None, "reused": None})
-        of["seconds"] = (of["seconds"] or 0) + seconds
     return Summary(
         source=file,
         classes=tuple(found["classes"]),
@@ -386,8 +376,7 @@ def _of_results(file: Path, split: str | None) -> Summary:
         fusion=found["fusion"],
         policy=found["policy"],
         scores=found,
-        judged_by=None,
-        cost=cost,
+        cost=_cost(found["nodes"]),
     )
 
 

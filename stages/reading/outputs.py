@@ -27,8 +27,8 @@ TABLES: Final = {
     ".md": re.compile(rb"\AIoU on .*, percent.*\n\n\| method \| .*\n\| --- \| ---: "),
     ".json": re.compile(rb'\A\{"split": ".*"unit": "percent", "columns": '),
 }
-# the first line is new
-RESULTS: Final = re.compile(rb'\A\{\n( "experiment": ".*",\n)? "split": ')
+# the first two lines are new
+RESULTS: Final = re.compile(rb'\A\{\n( "format": \d+,\n)?( "experiment": ".*",\n)? "split": ')
 
 
 @dataclass(frozen=True)

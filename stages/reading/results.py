@@ -26,9 +26,11 @@ from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model import doubts
 from ensdistill.stages.nodes.label_model.plan import label_model_id, model_id
 from ensdistill.stages.nodes.policy.plan import policy_id
+from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import tables
 from ensdistill.stages.reading.outputs import RESULTS, Output, write_fixed
 
+FORMAT: Final = 1  # of ``results.json`` and its like; later keys are read past
 _DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
 _NOT_MADE: Final = {
@@ -123,6 +125,7 @@ def results(
         many and may be others for another method; and ``miou_present``: the mean over
         ``classes_present``, those that are in the ground truth, the same for every method.
         ``beside``: what majority and the best teacher have of the latter (see `rivals.rivals`).
+        ``truth``: a digest of the ground truth as it was decoded. ``nodes``: see `costs`.
     """
     classes = list(experiment.classes.classes)
     found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
@@ -141,8 +144,10 @@ def results(
     student = experiment.config.student
     shared = len(experiment.overlap(split))
     return {
+        "format": FORMAT,
         "experiment": experiment.path.name,
         "split": split,
+        "truth": made[truth_id(split)].content if truth_id(split) in made else None,
         "overlap": {TRAIN: shared} if shared else {},
         "classes": classes,
         "classes_present": _present(found, classes),
@@ -161,9 +166,30 @@ def results(
         "label_model": _rule(experiment, split, made),
         "suspicions": _of_truth(split, found, classes),
         "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
-        "seconds": {n: manifest.seconds for n, manifest in made.items()},
+        "nodes": costs(decisions),
         "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
     }
+
+
+def costs(decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+    """Return what each node took that is there: seconds, and items computed and reused.
+
+    A node is its ``stage``, ``of`` what it is (such as a teacher) and its ``split``; None for one
+    of its stage, and for the images that are trained on.
+    """
+    return [
+        {
+            "stage": node_id.stage,
+            "of": node_id.of,
+            "split": node_id.at,
+            "seconds": made.seconds,
+            "computed": made.written,
+            "reused": made.reused,
+        }
+        for node_id, made in (
+            (d.node.id, d.artifact.manifest) for d in decisions.values() if d.artifact is not None
+        )
+    ]
 
 
 def _rule(
@@ -383,7 +409,7 @@ def write_ablation(
 
     classes = experiment.classes.classes
     told = with_present(artifact.manifest.result, artifact.items, classes)
-    found = {"split": split, **told}
+    found = {"format": FORMAT, "split": split, **told}
     file = file_of(experiment, split, "ablation", "json")
     write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
     return found

@@ -107,11 +107,11 @@ def growth(root):
 def filled(folder, maps):
     """Return a draft of label maps that is ready to be published."""
     folder.mkdir(parents=True)
-    store = LabelStore.create(folder / "labels.zarr", len(maps), *maps[0].shape)
+    store = LabelStore.create(folder / "maps.zarr", len(maps), *maps[0].shape)
     draft = Draft(folder, {str(k): "" for k in range(len(maps))})
     for k, label in enumerate(maps):
         store.write(k, label)
-        draft.record(str(k), sha256=checksum(label), file=f"labels.zarr/{chunk_name(k)}")
+        draft.record(str(k), content=checksum(label), file=f"maps.zarr/{chunk_name(k)}")
     return draft
 
 

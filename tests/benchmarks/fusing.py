@@ -175,7 +175,7 @@ def weights(root):
     title = "weights of fused labels / fuse by the label model"
     yield figure(title, times.ratio("weigh", "fuse"), "x", 2, 1.5, note=note)
     size = {
-        stage: sum(f.stat().st_size for f in root.glob(f"work/{stage}/*/labels.zarr/c.*"))
+        stage: sum(f.stat().st_size for f in root.glob(f"work/{stage}/*/maps.zarr/c.*"))
         for stage in ("pixel-weights", "fusion")
     }
     note = f"{size['pixel-weights'] / made.images / 1e3:.1f} kB an image"

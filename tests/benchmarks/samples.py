@@ -47,7 +47,7 @@ class Labels:
     """Label maps by image id, as training reads them."""
 
     def __init__(self, root):
-        self._store = LabelStore.create(root / "labels.zarr", PICTURES, *maps.SHAPE)
+        self._store = LabelStore.create(root / "maps.zarr", PICTURES, *maps.SHAPE)
         for k in range(PICTURES):
             self._store.write(k, maps.street(k, teachers=1)[1][0])
 

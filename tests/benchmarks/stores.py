@@ -36,7 +36,7 @@ def compared(root, name, groups):
         note += f" of {len(groups)} scenes, each {min(ratios):.3f} to {max(ratios):.3f}"
     yield figure(f"label store bytes / PNG, {name}", ratio, "x", 0.95, note=note)
     planes = groups[0]
-    labels = LabelStore(root / f"{name} 0/labels.zarr", writable=True)
+    labels = LabelStore(root / f"{name} 0/maps.zarr", writable=True)
     files = [root / f"{name} 0/{k}.png" for k in range(len(planes))]
     codec = numcodecs.Zstd(level=1)
     packed = [codec.encode(plane) for plane in planes]
@@ -71,7 +71,7 @@ def compared(root, name, groups):
 def sizes(folder, planes):
     """Write label maps in both forms and return the bytes that they take."""
     folder.mkdir()
-    labels = LabelStore.create(folder / "labels.zarr", len(planes), *planes[0].shape)
+    labels = LabelStore.create(folder / "maps.zarr", len(planes), *planes[0].shape)
     files = [folder / f"{k}.png" for k in range(len(planes))]
     for k, (plane, file) in enumerate(zip(planes, files, strict=True)):
         labels.write(k, plane)
@@ -81,7 +81,7 @@ def sizes(folder, planes):
 
 
 def scan(root):
-    labels = LabelStore.create(root / "labels.zarr", 2975, 1, 1)
+    labels = LabelStore.create(root / "maps.zarr", 2975, 1, 1)
     labels.write(0, np.zeros((1, 1), np.uint8))
     for k in range(1, 2975):
         os.link(labels.path / chunk_name(0), labels.path / chunk_name(k))

@@ -110,8 +110,9 @@ def test_workspaces_and_results_are_compared_by_what_they_tell(evaluated, tmp_pa
     assert len(set(labels)) == 3
     assert labels[0].endswith("three.yaml")
     assert all(d in (0, None) for m in compared["methods"] for d in m["delta"]["miou"])
-    assert len(compared["notes"]) == 4  # two about the truth, two about what was written last
-    assert "name experiment files" in compared["notes"][0]
+    assert len(compared["notes"]) == 2  # about what was written last
+    costs = [e["cost"] for e in compared["experiments"]]
+    assert costs[0] == costs[1] == costs[2]
 
 
 def test_policies_side_by_side(tmp_path):
@@ -141,9 +142,7 @@ def test_what_cannot_be_compared_is_refused(evaluated, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         call(one, tmp_path / "none")
     (tmp_path / "else.json").write_text('{"a": 1}')
-    with pytest.raises(
-        ConfigError, match=r"is no results\.json of ensdistill: it has no 'experiment'"
-    ):
+    with pytest.raises(ConfigError, match=r"is no results\.json of ensdistill: it has no 'format'"):
         call(one, tmp_path / "else.json")
     (tmp_path / "else.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -231,6 +230,28 @@ def test_results_of_an_earlier_version_are_refused_with_the_way_out(evaluated, t
     (tmp_path / "old.json").write_text(json.dumps(scores))
     with pytest.raises(ConfigError, match="`ensdistill evaluate` writes one of an earlier version"):
         call(one, tmp_path / "old.json")
+
+
+def test_results_know_their_ground_truth(evaluated, tmp_path):
+    world, _, two = evaluated
+    scores = json.loads((world.root / "work" / "results.json").read_text())
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(scores | {"truth": "0" * 64}))
+    with pytest.raises(ConfigError, match="by other ground truth"):
+        call(two, file)
+    file.write_text(json.dumps(scores | {"truth": None}))
+    assert "by the same ground truth is not known" in found(two, file)["notes"][0]
+
+
+def test_results_of_a_later_version_are_read_or_refused_by_their_format(evaluated, tmp_path):
+    world, _, two = evaluated
+    scores = json.loads((world.root / "work" / "results.json").read_text())
+    file = tmp_path / "later.json"
+    file.write_text(json.dumps(scores | {"colour": 3}))
+    assert found(two, file)["methods"]
+    file.write_text(json.dumps(scores | {"format": 2}))
+    with pytest.raises(ConfigError, match="format"):
+        call(two, file)
 
 
 def test_other_ground_truth_is_refused(evaluated, tmp_path):

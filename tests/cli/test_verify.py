@@ -66,7 +66,7 @@ def test_two_hundred_flipped_bits_are_all_found_and_named(world):
         assert {d.file for d in found} == {name}
         if name == "manifest.json":
             assert all(d.field for d in found)
-        elif name.startswith("labels.zarr/c."):
+        elif name.startswith("maps.zarr/c."):
             k = int(name.split(".")[2])
             assert found[0].item.endswith(f"_{k:06}_000019")
         elif name == "items.jsonl":
@@ -78,7 +78,7 @@ def test_two_hundred_flipped_bits_are_all_found_and_named(world):
 def test_damage_of_many_images_hides_no_other(world):
     for name in "ab":
         for k in range(5):
-            chunk = world.artifact(f"infer[{name}]").path / "labels.zarr" / f"c.{k}.0.0"
+            chunk = world.artifact(f"infer[{name}]").path / "maps.zarr" / f"c.{k}.0.0"
             flip(chunk) if name == "a" or k == 0 else chunk.unlink()
     manifest = world.artifact("policy").path / "manifest.json"
     flip(manifest, manifest.read_bytes().index(b'"seconds"') + 12)
@@ -93,7 +93,7 @@ def test_damage_of_many_images_hides_no_other(world):
 
 
 def test_the_command_names_file_and_image_and_exits_with_1(world):
-    chunk = world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0"
+    chunk = world.artifact("infer[a]").path / "maps.zarr" / "c.3.0.0"
     flip(chunk)
     text = world.call("verify", expect=1)
     assert f"{chunk} (item train_000003_000019): its bytes are not what was written" in text
@@ -103,7 +103,7 @@ def test_the_command_names_file_and_image_and_exits_with_1(world):
 
 def test_a_damaged_image_alone_is_computed_again(world):
     before = files_of(world.artifact("infer[a]").path)
-    flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+    flip(world.artifact("infer[a]").path / "maps.zarr" / "c.3.0.0")
     found = world.json("verify", "--repair")["repair"]
     assert [(r["node"], r["written"], r["total"]) for r in found["ran"]] == [("infer[a]", 1, 5)]
     assert found["different"] == []
@@ -173,7 +173,7 @@ def test_what_comes_out_different_makes_what_is_below_stale(tmp_path, monkeypatc
     world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
     world.write()
     world.call("run", "--no-evaluate")
-    flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+    flip(world.artifact("infer[a]").path / "maps.zarr" / "c.3.0.0")
     read = Decoder.read
     monkeypatch.setattr(Decoder, "read", lambda *a: np.where(read(*a) == 0, 2, read(*a)))
     found = world.json("verify", "--repair")["repair"]
@@ -194,7 +194,7 @@ def test_what_the_experiment_does_not_make_is_left_with_the_reason(world):
     old = world.artifact("fusion").path
     world.settings = {**world.settings, "fusion": {"method": "channel", "window": 3}}
     world.write()
-    flip(old / "labels.zarr" / "c.0.0.0")
+    flip(old / "maps.zarr" / "c.0.0.0")
     text = world.call("verify", "--repair", expect=1)
     assert f"{old}: left as it is (this experiment does not make it" in text
     assert files_of(old)["manifest.json"]
@@ -202,7 +202,7 @@ def test_what_the_experiment_does_not_make_is_left_with_the_reason(world):
 
 def test_what_lacks_its_upstream_is_left_as_it_is(world):
     folder = world.artifact("fusion").path
-    flip(folder / "labels.zarr" / "c.0.0.0")
+    flip(folder / "maps.zarr" / "c.0.0.0")
     shutil.rmtree(world.artifact("infer[a]").path)
     text = world.call("verify", "--repair", expect=1)
     assert "fusion is made from infer[a], which is missing" in text
@@ -226,7 +226,7 @@ def test_a_training_begun_on_other_labels_begins_anew(tmp_path, monkeypatch, on_
     world.call("train-student", expect=1)
     read = Decoder.read
     with monkeypatch.context() as other:
-        flip(world.artifact("infer[a]").path / "labels.zarr" / "c.3.0.0")
+        flip(world.artifact("infer[a]").path / "maps.zarr" / "c.3.0.0")
         other.setattr(Decoder, "read", lambda *a: np.where(read(*a) == 0, 2, read(*a)))
         world.call("verify", "--repair")
         world.call("fuse")
@@ -291,7 +291,7 @@ def test_what_was_made_by_a_network_is_made_anew_when_that_came_out_different(wo
 
 def test_a_right_chunk_in_a_wrong_place_is_not_read(world):
     shutil.rmtree(world.root / "work" / "fusion")
-    store = world.artifact("infer[a]").path / "labels.zarr"
+    store = world.artifact("infer[a]").path / "maps.zarr"
     shutil.copy(store / "c.1.0.0", store / "c.2.0.0")
     text = world.refuse("fuse", "--upstream")
     assert "c.2.0.0: is not what was written for train_000002_000019" in text
@@ -330,7 +330,7 @@ def test_an_artifact_of_another_version_is_left_alone(world):
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", ".ensdistill", "items.jsonl", "labels.zarr/zarr.json"]
+    "name", ["manifest.json", ".ensdistill", "items.jsonl", "maps.zarr/zarr.json"]
 )
 @pytest.mark.timeout(120)
 def test_a_file_of_holes_is_damage_and_stops_nothing(world, name):

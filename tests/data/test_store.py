@@ -30,7 +30,7 @@ def random_map(height=HEIGHT, width=WIDTH, seed=0):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "artifact" / "labels.zarr"
+    return tmp_path / "artifact" / "maps.zarr"
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_creating_again_keeps_what_is_there(store, path):
 )
 def test_a_store_of_another_shape_is_refused(store, path, shape):
     store.write(0, random_map())
-    with pytest.raises(CorruptError, match=r"labels\.zarr: holds \(3, 12, 17\), expected .*delete"):
+    with pytest.raises(CorruptError, match=r"maps\.zarr: holds \(3, 12, 17\), expected .*delete"):
         LabelStore.create(path, *shape)
     assert store.present() == {0}
 
@@ -219,7 +219,7 @@ def test_a_chunks_name_and_position_belong_together(store, path):
     for k in range(COUNT):
         store.write(k, random_map())
         assert (path / chunk_name(k)).is_file()
-    assert [chunk_index(f"labels.zarr/{chunk_name(k)}") for k in (0, 9, 123)] == [0, 9, 123]
+    assert [chunk_index(f"maps.zarr/{chunk_name(k)}") for k in (0, 9, 123)] == [0, 9, 123]
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed(store, path):
@@ -275,7 +275,7 @@ def test_what_is_no_store_is_refused_by_name(path, content):
         path.mkdir(parents=True)
         (path / "zarr.json").write_bytes(content)
     for writable in (False, True):
-        with pytest.raises(CorruptError, match=r"labels\.zarr: is no readable label store"):
+        with pytest.raises(CorruptError, match=r"maps\.zarr: is no readable label store"):
             LabelStore(path, writable=writable)
 
 
@@ -358,7 +358,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(store, path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, name, full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*labels\.zarr/c\.1\.0\.0'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*maps\.zarr/c\.1\.0\.0'"):
         store.write(1, random_map())
     monkeypatch.undo()
     assert [p.name for p in path.iterdir()] == ["zarr.json"]
@@ -403,7 +403,7 @@ def test_an_array_laid_out_otherwise_is_refused(store, path, keys, value):
         inner = inner[key]
     inner[keys[-1]] = value
     (path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(CorruptError, match=r"labels\.zarr: is no readable label store"):
+    with pytest.raises(CorruptError, match=r"maps\.zarr: is no readable label store"):
         LabelStore(path)
 
 

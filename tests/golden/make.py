@@ -202,8 +202,11 @@ class Rerun:
 
     def exact(self):
         """Return a digest of everything that was counted."""
-        told = ("sha256", "labels", "counts", "size")
-        counted = {i: {k: r.get(k) for k in told} for i, r in sorted(self.records.items())}
+        told = ("labels", "counts", "size")
+        counted = {
+            i: {"sha256": r["content"]} | {k: r.get(k) for k in told}
+            for i, r in sorted(self.records.items())
+        }
         return digest(_rounded([self.result, counted]))
 
 
@@ -224,8 +227,8 @@ def rerun(folder, node_id, changes=()):
     assert work is not None, f"{node_id}: {decisions[node_id].reason}"
     inputs = {role: decisions[up].artifact for role, up in work.uses.items()}
     path = Path(tempfile.mkdtemp(dir=folder))
-    contents = {item.id: item.content for item in work.items}
-    draft = Draft(path, item_keys(node, work, inputs), contents)
+    made_from = {item.id: item.made_from for item in work.items}
+    draft = Draft(path, item_keys(node, work, inputs), made_from)
     module, function = node.run.split(":")
     try:
         run_stage = getattr(importlib.import_module(module), function)

@@ -44,7 +44,7 @@ def journal(folder, number, *records):
     """Write a journal as another process would."""
     written = Journal(folder / f"journal-{number}.jsonl")
     for record in records:
-        written.append({"id": None, "key": "k", "content": {}, "sha256": "0", **record})
+        written.append({"id": None, "key": "k", "made_from": {}, "content": "0", **record})
     written.close()
 
 
@@ -66,17 +66,17 @@ def found(folder, keys=KEYS):
 def test_a_record_holds_key_content_and_the_digest_of_all_it_says(folder):
     draft = Draft(folder, KEYS, {"x": {"image": "abc"}})
     draft.record("x", size=[1, 2])
-    draft.record("y", sha256="given", size=[3, 4])
+    draft.record("y", content="given", size=[3, 4])
     draft.close()
     assert found(folder) == {
         "x": {
             "id": "x",
             "key": "key of x",
-            "content": {"image": "abc"},
+            "made_from": {"image": "abc"},
             "size": [1, 2],
-            "sha256": digest({"size": [1, 2]}),
+            "content": digest({"size": [1, 2]}),
         },
-        "y": {"id": "y", "key": "key of y", "content": {}, "sha256": "given", "size": [3, 4]},
+        "y": {"id": "y", "key": "key of y", "made_from": {}, "content": "given", "size": [3, 4]},
     }
     assert draft.written == 2
 
@@ -96,7 +96,7 @@ def test_equal_items_in_other_places_have_equal_digests(folder):
         draft.record(item_id, file=name, n=1)
     x, y = draft.records().values()
     draft.close()
-    assert x["sha256"] == y["sha256"]
+    assert x["content"] == y["content"]
 
 
 def test_an_item_that_is_not_of_the_list_cannot_be_recorded(folder):
@@ -198,8 +198,8 @@ def test_a_later_record_counts_where_an_earlier_ones_file_was_lost(folder):
 
 def test_an_item_index_counts_like_a_journal(folder):
     (folder / "items.jsonl").write_bytes(
-        seal({"id": "x", "key": KEYS["x"], "content": {}, "sha256": "0"})
-        + seal({"id": "y", "key": "other", "content": {}, "sha256": "0"})
+        seal({"id": "x", "key": KEYS["x"], "made_from": {}, "content": "0"})
+        + seal({"id": "y", "key": "other", "made_from": {}, "content": "0"})
     )
     assert set(found(folder)) == {"x"}
 
@@ -326,7 +326,7 @@ def test_a_spare_may_have_been_encoded_anew(folder, spare):
 
 
 def test_a_spare_without_file_is_its_record(folder, tmp_path):
-    record = {"id": "o", "key": KEYS["x"], "content": {}, "sha256": "s", "n": 3}
+    record = {"id": "o", "key": KEYS["x"], "made_from": {}, "content": "s", "n": 3}
     draft = Draft(folder, KEYS)
     draft.adopt("x", Spare(tmp_path, record))
     draft.close()
@@ -415,7 +415,7 @@ def test_content_is_of_items_and_result_alone(folder, tmp_path):
         draft = Draft(path, keys)
         for item_id in keys:
             (path / f"{number}-{item_id}").write_bytes(items)
-            draft.record(item_id, file=f"{number}-{item_id}", sha256=sha256(items))
+            draft.record(item_id, file=f"{number}-{item_id}", content=sha256(items))
         (path / "other").write_bytes(other)
         manifest = Manifest("n", "s", 1, str(number), {"k": number}, {}, result or {})
         return draft.publish(manifest).manifest.content

@@ -234,7 +234,7 @@ def test_an_items_key_is_of_itself_alone():
     assert {len(key) for key in found.values()} == {64}
     assert keys(replace(WORK, items=ITEMS[::-1])) == found
     assert keys(replace(WORK, items=ITEMS[:1])) == {"a": found["a"]}
-    renamed = replace(WORK, items=(Item("c", ITEMS[1].content),))
+    renamed = replace(WORK, items=(Item("c", ITEMS[1].made_from),))
     same = UPSTREAM | {"labels": {"c": "y"}}
     assert keys(renamed, upstream=same) == {"c": found["b"]}
     assert keys(replace(WORK, local=object(), runtime={"device": "x"}, uses={"x": "y"})) == found
@@ -306,7 +306,7 @@ def test_neither_roles_nor_ids_enter_such_a_key():
     moved = PAIR._replace(id="renamed", reads={"first": "maps5", "second": "maps1"})
     contents = {"maps5": CONTENTS["maps0"], "maps1": CONTENTS["maps2"]}
     assert key_of(moved, contents) == key_of(PAIR)
-    assert key_of(PAIR._replace(content={"order": "2"})) != key_of(PAIR)
+    assert key_of(PAIR._replace(made_from={"order": "2"})) != key_of(PAIR)
 
 
 def test_what_items_read_enters_the_fingerprint():

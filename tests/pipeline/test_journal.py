@@ -21,7 +21,7 @@ from ensdistill.pipeline.journal import (
 
 def of(item_id, **more):
     """Return a record that has what every one has."""
-    return {"id": item_id, "key": "k", "content": {}, "sha256": "0", **more}
+    return {"id": item_id, "key": "k", "made_from": {}, "content": "0", **more}
 
 
 RECORDS = [
@@ -221,7 +221,7 @@ def test_counting_tells_each_item_once(tmp_path, whole):
 
 def test_counting_does_not_take_what_lies_in_a_record_for_an_item(tmp_path):
     path = tmp_path / "j.jsonl"
-    write(path, [{"id": "a", "content": {"id": "no item"}, "note": '"id": "nor this"'}])
+    write(path, [{"id": "a", "made_from": {"id": "no item"}, "note": '"id": "nor this"'}])
     assert len(count_items(path)) == 1
 
 
@@ -251,8 +251,8 @@ def test_a_full_disk_does_not_spoil_the_line_after_it(tmp_path, monkeypatch):
     [
         ("id", (None, 3, ["a"], {})),
         ("key", (None, 3)),
-        ("sha256", (None, 3)),
-        ("content", (None, [], "x", {"image": 3}, {"image": None})),
+        ("content", (None, 3)),
+        ("made_from", (None, [], "x", {"image": 3}, {"image": None})),
         ("file", (None, "c.0", [], ["c.0"], ["c.0", "3", "0"], ["c.0", 3, None], ["c.0", -1, "0"])),
         ("file", (["c.0", True, "0"], ["../x", 3, "0"], ["/x", 3, "0"], [["c.0"], 3, "0"], {})),
     ],
@@ -271,7 +271,7 @@ def test_a_sealed_line_of_other_types_is_no_record(tmp_path, field, values):
 def test_a_sealed_line_too_deep_in_itself_is_no_record(tmp_path):
     import hashlib
 
-    body = b'{"id": "a", "key": "k", "content": {}, "sha256": "0", "x": ' + b"[" * 10**5
+    body = b'{"id": "a", "key": "k", "made_from": {}, "content": "0", "x": ' + b"[" * 10**5
     body += b"]" * 10**5 + b"}"
     check = hashlib.sha256(body).hexdigest()[:16].encode()
     path = tmp_path / "j.jsonl"

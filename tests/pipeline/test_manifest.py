@@ -30,6 +30,7 @@ MANIFEST = Manifest(
     inputs=INPUTS,
     result={"n": 1, "by": {"road": 0.25}},
     made_from={"labels": "c" * 64},
+    called={"labels": "größe"},
     content="d" * 64,
     files={"items.jsonl": [12, "e" * 64]},
     runtime={"device": "cpu", "folder": "/home/größe"},
@@ -239,7 +240,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path):
 # the item index
 
 RECORDS = [
-    {"id": i, "key": "k", "content": {}, "sha256": "0", "n": n} for n, i in enumerate("xyz", 1)
+    {"id": i, "key": "k", "made_from": {}, "content": "0", "n": n} for n, i in enumerate("xyz", 1)
 ]
 
 
@@ -308,7 +309,7 @@ EXPECTED = {
     **dict.fromkeys(["version", "disk_bytes", "written", "reused", "format"], COUNT),
     **dict.fromkeys(["recipe", "result", "runtime"], KEYS),
     "provenance": "what is known",
-    **dict.fromkeys(["inputs", "made_from"], TEXTS),
+    **dict.fromkeys(["inputs", "made_from", "called"], TEXTS),
     "seconds": "a number",
     "files": "length and digest",
 }

@@ -57,7 +57,7 @@ class Chain:
             self.calls.append((job.node.id, item_id))
             value = below[item_id] if below else self.values[item_id]
             (job.draft.path / f"{item_id}.map").write_text(str(value))
-            job.draft.record(item_id, file=f"{item_id}.map", sha256=str(value), value=value)
+            job.draft.record(item_id, file=f"{item_id}.map", content=str(value), value=value)
         return Told(items=len(job.records()))
 
     def run(self):

@@ -92,7 +92,8 @@ class Lab:
     def fusion(self):
         def make(upstream):
             best = upstream.content("policy")["best"]
-            return Work(Told(window=self.window), {"labels": f"infer[{best}]"}, self.items())
+            uses, called = {"labels": f"infer[{best}]"}, {"labels": best}
+            return Work(Told(window=self.window), uses, self.items(), called)
 
         needs = ["policy", *(f"infer[{t}]" for t in self.teachers)]
         return self.node("fusion", needs, make, "fuse")
@@ -119,13 +120,13 @@ class Lab:
         for item_id in job.todo():
             if self.call(job, item_id):
                 # as every stage: what is read must be what the plan was made for
-                planned = {item.id: item.content for item in job.work.items}[item_id]
+                planned = {item.id: item.made_from for item in job.work.items}[item_id]
                 if self.images[item_id] not in planned.values():
                     raise DataError(f"{item_id} changed")
                 found = value(item_id)
                 file = job.draft.path / f"{self.place(job, item_id)}.map"
                 file.write_text(f"{found} {self.images[item_id]}")
-                job.draft.record(item_id, file=file.name, sha256=digest(found), value=found)
+                job.draft.record(item_id, file=file.name, content=digest(found), value=found)
         return self.done(job, {"items": len(job.records())})
 
     def place(self, job, item_id):
@@ -270,6 +271,7 @@ def test_the_manifest_records_what_was_made_and_how(lab):
     assert manifest.recipe == decisions["fusion"].work.hashed_recipe()
     assert manifest.inputs == {"labels": decisions["infer[a]"].fingerprint}
     assert manifest.made_from == {"labels": decisions["infer[a]"].artifact.manifest.content}
+    assert manifest.called == {"labels": "a"}
     assert (manifest.written, manifest.reused, manifest.result) == (4, 0, {"items": 4})
     assert manifest.provenance["peak_memory"] > 0
     assert manifest.provenance["command"]

@@ -78,7 +78,8 @@ def test_a_draft_knows_what_its_items_are_made_from(workspace):
     draft = workspace.draft("fusion", "fused", A, KEYS, {"x": {"image": "abc"}})
     draft.record("x")
     draft.close()
-    assert workspace.draft("fusion", "fused", A, KEYS).records()["x"]["content"] == {"image": "abc"}
+    again = workspace.draft("fusion", "fused", A, KEYS)
+    assert again.records()["x"]["made_from"] == {"image": "abc"}
     assert workspace.draft("fusion", "fused", A).records() == {}
 
 

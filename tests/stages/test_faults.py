@@ -268,7 +268,7 @@ def test_no_torn_checkpoint_is_believed(play, how):
 @pytest.mark.parametrize("node", ["infer[a]", "fusion"])
 def test_no_torn_file_of_a_label_store_is_believed(play, node, file, how):
     run = play(node)
-    spoil(run.begun(node) / "labels.zarr" / file, how)
+    spoil(run.begun(node) / "maps.zarr" / file, how)
     run.plain()
 
 
@@ -462,8 +462,8 @@ def set_same_maps_aside(run):
         before = folder_of(run.start, node)
         if file.parent.name != before.name:
             assert node in ("infer[a]", "infer[b]")
-            for chunk in (before / "labels.zarr").iterdir():
-                assert (file.parent / "labels.zarr" / chunk.name).read_bytes() == chunk.read_bytes()
+            for chunk in (before / "maps.zarr").iterdir():
+                assert (file.parent / "maps.zarr" / chunk.name).read_bytes() == chunk.read_bytes()
             shutil.rmtree(file.parent)
 
 

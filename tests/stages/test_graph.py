@@ -163,12 +163,12 @@ def test_workers_change_no_byte(world):
     world.settings["policy"] = {"strategy": "manual", "assign": assign}
     world.write()
     world.call("fuse", "--upstream")
-    one = files_of(world.artifact("fusion").path / "labels.zarr")
+    one = files_of(world.artifact("fusion").path / "maps.zarr")
     world.settings["runtime"] |= {"workers": 3}
     world.settings["workspace"] = "other"
     world.write()
     world.call("fuse", "--upstream")
-    assert files_of(world.artifact("fusion").path / "labels.zarr") == one
+    assert files_of(world.artifact("fusion").path / "maps.zarr") == one
 
 
 def test_dry_run_does_nothing(world):

@@ -76,7 +76,7 @@ def invented(decision, classes, chosen):
     # label maps are read item by item, all else whole
     mapped = node.stage in ("infer", "truth", "fusion", "pixel-weights")
     artifact.__dict__["items"] = [
-        {"id": item.id, "sha256": f"{node.id} {item.id}"} for item in work.items if mapped
+        {"id": item.id, "content": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
     return artifact
 
@@ -906,7 +906,7 @@ def test_neither_id_nor_split_is_in_an_items_key(world, node_id):
 
     def same_content(artifact):
         items = [
-            {"id": r["id"], "sha256": "same" if r["id"] in (source, copied) else r["sha256"]}
+            {"id": r["id"], "content": "same" if r["id"] in (source, copied) else r["content"]}
             for r in artifact.items
         ]
         return with_items(artifact, items)
@@ -920,7 +920,7 @@ def test_neither_id_nor_split_is_in_an_items_key(world, node_id):
 @pytest.mark.parametrize("node_id", ["infer[a]", "certainty[a]"])
 def test_the_name_of_a_teacher_is_in_no_items_key(world, node_id):
     def nameless(artifact):
-        return with_items(artifact, [r | {"sha256": "same"} for r in artifact.items])
+        return with_items(artifact, [r | {"content": "same"} for r in artifact.items])
 
     before = keys_of(world, node_id, nameless)
     world.settings["teachers"][0]["name"] = "zz"
@@ -988,7 +988,7 @@ def test_what_an_upstream_item_holds_is_in_its_own_items_key_alone(origin, node_
     image = at(origin, "train", 1)
 
     def other_content(artifact):
-        items = [r | {"sha256": "other"} if r["id"] == image else r for r in artifact.items]
+        items = [r | {"content": "other"} if r["id"] == image else r for r in artifact.items]
         return with_items(artifact, items)
 
     after = keys_of(origin, node_id, other_content)
@@ -1051,7 +1051,7 @@ def finished(world):
 
 def content(artifacts):
     """Return everything of artifacts but how, when and by whom they were made."""
-    told = {"runtime", "provenance", "seconds", "finished", "written", "reused"}
+    told = {"called", "runtime", "provenance", "seconds", "finished", "written", "reused"}
     found = {}
     for name, artifact in artifacts.items():
         files = files_of(artifact.path)
@@ -1169,6 +1169,6 @@ def test_another_order_of_classes_gives_the_same_keys_in_a_used_and_in_a_new_wor
     world.write()
     world.call("fuse", "--upstream")
     new = world.artifact("fusion")
-    assert files_of(used.path / "labels.zarr") == files_of(new.path / "labels.zarr")
+    assert files_of(used.path / "maps.zarr") == files_of(new.path / "maps.zarr")
     assert used.manifest.recipe == new.manifest.recipe
     assert used.manifest.fingerprint == new.manifest.fingerprint

@@ -124,6 +124,7 @@ def labels_on(world, device, **runtime):
     world.call("infer-teacher")
     artifact = world.artifact("infer[seg]")
     assert artifact.manifest.runtime["device"] == device
+    assert artifact.manifest.runtime["hardware"]
     maps = LabelMaps(artifact)
     return [maps.read(image_id) for image_id in maps]
 

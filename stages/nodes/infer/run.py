@@ -129,10 +129,12 @@ def see_all(
     for text in pixels.remarks:
         say(text)
     seconds = time.perf_counter() - begin
-    job.ran_on["time"] = clock.shares(seconds)
+    shares = clock.shares(seconds)
+    job.ran_on["time"] = dict(shares)
     if missing:
         fast = speed(seconds / len(missing), "images")
-        job.progress.message(f"{job.node.id}: {fast} ({clock.shares(seconds)})")
+        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+        job.progress.message(f"{job.node.id}: {fast} ({told})")
 
 
 def speaker(job: Job[Told, Local]) -> Callable[[str], None]:

@@ -180,5 +180,5 @@ def test_more_parts_than_images(tmp_path):
         world.call("infer-teacher", "a", "--part", f"{k}/4")
     assert world.states()["infer[a]"] == "fresh"
     assert np.array_equal(
-        sorted(content(world, "infer[a]"))[-2:], ["labels.zarr/c.1.0.0", "labels.zarr/zarr.json"]
+        sorted(content(world, "infer[a]"))[-2:], ["maps.zarr/c.1.0.0", "maps.zarr/zarr.json"]
     )

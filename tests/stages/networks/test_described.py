@@ -86,8 +86,10 @@ TABLE = {
 METHOD = {"kind": "teacher", "name": "a", "miou": 50, "miou_present": 50.5, "iou": {"road": 50}}
 METHOD = METHOD | {"miou_subsets": {"half": None}, "coverage": 1.0}
 RESULTS = {
+    "format": 1,
     "experiment": "experiment.yaml",
     "split": "val",
+    "truth": "0" * 64,
     "classes": ["road"],
     "classes_present": ["road"],
     "subsets": {"half": ["road"]},
@@ -95,7 +97,9 @@ RESULTS = {
     "methods": [METHOD, METHOD | {"kind": "fusion", "name": "majority"}],
     "not_scored": [{"kind": "student", "name": "student", "why": "not trained"}],
     "policy": {"road": "a"},
-    "seconds": {"infer[a]": 1.5},
+    "nodes": [
+        {"stage": "infer", "of": "a", "split": None, "seconds": 1.5, "computed": 2, "reused": 0}
+    ],
 }
 
 
@@ -388,6 +392,7 @@ def test_a_student_of_transformers_of_wrong_types(net, tmp_path, world):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"format": 2}, "format: expected less than or equal to 1, found 2"),
         ({"architecture": "resnet"}, "architecture"),
         ({"architecture": {}}, "expected one of hf_config and factory"),
         ({"architecture": {"hf_config": {"backbone": "a/b"}}}, "hf_config.model_type"),
@@ -405,6 +410,13 @@ def test_a_student_that_cannot_be_names_its_field(student, changes, said):
     with pytest.raises(DataError) as refused:
         read_description(student)
     assert str(refused.value).startswith(f"{file}: ") and said in str(refused.value)
+
+
+def test_what_a_later_version_adds_to_a_student_is_not_looked_at(student):
+    file = student / "network.json"
+    description = json.loads(file.read_text())
+    file.write_text(json.dumps(description | {"colour": 3}))
+    assert read_description(student)["architecture"] == description["architecture"]
 
 
 # --- nothing is asked of the network ------------------------------------------------------------

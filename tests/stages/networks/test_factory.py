@@ -79,7 +79,7 @@ def test_two_repositories_with_clashing_modules_teach_together(world):
     assert (answered(world, "p"), answered(world, "q")) == ({"building"}, {"pole"})
     runtime = world.artifact("infer[p]").manifest.runtime
     assert runtime["device"] == "cpu"
-    assert runtime["torch"]
+    assert runtime["torch"] and runtime["hardware"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Teachers' networks, however they are given and however they see an image."""
 
 import json
-import re
 import shutil
 import threading
 import warnings
@@ -471,7 +470,8 @@ def test_batches_are_cut_from_the_whole_list(world):
     assert all(np.array_equal(parts.read(i), maps.read(i)) for i in maps)
     runtime = whole.artifact("infer[seg]").manifest.runtime
     assert runtime["batch_size"] == 2
-    assert set(re.findall(r"[a-z]+", runtime["time"])) == {"network", "decode", "write", "wait"}
+    assert runtime["time"].keys() == {"network", "decode", "write", "wait"}
+    assert sum(runtime["time"].values()) == pytest.approx(1, abs=0.002)
 
 
 class Viewing(torch.nn.Module):
@@ -486,9 +486,9 @@ def test_a_network_that_needs_tensors_to_lie_otherwise_says_so(world):
 
 def test_the_time_adds_up():
     clock = Clock(network=6.0, decode=2.0, write=1.0)
-    assert clock.shares(10) == "network 60 %, decode 20 %, write 10 %, wait 10 %"
+    assert clock.shares(10) == {"network": 0.6, "decode": 0.2, "write": 0.1, "wait": 0.1}
     busy = Clock(network=9.0, decode=3.0, write=1.0)  # a GPU worked while it was waited for images
-    assert busy.shares(10) == "network 90 %, decode 8 %, write 2 %, wait 0 %"
+    assert busy.shares(10) == {"network": 0.9, "decode": 0.075, "write": 0.025, "wait": 0}
 
 
 # --- one image before all --------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_the_stage_does_what_the_function_says(world, method):
         np.testing.assert_array_equal(found, percent)
         assert 50 < found.max() < 100 and not found[label == 255].any()
         assert (record["labels"], record["sums"]) == (pixels.tolist(), sums.tolist())
-        assert record["sha256"] == checksum(percent)
+        assert record["content"] == checksum(percent)
         assert record["mean"] == pytest.approx(found[label != 255].mean() / 100)
         every.append((label.ravel(), found.ravel()))
     label, found = (np.concatenate(parts) for parts in zip(*every, strict=True))
@@ -231,12 +231,12 @@ def test_a_killed_run_and_shares_end_in_the_same_bytes(world, monkeypatch):
 def test_a_damaged_image_alone_is_weighed_again(world):
     world.call("fuse", "--upstream")
     expected = contents(world)
-    chunk = world.artifact("pixel-weights").path / "labels.zarr/c.3.0.0"
+    chunk = world.artifact("pixel-weights").path / "maps.zarr/c.3.0.0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
     assert f"{chunk} (item train_000003_000019)" in world.call("verify", expect=1)
-    with pytest.raises(CorruptError, match=r"labels\.zarr/c\.3\.0\.0: is not what was written"):
+    with pytest.raises(CorruptError, match=r"maps\.zarr/c\.3\.0\.0: is not what was written"):
         LabelMaps(world.artifact("pixel-weights")).read("train_000003_000019")
     found = world.json("verify", "--repair")["repair"]
     assert [(r["node"], r["written"], r["total"]) for r in found["ran"]] == [

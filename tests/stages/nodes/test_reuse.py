@@ -110,7 +110,7 @@ def read_back(world, node_id="infer[a]", folder="teachers/a/train"):
 
 
 def shape(artifact):
-    return LabelStore(artifact.path / "labels.zarr").shape
+    return LabelStore(artifact.path / "maps.zarr").shape
 
 
 def require_as_new(world, *nodes):
@@ -278,25 +278,25 @@ def test_two_experiments_in_one_workspace_share_their_images(world):
 
 
 def flip_chunk(world, artifact, position):
-    path = artifact.path / "labels.zarr" / chunk_name(position)
+    path = artifact.path / "maps.zarr" / chunk_name(position)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def swap_chunks(world, artifact, position):
-    folder = artifact.path / "labels.zarr"
+    folder = artifact.path / "maps.zarr"
     shutil.copy(folder / chunk_name(position + 1), folder / chunk_name(position))
 
 
 def lose_chunk(world, artifact, position):
-    (artifact.path / "labels.zarr" / chunk_name(position)).unlink()
+    (artifact.path / "maps.zarr" / chunk_name(position)).unlink()
 
 
 def flip_record(world, artifact, position):
     path = artifact.path / "items.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    at = lines[position].index(b'"sha256": "') + 12
+    at = lines[position].index(b'"content": "') + 13
     lines[position] = lines[position][:at] + b"g" + lines[position][at + 1 :]
     path.write_bytes(b"".join(lines))
 
@@ -318,14 +318,14 @@ def test_a_spoilt_image_is_not_taken_over_but_computed(world, spoil, larger):
 
 
 def test_no_image_of_a_store_without_its_description_is_taken_over(world):
-    (world.artifact("infer[a]").path / "labels.zarr/zarr.json").write_text("{}")
+    (world.artifact("infer[a]").path / "maps.zarr/zarr.json").write_text("{}")
     add(world, "train_000009_000019")
     assert make(world, "infer[a]") == {"infer[a]": (6, 0, 6)}
     read_back(world)
 
 
 def test_a_description_of_another_shape_spoils_nothing_that_is_taken_over(world):
-    folder = world.artifact("infer[a]").path / "labels.zarr"
+    folder = world.artifact("infer[a]").path / "maps.zarr"
     text = json.loads((folder / "zarr.json").read_text())
     text["shape"] = [5, 40, 28]
     text["chunk_grid"]["configuration"]["chunk_shape"] = [1, 40, 28]

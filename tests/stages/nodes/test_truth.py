@@ -143,7 +143,7 @@ for command in json.load(sys.stdin):
         for file in (root / "labels/val").iterdir():
             file.write_bytes((root / command[1] / file.name).read_bytes())
     elif command[0] == "spoil":
-        (chunk,) = root.glob(f"work/{command[1]}-*/labels.zarr/c.1.0.0")
+        (chunk,) = root.glob(f"work/{command[1]}-*/maps.zarr/c.1.0.0")
         chunk.write_bytes(b"spoilt")
     else:
         opened.clear()

@@ -80,7 +80,7 @@ def test_each_step_adds_what_it_made(world):
     shutil.rmtree(world.root / "work")
     world.call("run")
     again = world.json("evaluate")
-    timeless = {"seconds": 0, "seconds_per_image": 0}
+    timeless = {"nodes": 0, "seconds_per_image": 0}
     assert again | timeless == found | timeless
 
 
@@ -345,13 +345,13 @@ def test_a_damaged_evaluation_of_what_was_there_is_repaired(world):
 def test_what_all_fusions_made_is_repaired_too(world):
     evaluate(world, "--fusions", "all", "--upstream")
     before = world.json("evaluate", "--fusions", "all")
-    (chunk,) = (world.root / "work").glob("infer/probe-a-val-*/labels.zarr/c.1.0.0")
+    (chunk,) = (world.root / "work").glob("infer/probe-a-val-*/maps.zarr/c.1.0.0")
     chunk.write_bytes(b"spoilt")
     (folder,) = (world.root / "work").glob("evaluation/all-val-*")
     (folder / "manifest.json").write_bytes(b"{")
     world.call("verify", "--repair")
     assert "nothing to do" in world.call("evaluate", "--fusions", "all")
-    timeless = {"seconds": 0, "seconds_per_image": 0}
+    timeless = {"nodes": 0, "seconds_per_image": 0}
     assert world.json("evaluate", "--fusions", "all") | timeless == before | timeless
 
 
