@@ -134,7 +134,8 @@ def test_the_commands_find_nothing_to_do(folder):
     before = {p: p.read_bytes() for p in (folder / "workspace").rglob("*") if p.is_file()}
     assert "nothing to do" in call("run")
     call("status", "--check")
-    assert "no damage in any of 28 artifacts" in call("verify")
+    artifacts = [*(folder / "workspace").glob("*/*/manifest.json")]
+    assert f"no damage in any of {len(artifacts)} artifacts" in call("verify")
     assert {p: p.read_bytes() for p in before} == before
 
 

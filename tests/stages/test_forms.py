@@ -53,6 +53,10 @@ NEEDED = {
 }
 
 
+def test_of_every_stage_it_is_said_what_is_read():
+    assert set(NEEDED) == set(VERSIONS)
+
+
 @pytest.mark.parametrize(("stage", "field"), [(s, f) for s, of in NEEDED.items() for f in of])
 def test_a_field_that_is_read_is_there_and_of_its_type(artifacts, stage, field):
     result = artifacts[stage].manifest.result
