@@ -403,7 +403,7 @@ def require_unchanged(stage, recorded, found):
     anew = "then record anew with `python tests/golden/make.py` (tests/golden/README.md)"
     assert recorded["version"] == found["version"], (
         f"the numbers of stage {stage} were recorded at version {recorded['version']} and "
-        f"VERSIONS[{stage!r}] is {found['version']}: if that is meant, {anew}"
+        f"its STAGE is of version {found['version']}: if that is meant, {anew}"
     )
     different = [
         *_different("exact", recorded, found, lambda old, new: old == new),
@@ -411,8 +411,8 @@ def require_unchanged(stage, recorded, found):
         *_different("agreement", recorded, found, lambda _, new: new >= AGREEMENT),
     ]
     assert not different, (
-        f"the numbers of stage {stage} changed while VERSIONS[{stage!r}] is still "
-        f"{found['version']}: raise it, {anew}; or, if they were meant not to change, mend the "
+        f"the numbers of stage {stage} changed while its STAGE is still of version "
+        f"{found['version']}: raise that, {anew}; or, if they were meant not to change, mend the "
         f"code. What changed: {'; '.join(different)}"
     )
 
