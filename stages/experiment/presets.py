@@ -21,7 +21,7 @@ _OURS: Final = "ours"
 
 # Sizes are height, width. Its backbone (DRN, output stride 16) and its initial weights, a source-
 # trained checkpoint without its head, are `network` and `init`; keeping the best checkpoint on val
-# is `watch` and `keep`, which open val's labels.
+# is `watch` and `checkpoint`, which open val's labels.
 PAPER: Final[Mapping[str, Setting]] = {
     "steps": Setting(100_001, _RELEASE),
     "batch_size": Setting(10, _RELEASE),
