@@ -11,9 +11,10 @@ from ensdistill.cli import options, render
 from ensdistill.cli.execute import execute, report_json, say, teachers_named
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.locks import Part
+from ensdistill.pipeline.node import Node
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.graph import kept_ids
-from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.graph import made_by
+from ensdistill.stages.nodes.given import INFER
 
 
 @click.command()
@@ -41,10 +42,9 @@ def command(
       ensdistill infer-teacher --part $SLURM_ARRAY_TASK_ID/8
     """
 
-    def choose(experiment: Experiment, *_: object) -> Sequence[str]:
+    def choose(experiment: Experiment, nodes: Sequence[Node], *_: object) -> Sequence[str]:
         named = teachers_named(experiment, names)
-        teachers = [t for t in experiment.teachers if t.name in named]
-        return [node_id for t in teachers for node_id in (infer_id(t.name), *kept_ids(t))]
+        return [node_id for node_id in made_by(nodes, INFER) if node_id.of in named]
 
     experiment, report, decisions, _ = done = execute(
         config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part

@@ -18,6 +18,7 @@ from ensdistill.stages.local import Local
 EVALUATE: Final = Command("evaluate")
 ALL_FUSIONS: Final = Command("evaluate", "--fusions all")
 FUSE: Final = Command("fuse")
+INFER: Final = Command("infer-teacher")
 SELECT_POLICY: Final = Command("select-policy")
 
 # Of label maps of street scenes with 11 to 19 classes: 0.014 to 0.048, the more the worse the map.

@@ -13,7 +13,7 @@ from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Recipe, Settings
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import LabelFiles, Running
-from ensdistill.stages.nodes.given import Given, also_of
+from ensdistill.stages.nodes.given import INFER, Given, also_of
 from ensdistill.stages.nodes.infer.plan import network_local, network_of
 from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
 from ensdistill.stages.nodes.stage import Stage
@@ -47,7 +47,7 @@ def node(given: Given, teacher: Teacher) -> Node:
         f"{teacher.name}-{TRAIN}",
         [],
         plan,
-        Command("infer-teacher", teacher.name),
+        Command(INFER.name, teacher.name),
         run="from_files" if from_files else "by_network",
     )
 

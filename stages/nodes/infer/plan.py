@@ -17,6 +17,7 @@ from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import (
     ALL_FUSIONS,
     EVALUATE,
+    INFER,
     Given,
     also_of,
     settings_of,
@@ -85,7 +86,7 @@ def node(given: Given, teacher: Teacher, split: str = TRAIN) -> Node:
     """Label maps of a teacher on a split."""
     command = Command("evaluate", f"--split {split}")
     if split == TRAIN:
-        command = Command("infer-teacher", teacher.name)
+        command = Command(INFER.name, teacher.name)
     from_files = teacher.labels is not None
 
     def plan(upstream: Upstream) -> Work[FromFiles, LabelFiles] | Work[ByNetwork, Running]:

@@ -11,7 +11,7 @@ from typing import Final
 from ensdistill.pipeline.node import Command, Node, NodeId
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.nodes.confidence.plan import by_network
-from ensdistill.stages.nodes.given import Given
+from ensdistill.stages.nodes.given import INFER, Given
 from ensdistill.stages.nodes.scores import ScoreMap, SoftScores
 from ensdistill.stages.nodes.stage import Stage
 
@@ -30,5 +30,5 @@ def node(given: Given, teacher: Teacher) -> Node:
         f"{teacher.name}-{TRAIN}",
         [],
         partial(by_network, given, teacher),
-        Command("infer-teacher", teacher.name),
+        Command(INFER.name, teacher.name),
     )
