@@ -18,8 +18,9 @@ from ensdistill.stages.nodes.given import Given, settings_of
 from ensdistill.stages.nodes.truth.plan import truth_local
 
 # what does not change the numbers, or enters a recipe in another form
-_SKIPPED = {"preset", "network", "trust", "init", "head", "watch", "watch_every"}
-_SKIPPED |= {"checkpoint", "pixel_weights"}
+_SKIPPED = {"preset", "network", "trust", "init", "head", "watch", "watch_every", "checkpoint"}
+# what enters a recipe only where it is no default: one more of these leaves the keys of all others
+_UNLESS_DEFAULT = {"pixel_weights"}
 
 
 class Watched(Result):
@@ -53,7 +54,8 @@ class Trained(Result):
 
 def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
     """Return the part of a probe's or student's settings that changes the numbers."""
-    recipe = {k: v for k, v in settings.model_dump(mode="json").items() if k not in _SKIPPED}
+    recipe = settings.model_dump(mode="json", exclude=_SKIPPED | _UNLESS_DEFAULT)
+    recipe |= settings.model_dump(mode="json", include=_UNLESS_DEFAULT, exclude_defaults=True)
     recipe["preprocess"] = settings_of(settings.preprocess)
     network: Json = settings.network.architecture
     if settings.network.paths:

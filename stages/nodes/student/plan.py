@@ -31,8 +31,6 @@ def node(given: Given) -> Node:
 
     def plan(upstream: Upstream) -> Work[Settings, Learning]:
         recipe = training_recipe(given, settings)
-        if given.weighted:
-            recipe["pixel_weights"] = settings.pixel_weights
         if settings.watch is not None:
             recipe["watch"] = {
                 "images": given.items(settings.watch, upstream).sha256,
