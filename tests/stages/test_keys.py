@@ -243,23 +243,30 @@ def with_settings(world, changed_settings):
         world.file = own
 
 
+# Any value of every field that says how the work is done.
+RUNTIME = {
+    "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
+    "batch_size": st.integers(1, 9),
+    "channels_last": st.booleans(),
+    "workers": st.integers(0, 9),
+    "threads": st.none() | st.integers(1, 9),
+    "checkpoint_every": st.integers(1, 999),
+    "cache": st.booleans(),
+    "keep_checkpoints": st.integers(1, 9),
+    "tensorboard": st.none() | st.just("curves"),
+    "max_pixels": st.integers(1, 10**12),
+}
+JOBS = {"jobs": st.integers(1, 9), "scheduler": st.just("tcp://host:8786")}  # one goes alone
+
+
 @few
 @given(
     seed=st.integers(0, 2**32),
     place=st.booleans(),
-    runtime=st.fixed_dictionaries(
-        {},
-        optional={
-            "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
-            "workers": st.integers(0, 9),
-            "threads": st.none() | st.integers(1, 9),
-            "checkpoint_every": st.integers(1, 999),
-            "cache": st.booleans(),
-            "max_pixels": st.integers(1, 10**12),
-        },
-    )
-    | st.fixed_dictionaries({"jobs": st.integers(1, 9)})
-    | st.fixed_dictionaries({"scheduler": st.just("tcp://host:8786")}),
+    runtime=st.one_of(
+        st.fixed_dictionaries({}, optional=RUNTIME),
+        *(st.fixed_dictionaries({key: values}) for key, values in JOBS.items()),
+    ),
     workspace=st.sampled_from(["work", "a/b", "../beside"]),
 )
 def test_order_runtime_and_place_are_in_no_key(origin, seed, place, runtime, workspace):
@@ -324,23 +331,6 @@ def test_first_weights_have_one_key_however_they_are_written(origin):
     assert given[0] == given[1] == bare | {"init": into}
     heads = recipe(head=["out.*", "decoder.*"]), recipe(head=["decoder.*", "out.*", "out.*"])
     assert heads[0] == heads[1] == bare | {"head": ["decoder.*", "out.*"]}
-
-
-def test_every_runtime_field_was_tried():
-    assert set(Config.model_fields["runtime"].annotation.model_fields) == {
-        "device",
-        "workers",
-        "threads",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "tensorboard",
-        "jobs",
-        "scheduler",
-        "cache",
-        "batch_size",
-        "channels_last",
-        "max_pixels",
-    }
 
 
 def test_names_of_files_and_folders_are_in_no_key(world):
@@ -639,20 +629,9 @@ NO_KEY = {
     "probe.trust": "permits to run a network's code; what the code says is in the key",
     "student.trust": "the same",
     "teachers.trust": "permits to run a teacher's code; what the code says is in the key",
-    "runtime.device": "how the work is done (see test_order_runtime_and_place_are_in_no_key)",
-    "runtime.workers": "the same",
-    "runtime.threads": "the same",
-    "runtime.checkpoint_every": "the same",
-    "runtime.keep_checkpoints": "the same",
-    "runtime.tensorboard": "the same",
+    **{f"runtime.{key}": "how the work is done: see RUNTIME" for key in (*RUNTIME, *JOBS)},
     "probe.preset": "stands for settings that are in the key",
     "student.preset": "the same",
-    "runtime.jobs": "the same",
-    "runtime.scheduler": "the same",
-    "runtime.cache": "the same",
-    "runtime.batch_size": "the same",
-    "runtime.channels_last": "the same",
-    "runtime.max_pixels": "the same",
     "teachers.network.revision": "names a folder; what its files hold is in the key",
     "teachers.keep": "what is kept are nodes of their own",
     "probe.preprocess.tiles.overlap": "refused with `tiles`",
