@@ -25,6 +25,12 @@ def test_the_example_is_a_valid_experiment():
     Config.model_validate(yaml.safe_load(blocks("yaml")[0]))
 
 
+def test_every_setting_is_named():
+    schema = Config.model_json_schema()
+    settings = {key for part in (schema, *schema["$defs"].values()) for key in part["properties"]}
+    assert {key for key in settings if not re.search(rf"\b{key}\b[`:]", README)} == set()
+
+
 def test_the_sample_of_results_has_the_keys_of_real_ones(world):
     import json
 
