@@ -28,17 +28,18 @@ def shell(*arguments, cwd=None, **environment):
     )
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+EXPORTS = [f"export {name}" for name in cli.get_command(None, "export").commands]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *EXPORTS])
 def test_every_command_has_help_with_an_example_and_is_documented(name):
-    result = CliRunner().invoke(cli, [name, "--help"])
+    result = CliRunner().invoke(cli, [*name.split(), "--help"])
     assert result.exit_code == 0
     assert f"ensdistill {name}" in result.output.split("Example:")[1]
     assert f"ensdistill {name}" in README
 
 
-@pytest.mark.parametrize(
-    "command", ["init", "import", "evaluate", "report", "export labels", "export student", "demo"]
-)
+@pytest.mark.parametrize("command", ["init", "import", "evaluate", "report", *EXPORTS, "demo"])
 def test_what_a_command_writes_is_called_alike(command):
     result = CliRunner().invoke(cli, [*command.split(), "--help"])
     assert "-o, --output " in result.output
