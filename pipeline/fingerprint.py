@@ -71,7 +71,7 @@ def fingerprint(
     stage : str
         The kind of node, such as ``"infer"``.
     version : int
-        The stage's `VERSION`, raised whenever its numerics change.
+        The stage's, raised whenever its numerics change.
     recipe : mapping
         All settings that change the numbers; device, paths and worker counts are not among them.
     inputs : mapping

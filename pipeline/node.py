@@ -292,7 +292,7 @@ class Node:
     name : str
         What the artifact's folder is called, before its fingerprint.
     version : int
-        The stage's `VERSION`.
+        The stage's.
     needs : sequence of str
         Ids of all nodes that `plan` may ask about.
     plan : callable
