@@ -45,7 +45,7 @@ class Form:
     Attributes
     ----------
     version : int
-        The stage's `VERSION` that writes them so; of others nothing is known.
+        The stage's version that writes them so; of others nothing is known.
     result, record : callable
         Return what does not fit, None if all does.
     """

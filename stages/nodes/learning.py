@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import Json
@@ -48,7 +47,7 @@ class Trained(Result):
 
     steps: Count
     loss: float | None
-    init: dict[str, Any] | None = None
+    init: dict[str, object] | None = None
     watched: Watched | None = None
 
 
