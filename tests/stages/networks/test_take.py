@@ -250,7 +250,7 @@ def test_what_is_taken_is_seen_in_every_way(tmp_path, way, more):
         found.append(network.look(photograph))
     assert torch.equal(found[0].labels, found[1].labels)
     assert found[0].labels.unique().numel() > 1
-    torch.testing.assert_close(found[0].certainty, found[1].certainty)
+    torch.testing.assert_close(found[0].confidence, found[1].confidence)
 
 
 def test_a_student_trained_here_answers_one_tensor(world):

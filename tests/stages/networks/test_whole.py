@@ -15,7 +15,7 @@ from worlds import network_world, segformer
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.checks import doctor
-from ensdistill.stages.checks.importing import certainty_grey
+from ensdistill.stages.checks.importing import confidence_grey
 from ensdistill.stages.graph import load
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
 from ensdistill.stages.networks.folders import network_classes, onnx_data_files
@@ -227,16 +227,16 @@ def test_arrays_to_be_imported_are_whole(tmp_path):
         for content, said in INSTEAD.values():
             file.write_bytes(content)
             with pytest.raises(DataError, match=f"{name}: .*{said}"):
-                certainty_grey(file, labels, (4, 6), 2)
+                confidence_grey(file, labels, (4, 6), 2)
         file.unlink()
         os.mkfifo(file)
         with pytest.raises(DataError, match="a named pipe"):
-            certainty_grey(file, labels, (4, 6), 2)
+            confidence_grey(file, labels, (4, 6), 2)
     np.savez(tmp_path / "y.npz", np.full((4, 6), 50.0))
     content = (tmp_path / "y.npz").read_bytes()
     (tmp_path / "y.npz").write_bytes(content[:-1])
     with pytest.raises(DataError, match="copied in part"):
-        certainty_grey(tmp_path / "y.npz", labels, (4, 6), 2)
+        confidence_grey(tmp_path / "y.npz", labels, (4, 6), 2)
 
 
 def test_checkpoints_that_hold_themselves_or_other_tensors(tmp_path):
