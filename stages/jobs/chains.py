@@ -30,7 +30,7 @@ from ensdistill.pipeline.runner import Aside, Ran, run
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.jobs.cluster import Unfit, make_there
-from ensdistill.stages.local import Learning, local_of
+from ensdistill.stages.local import Running, local_of
 from ensdistill.stages.training import METRICS
 from ensdistill.stages.work.items import compute, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
@@ -143,7 +143,7 @@ def _make_all(
 
 def _order(experiment: Experiment, chain: Sequence[Decision]) -> _Order:
     assert chain[0].work is not None
-    local = local_of(chain[0].work, Learning)
+    local = local_of(chain[0].work, Running)
     return _Order(
         experiment.path,
         tuple(decision.node.id for decision in chain),

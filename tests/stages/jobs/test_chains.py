@@ -220,6 +220,16 @@ class Watched:
         return Bar()
 
 
+def test_a_chain_may_begin_with_a_certainty(two):
+    """Where its probe is there already."""
+    experiment = load(two.file)
+    decisions = plan(build(experiment), experiment.workspace.scan())
+    chain = [decisions["certainty[a]"]]
+    order = chains._order(experiment, chain)
+    assert order.nodes == ("certainty[a]",)
+    assert set(order.files) == {str(p.image) for p in experiment.pictures("train")}
+
+
 def test_progress_is_seen_in_the_drafts(two, here):
     experiment = load(two.file)
     nodes = build(experiment)
