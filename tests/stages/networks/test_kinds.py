@@ -92,6 +92,7 @@ def test_a_kind_is_one_class_and_one_entry(world, added):
     assert (np.array(Image.open(exported)) == expected).all()
 
 
+@pytest.mark.slow
 def test_what_a_kind_does_not_say_is_said_for_it(world, added):
     """Its file is part of the key and must be whole; settings and keys are refused as of others."""
     save(world, 0)

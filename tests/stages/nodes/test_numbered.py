@@ -43,6 +43,7 @@ def test_roles_stand_in_the_order_that_is_meant():
     assert list(called(found).values()) == NAMES
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_hundredth_teacher_bears_its_name(crowd):
     """As text ``teacher100`` would stand behind ``teacher10``, and every name shift from there."""
     found = crowd.json("select-policy", "--upstream")["reliability"]

@@ -104,6 +104,7 @@ def factory(networks):
     return networks
 
 
+@pytest.mark.slow
 def test_what_the_process_of_a_factory_decodes_is_decoded_once_too(factory, decoded):
     factory.call("run")
     folder = factory.root / "work" / ".pixels"
