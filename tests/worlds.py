@@ -46,6 +46,20 @@ EVERYTHING = {
 UNCHECKED = {"splits": {}, "teachers": {}, "warnings": []}
 
 
+# calls commands in a fresh process, after what stands before it, and prints what came of each
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from ensdistill.cli.__main__ import cli
+
+told = []
+for command in json.loads(sys.argv[1]):
+    found = CliRunner().invoke(cli, command)
+    told.append([found.exit_code, found.stdout, str(found.exception)])
+print(json.dumps(told))
+"""
+
+
 class World:
     """Images, ground truth and teachers below a folder, and the experiment file about them.
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from worlds import COMMANDS
 
 from ensdistill.stages.experiment.schema import Fusion
 from ensdistill.stages.fusions import METHODS
@@ -24,17 +25,6 @@ def first(label_maps):
 told = "the first label of any teacher"
 fusions.METHODS += (fusions.FusionMethod("first", told, lambda recipe, model: first),)
 '''
-COMMANDS = """
-import json, sys
-from click.testing import CliRunner
-from ensdistill.cli.__main__ import cli
-
-told = []
-for command in json.loads(sys.argv[1]):
-    found = CliRunner().invoke(cli, command)
-    told.append([found.exit_code, found.stdout, str(found.exception)])
-print(json.dumps(told))
-"""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from worlds import network_world
+from worlds import COMMANDS, network_world
 
 from ensdistill.stages.experiment.schema import Network, StudentNetwork
 from ensdistill.stages.networks.kinds import KINDS, SETTINGS
@@ -32,17 +32,6 @@ class Npz(kinds.NetworkKind):
 
 kinds.KINDS += (Npz(),)
 '''
-COMMANDS = """
-import json, sys
-from click.testing import CliRunner
-from ensdistill.cli.__main__ import cli
-
-told = []
-for command in json.loads(sys.argv[1]):
-    found = CliRunner().invoke(cli, command)
-    told.append([found.exit_code, found.stdout, str(found.exception)])
-print(json.dumps(told))
-"""
 
 
 @pytest.fixture
