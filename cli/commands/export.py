@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -22,15 +23,21 @@ _Order = Callable[[Experiment, Mapping[str, Decision]], Any]
 _Export = Callable[[Any, Progress], dict[str, Any]]
 
 
-class _New(click.Path):
-    """What an export makes: there is no name that it could take unasked."""
-
-    def get_missing_message(self, *_: Any, **__: Any) -> str:
-        """Return what to do."""
-        return "Name a new folder or file to make, such as -o exported"
+_PATH: Final = click.Path(path_type=Path)
 
 
-_OUTPUT = options.output("The folder or file to make.", _New(path_type=Path), required=True)
+def _to_output(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the option that names what is made, and the bare argument that scripts say instead."""
+
+    @click.argument("bare", metavar="[OUTPUT]", type=_PATH, required=False)
+    @options.output("The folder or file to make.", _PATH)
+    @wraps(function)
+    def command(*, bare: Path | None, output: Path | None, **given: Any) -> None:
+        if (bare is None) == (output is None):
+            raise click.UsageError("Name one new folder or file to make, such as -o exported.")
+        function(output=output or bare, **given)
+
+    return command
 
 
 @click.group(cls=options.Group)
@@ -48,7 +55,7 @@ def command() -> None:
 
 
 @command.command()
-@_OUTPUT
+@_to_output
 @click.option("--of", default="fusion", show_default=True, help="fusion, student or a teacher.")
 @click.option("--split", default=TRAIN, show_default=True, help="Whose images.")
 @click.option(
@@ -110,7 +117,7 @@ def labels(
 
 
 @command.command()
-@_OUTPUT
+@_to_output
 @click.option(
     "--as",
     "form",

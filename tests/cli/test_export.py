@@ -65,6 +65,18 @@ def test_labels_that_are_not_there_are_refused(made, out, options, texts):
     assert not left(out)
 
 
+def test_what_is_made_is_named_once(made, out):
+    made.call("export", "labels", str(out))
+    made.call("export", "labels", "-o", f"{out}-named")
+    assert files_of(out).keys() == files_of(Path(f"{out}-named")).keys()
+    twice = [f"{out}-a", "-o", f"{out}-b"]
+    for given in (["labels"], ["labels", *twice], ["student", "--as", "hf"]):
+        result = CliRunner().invoke(cli, ["export", *given, "-c", str(made.file)])
+        assert result.exit_code == 2
+        assert "Name one new folder or file to make, such as -o exported." in result.output
+    assert left(out) == ["out", "out-named"]
+
+
 def test_a_student_that_is_not_there_is_refused(made, out):
     said = made.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert "NotReadyError: student is missing" in said
@@ -136,12 +148,6 @@ def test_nothing_is_overwritten(made, out, kind):
         said = made.refuse("export", *command)
         assert "ConfigError" in said and str(out) in said and "overwritten" in said
     assert left(out) == ["out"]
-
-
-@pytest.mark.parametrize("command", [["labels", "out"], ["student", "--as", "onnx"]])
-def test_without_a_name_it_is_said_what_to_give(made, command):
-    done = CliRunner().invoke(cli, ["export", *command, "-c", str(made.file)])
-    assert done.exit_code == 2 and "such as -o " in done.output
 
 
 @pytest.mark.parametrize("place", ["file/out", "file/x/out"])
