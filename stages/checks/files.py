@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
+from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.data.decoded import PixelCache
 from ensdistill.data.decoding import (
     image_size,
@@ -34,65 +35,33 @@ from ensdistill.stages.networks.files import require_module
 from ensdistill.stages.nodes.label_model import doubts
 from ensdistill.stages.work.items import for_each
 
+_LOSSY: Final = 3  # times as many values as classes
 
-@dataclass(frozen=True)
-class _Values:
-    """What the values of a label file must be.
+
+class _Expected(NamedTuple):
+    """What the files of a folder must hold.
 
     Attributes
     ----------
     of : str
-        The key of the experiment file that names the files, such as ``teachers[a].labels.train``.
-    where : str
-        The key that declares how they are encoded, such as ``teachers[a]``.
-    ids : str
-        The encoding.
-    table : ClassTable
-        The classes.
-    goals : mapping
-        Where each class goes, None for no label.
+        The key of the experiment file that names them, such as ``teachers[a].labels.train``.
+    kind : str
+        As the memory of facts calls it: ``photograph``, ``confidences``, ``ids`` or ``colours``.
+    declared : LabelFiles or None
+        What ids and colours mean, of no file yet.
     """
 
     of: str
-    where: str
-    ids: Ids
-    table: ClassTable
-    goals: Mapping[str, str | None]
+    kind: str
+    declared: LabelFiles | None = None
 
 
-@dataclass(frozen=True)
-class _Confidence:
-    """That a file says how sure a teacher is; `of` as in `_Values`."""
-
-    of: str
-
-
-@dataclass(frozen=True)
-class _Photograph:
-    """That a file is an image of a split; `of` as in `_Values`."""
-
-    of: str
-
-
-_LOSSY: Final = 3  # times as many values as classes
-
-_Expected = _Photograph | _Values | _Confidence
-
-
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """A file to be looked at: whose image it belongs to, and what it must be."""
 
     picture: Picture
     expected: _Expected
     file: Path
-
-    @property
-    def kind(self) -> str:
-        """What is asked of the file, as it is called in the memory of facts."""
-        if isinstance(self.expected, _Values):
-            return "colours" if self.expected.ids == "palette" else "ids"
-        return "photograph" if isinstance(self.expected, _Photograph) else "confidences"
 
 
 class _Problem(NamedTuple):
@@ -132,23 +101,26 @@ def check(
     jobs: list[_Job] = []
     pictures = {}
     for split in splits:
-        try:
+        with _told_in(problems):
             pictures[split] = experiment.pictures(split)
-        except EnsdistillError as error:
-            problems.append(str(error))
-            continue
-        jobs += [_Job(p, _Photograph(f"target.{split}"), p.image) for p in pictures[split]]
-        if _opened(experiment, split, opens):
-            truth = _truth(experiment, split)
-            jobs += [_Job(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
-        for expected, folder in _folders(experiment, split):
-            try:
-                found = predictions(folder, [p.id for p in pictures[split]], expected.of)
-            except EnsdistillError as error:
-                problems.append(str(error))
-                continue
-            jobs += [_Job(p, expected, Path(found[p.id])) for p in pictures[split]]
-    problems += _about_networks(experiment)
+            photograph = _Expected(f"target.{split}", "photograph")
+            jobs += [_Job(p, photograph, p.image) for p in pictures[split]]
+            if _opened(experiment, split, opens):
+                truth = _truth(experiment, split)
+                jobs += [_Job(p, truth, p.labels) for p in pictures[split] if p.labels is not None]
+            for expected, folder in _folders(experiment, split):
+                with _told_in(problems):
+                    found = predictions(folder, [p.id for p in pictures[split]], expected.of)
+                    jobs += [_Job(p, expected, Path(found[p.id])) for p in pictures[split]]
+    for teacher in experiment.teachers:
+        if teacher.network is not None:
+            with _told_in(problems):
+                require_declared(experiment, teacher)
+    for section in ("probe", "student"):
+        network = getattr(experiment.config, section).network
+        if network.factory is not None:
+            with _told_in(problems):
+                require_module(experiment.source(network, f"{section}.network"))
     problems += _about_packages(experiment)
     problems += _read_all(experiment, jobs, progress)
     scored = [s for s, found in pictures.items() if s != TRAIN and found[0].labels is not None]
@@ -174,10 +146,17 @@ def warnings_of(found: Mapping[str, Any]) -> list[str]:
     about = [(_of_truth(split), of["truth"]) for split, of in found["splits"].items()]
     for name, teacher in found["teachers"].items():
         about += [(_of_labels(name, split), of) for split, of in teacher["labels"].items()]
-        about.append((f"teachers[{name}]", teacher.get("trial")))
     told = [f"{of}: {text}" for of, facts in about if facts for text in facts["warnings"]]
-    of_trainings = [text for t in found.get("trainings", {}).values() for text in t["warnings"]]
-    return [*told, *of_trainings, *found["warnings"]]
+    return [*told, *found["warnings"]]
+
+
+@contextmanager
+def _told_in(problems: list[str]) -> Iterator[None]:
+    """Go on after a refusal, which is one of many."""
+    try:
+        yield
+    except EnsdistillError as error:
+        problems.append(str(error))
 
 
 def _of_truth(split: str) -> str:
@@ -188,41 +167,29 @@ def _of_labels(teacher: str, split: str) -> str:
     return f"teachers[{teacher}].labels.{split}"
 
 
-def _truth(experiment: Experiment, split: str) -> _Values:
+def _encoded(of: str, declared: LabelFiles) -> _Expected:
+    return _Expected(of, "colours" if declared.ids == "palette" else "ids", declared)
+
+
+def _truth(experiment: Experiment, split: str) -> _Expected:
     """Return what the ground truth of a split must be."""
     table, encoding = experiment.classes, experiment.config.target[split].encoding
     goals = {c: c for c in table.classes}
-    return _Values(_of_truth(split), f"target.{split}", encoding, table, goals)
+    return _encoded(_of_truth(split), LabelFiles(f"target.{split}", encoding, table, goals))
 
 
-def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Values | _Confidence, Path]]:
+def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Expected, Path]]:
     """Yield what the PNGs that teachers have for a split must be, and the folders of these."""
     for teacher in experiment.teachers:
         where = f"teachers[{teacher.name}]"
         if teacher.labels is not None and split in teacher.labels:
             table, goals = experiment.teacher_table(teacher), experiment.teacher_map(teacher)
-            values = _Values(_of_labels(teacher.name, split), where, teacher.ids, table, goals)
-            yield values, experiment.folder(teacher.labels[split])
+            declared = LabelFiles(where, teacher.ids, table, goals)
+            expected = _encoded(_of_labels(teacher.name, split), declared)
+            yield expected, experiment.folder(teacher.labels[split])
         if teacher.confidence is not None and split in teacher.confidence:
-            sure = _Confidence(f"{where}.confidence.{split}")
+            sure = _Expected(f"{where}.confidence.{split}", "confidences")
             yield sure, experiment.folder(teacher.confidence[split])
-
-
-def _about_networks(experiment: Experiment) -> Iterator[str]:
-    """Yield what is wrong with networks, as far as their files tell."""
-    for teacher in experiment.teachers:
-        if teacher.network is not None:
-            try:
-                require_declared(experiment, teacher)
-            except EnsdistillError as error:
-                yield str(error)
-    for section in ("probe", "student"):
-        network = getattr(experiment.config, section).network
-        if network.factory is not None:
-            try:
-                require_module(experiment.source(network, f"{section}.network"))
-            except EnsdistillError as error:
-                yield str(error)
 
 
 def _about_splits(experiment: Experiment, scored: Sequence[str]) -> Iterator[str]:
@@ -269,18 +236,9 @@ def _about_packages(experiment: Experiment) -> Iterator[str]:
 
 
 class Item(NamedTuple):
-    """A file to be looked into.
+    """A file to be looked into: what it must hold, as what kind (see `_Expected`), for which image.
 
-    Attributes
-    ----------
-    file, sha256, kind : Path, str, str
-        What it must hold, and what is asked of it.
-    image : Path
-        The image that it belongs to, or that it is.
-    most : int
-        Pixels that it may have.
-    pixels : Path or None
-        Where decoded images are kept.
+    Of so many pixels at `most`; decoded images are kept in `pixels`.
     """
 
     file: Path
@@ -338,14 +296,14 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
 
     for k, job in enumerate(jobs):
         try:
-            fact = files.recall(job.file, job.kind)
+            kind = job.expected.kind
+            fact = files.recall(job.file, kind)
             if fact is not None and fact["height"] * fact["width"] <= runtime.max_pixels:
                 continue
-            if not (of_file := unknown.setdefault((job.file, job.kind), [])):
+            if not (of_file := unknown.setdefault((job.file, kind), [])):
                 image, sha256 = job.picture.image, files.digest(job.file)
-                items.append(
-                    Item(job.file, sha256, job.kind, image, runtime.max_pixels, experiment.pixels)
-                )
+                most, pixels = runtime.max_pixels, experiment.pixels
+                items.append(Item(job.file, sha256, kind, image, most, pixels))
             of_file.append(k)
         except EnsdistillError as error:
             unreadable(k, str(error))
@@ -378,50 +336,50 @@ def _require_fit(kind: str, file: Path, size: tuple[int, int], wanted: tuple[int
 
 def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
     """Return what is wrong with a file that can be read."""
-    expected = job.expected
-    fact = experiment.files.recall(job.file, job.kind)
+    of, kind, declared = job.expected
+    fact = experiment.files.recall(job.file, kind)
     try:
         image = experiment.files.recall(job.picture.image, "photograph")
     except EnsdistillError:
         image = None
-    if fact is None or image is None or isinstance(expected, _Photograph):
+    if fact is None or image is None or kind == "photograph":
         return None  # what cannot be read was reported as the file's own problem
     size, wanted = (fact["height"], fact["width"]), (image["height"], image["width"])
     try:
-        _require_fit(job.kind, job.file, size, wanted)
+        _require_fit(kind, job.file, size, wanted)
     except DataError as error:
-        return _Problem((expected.of, "size"), str(error))
-    if isinstance(expected, _Confidence):
+        return _Problem((of, "size"), str(error))
+    if declared is None:
         return None
-    legal = expected.table.legal_values(expected.ids)
+    legal = declared.table.legal_values(declared.ids)
     strange = {int(v): n for v, n in fact["values"].items() if int(v) not in legal}
     if not strange:
         return None
     value, count = min(strange.items())
-    shown = f"colour #{value:06x}" if expected.ids == "palette" else f"value {value}"
+    shown = f"colour #{value:06x}" if declared.ids == "palette" else f"value {value}"
     return _Problem(
-        (expected.of, value),
-        f"{job.file}: {shown} on {count} pixels is outside the {expected.ids} of class table "
-        f"{expected.table.name} ({_legal(expected)}); {_remedy(expected, value, fact['values'])}",
+        (of, value),
+        f"{job.file}: {shown} on {count} pixels is outside the {declared.ids} of class table "
+        f"{declared.table.name} ({_legal(declared)}); {_remedy(declared, value, fact['values'])}",
     )
 
 
-def _legal(values: _Values) -> str:
-    if values.ids == "train_ids":
-        return f"0..{len(values.table) - 1} and 255"
-    if values.ids == "palette":
+def _legal(declared: LabelFiles) -> str:
+    if declared.ids == "train_ids":
+        return f"0..{len(declared.table) - 1} and 255"
+    if declared.ids == "palette":
         return "its colours, and black"
-    known = sorted(values.table.label_ids)
+    known = sorted(declared.table.label_ids)
     return f"{known[0]}..{known[-1]} and 255"
 
 
-def _remedy(values: _Values, strange: int, found: Mapping[str, int]) -> str:
+def _remedy(declared: LabelFiles, strange: int, found: Mapping[str, int]) -> str:
     """Return what to do about values outside the table, of which `strange` is the lowest."""
-    table, where = values.table, values.where
+    table, where = declared.table, declared.where
     own = "`ids: label_ids` and a class table of your own with a `label_id` for each class"
     label_ids = {*table.label_ids, IGNORE_INDEX}
     look_like_label_ids = bool(table.label_ids) and all(int(v) in label_ids for v in found)
-    if values.ids == "train_ids":
+    if declared.ids == "train_ids":
         highest = max(int(v) for v in found if int(v) != IGNORE_INDEX)
         counted = f"if they count from 1, and 0 is no class, {own} and `ignored_label_ids: [0]`"
         if highest == len(table):
@@ -437,28 +395,24 @@ def _remedy(values: _Values, strange: int, found: Mapping[str, int]) -> str:
         )
     keys = "`ids:`" if where.startswith("target.") else "`ids:` and `classes:`"
     remedy = f"set {keys} of {where} to what its files hold"
-    if values.ids == "palette":
+    if declared.ids == "palette":
         return remedy
     return f"{remedy}; if {strange} is no class, {own} and `ignored_label_ids: [{strange}]`"
 
 
 def _counted(experiment: Experiment, jobs: Sequence[_Job]) -> dict[str, LabelFiles]:
     """Return what the label files of each folder hold together, by the key that names them."""
-    expected: dict[str, _Values] = {}
-    values: dict[str, Counter[int]] = {}
-    files: Counter[str] = Counter()
+    found: dict[str, LabelFiles] = {}
+    values: dict[str, Counter[int]] = defaultdict(Counter)
     for job in jobs:
-        if isinstance(job.expected, _Values):
-            fact = experiment.files.recall(job.file, job.kind)
+        of, kind, declared = job.expected
+        if declared is not None:
+            fact = experiment.files.recall(job.file, kind)
             assert fact is not None
-            of = job.expected.of
-            expected[of] = job.expected
-            files[of] += 1
-            values.setdefault(of, Counter()).update({int(v): n for v, n in fact["values"].items()})
-    return {
-        of: LabelFiles(e.where, e.ids, e.table, e.goals, files[of], values[of])
-        for of, e in expected.items()
-    }
+            values[of].update({int(v): n for v, n in fact["values"].items()})
+            files = found[of].files if of in found else 0
+            found[of] = replace(declared, files=files + 1, values=values[of])
+    return found
 
 
 def _trained_on(experiment: Experiment, split: str) -> str | None:

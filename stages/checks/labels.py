@@ -7,7 +7,7 @@ declared as label ids, a class map under which little is left. Numbers in, sente
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable, Ids
@@ -34,17 +34,17 @@ class LabelFiles:
     goals : mapping
         Each of these classes to that of the experiment, or to None: no label.
     files : int
-        How many they are.
+        How many were counted.
     values : mapping
-        Raw value to pixels, over all files; every value is legal.
+        Raw value to pixels, over all of these; every value is legal.
     """
 
     where: str
     ids: Ids
     table: ClassTable
     goals: Mapping[str, str | None]
-    files: int
-    values: Mapping[int, int]
+    files: int = 0
+    values: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def pixels(self) -> int:
