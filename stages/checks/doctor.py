@@ -187,9 +187,7 @@ def gather(experiment: Experiment | None = None) -> Facts:
 def judge(facts: Facts) -> list[Finding]:
     """Return what is to be said of the facts, in an order to read."""
     found = [Finding("python", "ok", facts.python)]
-    for package in facts.packages:
-        if package.name not in EXTRAS:
-            found.append(_judge_package(package))
+    found += [_judge_package(p) for p in facts.packages if p.name not in EXTRAS]
     found += _judge_torch(facts)
     found += _judge_torchvision(facts)
     found += _judge_onnxruntime(facts)
@@ -243,22 +241,13 @@ def _judge_torch(facts: Facts) -> Iterator[Finding]:
         )
     elif torch.warning is not None:
         yield Finding("cuda", level, f"torch warns: {torch.warning}")
-    elif torch.cuda is None and (asks or facts.machine.nvidia_driver):
-        reason = "device is cuda" if asks else "this machine has an NVIDIA driver"
-        yield Finding(
-            "cuda",
-            level,
-            f"{reason}, but this torch is a CPU build and uses no GPU",
-            "install torch's CUDA build",
-        )
     elif asks or facts.machine.nvidia_driver:
         reason = "device is cuda" if asks else "this machine has an NVIDIA driver"
-        yield Finding(
-            "cuda",
-            level,
-            f"{reason}, but torch sees no GPU",
-            "see `nvidia-smi`, and whether CUDA_VISIBLE_DEVICES hides them",
-        )
+        text = "torch sees no GPU"
+        remedy = "see `nvidia-smi`, and whether CUDA_VISIBLE_DEVICES hides them"
+        if torch.cuda is None:
+            text, remedy = "this torch is a CPU build and uses no GPU", "install torch's CUDA build"
+        yield Finding("cuda", level, f"{reason}, but {text}", remedy)
     else:
         yield Finding("cuda", "ok", "no GPU; all runs on the CPU, bfloat16 too")
 
@@ -391,28 +380,19 @@ def _judge_machine(facts: Facts) -> Iterator[Finding]:
 def _judge_teacher(teacher: TeacherFacts, facts: Facts) -> Iterator[Finding]:
     about = f"teacher {teacher.name}"
     package = _package(teacher.kind)
-    problems = [
-        Finding(about, "problem", f"{need.key}: {need.path} is not there")
-        for need in teacher.needs
-        if not need.present
-    ]
-    problems += [
-        Finding(about, "problem", need.problem)
-        for need in teacher.needs
-        if need.problem is not None
-    ]
+    problems = [f"{n.key}: {n.path} is not there" for n in teacher.needs if not n.present]
+    problems += [n.problem for n in teacher.needs if n.problem is not None]
     if package is not None:
         needed = facts.package(package)
         if not needed.installed or needed.error:
-            text = (
-                f"{teacher.kind} needs {package}, which {'fails' if needed.error else 'is absent'}"
-            )
-            problems.append(Finding(about, "problem", f"{text} here (see above)"))
+            how = "fails" if needed.error else "is absent"
+            problems.append(f"{teacher.kind} needs {package}, which {how} here (see above)")
     if package == "transformers" and facts.torchvision.package.error:
-        text = f"{teacher.kind} needs transformers, whose models torchvision stops here (see above)"
-        problems.append(Finding(about, "problem", text))
+        problems.append(
+            f"{teacher.kind} needs transformers, whose models torchvision stops here (see above)"
+        )
     if problems:
-        yield from problems
+        yield from (Finding(about, "problem", text) for text in problems)
         return
     with_ = f" with {facts.package(package)}" if package else ""
     trust = ", trusted to run its code" if teacher.trusted else ""
@@ -503,14 +483,13 @@ def _labels(key: str, folder: Path) -> Need:
 
 def _need(key: str, path: Path, *, folder: bool) -> Need:
     """Return a folder, or a file and whether it is what its first and last bytes should be."""
-    present = path.is_dir() if folder else path.is_file()
-    if folder or not present or path.suffix not in (*SAVED, ".onnx", ".pt2"):
-        return Need(key, str(path), present)
-    try:
-        require_whole(path)
-    except DataError as error:
-        return Need(key, str(path), present=True, problem=f"{key}: {error}")
-    return Need(key, str(path), present=True)
+    present, problem = path.is_dir() if folder else path.is_file(), None
+    if present and not folder and path.suffix in (*SAVED, ".onnx", ".pt2"):
+        try:
+            require_whole(path)
+        except DataError as error:
+            problem = f"{key}: {error}"
+    return Need(key, str(path), present, problem)
 
 
 def _machine() -> Machine:

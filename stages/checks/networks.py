@@ -160,8 +160,7 @@ def _show(experiment: Experiment, teacher: Teacher, batch_size: int) -> _Show:
 
 
 def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, Any]:
-    from ensdistill.stages.checks.here import here
-    from ensdistill.stages.networks.frozen import pick_device
+    from ensdistill.stages.networks.frozen import here, pick_device
     from ensdistill.stages.networks.stream import Request
 
     local = local_of(work, Running)
@@ -190,6 +189,12 @@ def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, A
         to_target[own] = goal
     every = sum((Counter(of) for of in seen["labels"]), Counter[str]())
     labelled = sum(n for v, n in every.items() if to_target[int(v)] != IGNORE_INDEX)
+    doubts = (
+        _of_classes(first.image, len(seen["labels"]), [names.get(v, "") for v in every]),
+        _of_labelled(labelled / every.total()),
+        _of_looks(first.image, seen["otherwise"], len(batch)),
+        _of_size(teacher.preprocess.size, image_size(first.image)),
+    )
     chosen = {p.id for p in spread(experiment.pictures(TRAIN), LOOKED)}
     samples = zip(looked, seen["samples"], strict=False)
     return {
@@ -200,59 +205,53 @@ def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, A
         "taken": seen["taken"],
         "seconds": seen["seconds"],
         "starting": seen["starting"],
-        "warnings": [
-            *seen["said"],
-            *_of_classes(first.image, len(seen["labels"]), [names.get(v, "") for v in every]),
-            *_of_labelled(labelled / every.total()),
-            *_of_looks(first.image, seen["otherwise"], len(batch)),
-            *_of_size(teacher.preprocess.size, image_size(first.image)),
-        ],
+        "warnings": [*seen["said"], *filter(None, doubts)],
     }
 
 
-def _of_classes(image: Path, images: int, names: Sequence[str]) -> list[str]:
+def _of_classes(image: Path, images: int, names: Sequence[str]) -> str | None:
     """Return what is said of a network that knows a single class, of all that it calls pixels."""
     if len(names) > 1:
-        return []
+        return None
     more = f", and of {images - 1} more," if images > 1 else ""
-    return [
+    return (
         f"it calls the whole of {image}{more} {names[0]}: are its weights, its `preprocess` and "
         "its classes what was declared?"
-    ]
+    )
 
 
-def _of_labelled(share: float) -> list[str]:
+def _of_labelled(share: float) -> str | None:
     """Return what is said of a network of whose labels little is left under its class map."""
     if share >= LITTLE:
-        return []
-    return [
+        return None
+    return (
         f"only {share:.1%} of the pixels that it was shown get a label: are `classes:` and `map:` "
         "what it says?"
-    ]
+    )
 
 
-def _of_looks(image: Path, otherwise: float, batch_size: int) -> list[str]:
+def _of_looks(image: Path, otherwise: float, batch_size: int) -> str | None:
     """Return what is said of a network that gives an image other labels the second time."""
     if otherwise <= _OTHERWISE:
-        return []
+        return None
     among = "among others" if batch_size > 1 else "again"
-    return [
+    return (
         f"it gives {100 * otherwise:.0f} % of the pixels of {image} another label when it sees it "
         f"{among}: is part of it as in training, such as dropout or BatchNorm?"
-    ]
+    )
 
 
-def _of_size(size: tuple[int, int] | str | None, own: tuple[int, int]) -> list[str]:
+def _of_size(size: tuple[int, int] | str | None, own: tuple[int, int]) -> str | None:
     """Return what is said of a size whose height and width look exchanged."""
     if size is None or isinstance(size, str) or size[0] == size[1]:
-        return []
+        return None
     shape, declared = own[0] / own[1], size[0] / size[1]
     if abs(math.log(shape * declared)) > _ALIKE or abs(math.log(shape / declared)) < 2 * _ALIKE:
-        return []
-    return [
+        return None
+    return (
         f"`preprocess: {{size: {list(size)}}}` is height and width, and turns images of "
         f"{own[0]}x{own[1]} by their shape: is [{size[1]}, {size[0]}] meant?"
-    ]
+    )
 
 
 def _require_ids(counts: Mapping[str, int], n_classes: int, image: Path) -> None:
@@ -302,11 +301,10 @@ def look(work: AnyWork, batch: Sequence[Request], alone: Sequence[Request]) -> d
                 if time.perf_counter() - begin > _LONG:
                     break
                 found.append(see([request])[0])
-    counts = [np.unique(of, return_counts=True) for of in found]
     return {
         "labels": [
-            {str(v): int(n) for v, n in zip(values, pixels, strict=True)}
-            for values, pixels in counts
+            {str(v): int(n) for v, n in zip(*np.unique(of, return_counts=True), strict=True)}
+            for of in found
         ],
         "samples": [packed(sampled(of)) for of in found],
         "otherwise": float(np.mean(labels != again)),

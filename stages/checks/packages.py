@@ -41,10 +41,9 @@ def ask(name: str) -> tuple[Package, dict[str, Any]]:
     version = version_of(name)
     if find_spec(name) is None:
         return Package(name, installed=False), {}
-    command = [sys.executable, "-P", "-m", __spec__.name, name]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-P", "-m", __spec__.name, name],
             capture_output=True,
             text=True,
             errors="replace",

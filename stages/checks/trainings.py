@@ -20,7 +20,6 @@ from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Command, Node, NodeId, Progress, Upstream, Work
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.workspace import Snapshot
-from ensdistill.stages.checks.here import here
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Training
@@ -32,6 +31,7 @@ from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
     LAYOUT_ADVICE,
     asks_for_layout,
+    here,
     pick_device,
     set_threads,
 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import DataError, EnsdistillError
+from ensdistill.pipeline.fingerprint import Json
 from ensdistill.stages.functional.unify import (
     Piece,
     Unified,
@@ -360,6 +364,20 @@ def _hardware(device: torch.device) -> str | None:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None
+
+
+def here(device: torch.device) -> list[Json]:
+    """Return what decides whether a network runs, and how fast, beside what it is made from.
+
+    The device, the threads, Python and all installed packages: what was found of a network is
+    remembered by them too.
+    """
+    return [*platform_facts(device).values(), sys.version, *_installed()]
+
+
+@cache
+def _installed() -> list[str]:
+    return sorted(f"{d.name} {d.version}" for d in distributions())
 
 
 def set_threads(threads: int | None) -> None:

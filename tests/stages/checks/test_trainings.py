@@ -15,9 +15,10 @@ from worlds import TINY, World, files_of, segformer
 
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.checks import here, trainings
+from ensdistill.stages.checks import trainings
 from ensdistill.stages.checks.trainings import try_trainings
 from ensdistill.stages.graph import load
+from ensdistill.stages.networks import frozen
 from ensdistill.stages.networks.frozen import pick_device
 from ensdistill.stages.networks.students import Tiny
 from ensdistill.stages.training import loop
@@ -307,7 +308,7 @@ def test_what_decides_it_makes_it_be_tried_again(code_world, tried, monkeypatch)
     code_world.settings["runtime"]["threads"] = 2
     code_world.write()
     assert again() == 1 and again() == 0
-    monkeypatch.setattr(here, "_installed", list)  # a package is gone
+    monkeypatch.setattr(frozen, "_installed", list)  # a package is gone
     assert again() == 1
 
 
