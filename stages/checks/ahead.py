@@ -40,12 +40,10 @@ def look_ahead(
 ) -> dict[str, Any]:
     """Try the networks and trainings that nodes are going to need, as far as they are not fresh.
 
+    The experiment's files are checked.
+
     Parameters
     ----------
-    experiment : Experiment
-        Its files are checked.
-    decisions : mapping
-        The plan.
     wanted : collection of str
         Ids of the nodes that are to be made.
     bar : callable
@@ -104,12 +102,7 @@ def warnings_of(found: Mapping[str, Any]) -> list[str]:
 def told(seconds: Mapping[NodeId, float], jobs: int) -> str | None:
     """Return what a run is going to take, in words; None where that is not worth saying.
 
-    Parameters
-    ----------
-    seconds : mapping
-        Node id to seconds, from `look_ahead`.
-    jobs : int
-        How many probes are made at a time.
+    That is by the seconds of `look_ahead`, with so many probes made at a time as `jobs` says.
     """
     by_name: dict[str, float] = {}
     for node_id, value in seconds.items():

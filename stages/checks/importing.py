@@ -45,14 +45,9 @@ class Found:
 
     Attributes
     ----------
-    name : str
-        The teacher's.
-    folder : Path
-        Its folder.
-    labels : mapping
-        Id of a training image to its label map.
-    confidences : mapping
-        Id of a training image to its array of confidences; of all images, or empty.
+    labels, confidences : mapping
+        Id of a training image to its label map, and to its array of confidences; those of all
+        images, or none.
     splits : tuple of str
         The splits all of whose images it labels; `train` is one of them.
     extra : tuple of str
@@ -115,13 +110,7 @@ def _look(experiment: Experiment, name: str, folder: Path) -> Found:
 
 
 def require_outside(found: Sequence[Found], folder: Path) -> None:
-    """Refuse to write ``folder / teacher`` into a folder that is imported.
-
-    Raises
-    ------
-    ConfigError
-        If any lies there.
-    """
+    """Refuse, with ConfigError, to write ``folder / teacher`` into a folder that is imported."""
     for goal in (folder / one.name for one in found):
         for one in found:
             if real_path(goal).is_relative_to(real_path(one.folder)):
@@ -141,14 +130,9 @@ class _Conversion(NamedTuple):
 
 
 class _Converted(NamedTuple):
-    """What became of it.
+    """What became of it: whether the PNG was not there already, and pixels of the label map.
 
-    Attributes
-    ----------
-    written : bool
-        Whether the PNG was not there already.
-    labelled, other : int
-        Labelled pixels, and those of another class than the one that is most certain.
+    Those that have a label, and those of another class than the one that is most certain.
     """
 
     written: bool
@@ -164,16 +148,8 @@ def convert(
     They are 8-bit grey, of which 255 stands for 1. Each says what it was made from, so that a
     second import takes those that are there.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Whose label maps were checked (`check.check`).
-    found : sequence of Found
-        Its folders.
-    folder : Path
-        Where the PNGs go (see `require_outside`).
-    progress : Progress
-        Advanced by every image.
+    The experiment's label maps were checked (`files.check`), and `folder` may be written to (see
+    `require_outside`).
 
     Returns
     -------
@@ -236,13 +212,7 @@ class _Converting:
 
 
 def _is_made(target: Path, mark: str) -> bool:
-    """Whether a PNG was made from these files.
-
-    Raises
-    ------
-    DataError
-        If it was not made by an import at all.
-    """
+    """Whether a PNG was made from these files; DataError if not by an import at all."""
     try:
         with open_regular(target) as file, Image.open(file, formats=["PNG"]) as image:
             found = image.info.get(_MARK)

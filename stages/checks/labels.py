@@ -27,12 +27,9 @@ class LabelFiles:
     ----------
     where : str
         The key of the experiment file that declares how they are encoded, such as ``teachers[a]``.
-    ids : str
-        The encoding.
-    table : ClassTable
-        The classes they are written in.
     goals : mapping
-        Each of these classes to that of the experiment, or to None: no label.
+        Each class of `table`, in which they are written, to that of the experiment, or to None:
+        no label.
     files : int
         How many were counted.
     values : mapping

@@ -43,13 +43,7 @@ _ALIKE: Final = 0.2  # by which the logarithms of two shapes, height by width, d
 
 
 def require_declared(experiment: Experiment, teacher: Teacher) -> None:
-    """Refuse a network whose files are not as declared, without loading it.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, or says something else than the experiment file.
-    """
+    """Refuse a network whose files are missing or not as declared, without loading it."""
     network = teacher.network
     assert network is not None
     if network.revision is not None:

@@ -96,14 +96,8 @@ def of_one_class(name: str) -> str:
 def of_turned(turned: Mapping[str, str], others: str = "the others", whose: str = "its") -> str:
     """Return what is said of classes that somebody calls by each other's names.
 
-    Parameters
-    ----------
-    turned : mapping
-        Class to what `others` call it (see `functional.agreement.turned`).
-    others : str
-        Who they are.
-    whose : str
-        Whose classes may be in another order than declared.
+    `turned` is class to what `others` call it (see `functional.agreement.turned`); `whose` classes
+    may be in another order than declared.
     """
     verb = "call" if others.startswith("the ") else "calls"
     told = ", ".join(f"{own} what {others} {verb} {theirs}" for own, theirs in turned.items())
@@ -113,14 +107,8 @@ def of_turned(turned: Mapping[str, str], others: str = "the others", whose: str 
 def of_truth(split: str, beyond_chance: Sequence[float], turned: Mapping[str, str]) -> list[str]:
     """Return what is suspicious about the ground truth of a split, which teachers speak against.
 
-    Parameters
-    ----------
-    split : str
-        Its name.
-    beyond_chance : sequence of float
-        Of each teacher, how far it agrees with the ground truth (`functional.agreement.kappa`).
-    turned : mapping
-        Class of the ground truth to what the teachers call it; maybe none.
+    How far each agrees with it beyond chance, and what they call its classes, if by other names, is
+    from `functional.agreement`.
     """
     known = [value for value in beyond_chance if not math.isnan(value)]
     if known and max(known) < CHANCE:

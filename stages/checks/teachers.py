@@ -53,8 +53,6 @@ def compared(
     ----------
     maps : mapping
         Teacher to its (H, W) uint8 label maps of train ids or 255, by image id.
-    classes : sequence of str
-        Their names.
 
     Returns
     -------
@@ -142,19 +140,8 @@ def on_some_images(
 ) -> dict[str, dict[str, Any]]:
     """Compare the teachers on a few training images, as far as their labels of them are known.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Its label files were checked.
-    decisions : mapping
-        A plan.
-    seen : mapping
-        Teacher to what its network said of images, by their ids, `sampled`.
-
-    Returns
-    -------
-    dict
-        See `compared`; only teachers whose labels are known.
+    The label files were checked; `seen` is what networks said of images, by their ids, `sampled`.
+    Returns what `compared` does, of the teachers whose labels are known.
     """
     maps: dict[str, Mapping[str, UInt8]] = {}
     ids = [p.id for p in spread(experiment.pictures(TRAIN), IMAGES)]

@@ -73,12 +73,8 @@ def try_trainings(
 
     Parameters
     ----------
-    experiment : Experiment
-        Whose trainings they are.
     sections : sequence of str
         ``probe``, ``student`` or both.
-    progress : Progress
-        Of the sections.
     apart : bool
         Whether code of the user's is tried in a process of its own: what it leaves behind (an
         operator that can be registered once, a number of threads) must not meet what comes after.
