@@ -285,7 +285,7 @@ def _write_onnx(given: Order, student: Student, classes: list[str], file: Path) 
             f"{given.target.name}: torch cannot export this network with sizes left open "
             f"({type(error).__name__}: {reason}); {_otherwise(given)}"
         ) from error
-    return onnx_network(file, {}, torch.device("cpu"), given.local.threads)
+    return onnx_network(file, torch.device("cpu"), given.local.threads)
 
 
 def _side(divisor: int) -> int:

@@ -71,14 +71,9 @@ class Source:
 
 
 class Hashed(NamedTuple):
-    """What a network is made from, by content.
+    """What a network is made from, by content: as it enters a recipe, and the digests of its paths.
 
-    Attributes
-    ----------
-    recipe : dict
-        As it enters a recipe: no path is part of it.
-    digests : dict
-        Path to digest.
+    No path is part of the recipe.
     """
 
     recipe: dict[str, Json]
@@ -124,13 +119,7 @@ def hash_folder(source: Source, digest: DigestOf) -> Hashed:
 
 
 def hash_code(source: Source, digest: DigestOf) -> Hashed:
-    """Return the function that makes a network, its arguments, and the digests of code and files.
-
-    Raises
-    ------
-    DataError
-        If a file is missing, or an argument names one.
-    """
+    """Return the function that makes a network, its arguments, and digests of code and files."""
     root, where = source.path, source.where
     if not root.is_dir():
         raise DataError(f"{source.key}: {root} is no folder")
@@ -154,25 +143,8 @@ def hash_code(source: Source, digest: DigestOf) -> Hashed:
     return Hashed(recipe, {str(path): digest(path) for path in (*source.files.values(), *code)})
 
 
-def hash_weights(source: Source, digest: DigestOf, architecture: Hashed) -> Hashed:
-    """Return a network by content with the file of its weights, where they lie elsewhere."""
-    file = source.state_dict
-    if file is None:
-        return architecture
-    if not file.is_file():
-        raise DataError(f"{source.where}.state_dict: {file} is no file")
-    recipe, digests = architecture
-    return Hashed({**recipe, "state_dict": digest(file)}, {**digests, str(file): digest(file)})
-
-
 def require_module(source: Source) -> None:
-    """Refuse a function whose module is not there; whether it works shows when it runs.
-
-    Raises
-    ------
-    DataError
-        If there is no such module below the folder.
-    """
+    """Refuse a function whose module is not there; whether it works shows when it runs."""
     function = source.function or ""
     module = source.path / function.split(":")[0].replace(".", "/")
     if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():

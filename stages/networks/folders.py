@@ -45,7 +45,6 @@ BACKBONES: Final = (
     "upernet",
 )
 
-
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Divisor = Annotated[float, Field(gt=1e-6, lt=1e6)]  # what other numbers are divided by
 Side = Annotated[int, Field(gt=0, le=2**15)]  # of an image, in pixels
@@ -306,21 +305,18 @@ def _require_regular(folder: Path) -> None:
 def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a config of transformers that names files which are not those beside it.
 
-    And one with numbers that no network of this world has.
-
-    Parameters
-    ----------
-    path : Path
-        The JSON file that it is from.
-    config : mapping
-        What that says.
+    And one with numbers that no network of this world has, of which a library would build layers,
+    or fill memory, without end. `path` is the JSON file that it is from.
 
     Raises
     ------
     DataError
         If it does.
     """
-    _require_sizes(path, config)
+    for key, number in _leaves(config):
+        most = _MOST_LAYERS if _LAYERS.search(key) else _MOST
+        if isinstance(number, int) and number > most:
+            raise DataError(f"{path}: {key} is {shown(number)}; expected at most {most:,}")
     if config.get("transformers_weights") not in (None, *_WEIGHTS):
         raise DataError(
             f"{path}: transformers_weights names {shown(config['transformers_weights'])}; expected "
@@ -345,54 +341,50 @@ def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _attentions(content: Any) -> Iterator[tuple[str, Any]]:
+def _attentions(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield how a config, or one in it, computes attention, where not by torch itself.
 
     Kernels of others, flash attention too, are code that transformers gets from a hub where the
     package `kernels` is installed.
     """
-    if isinstance(content, dict):
+    for found in _objects(config):
         for key in ("attn_implementation", "_attn_implementation"):
-            named = content.get(key)
+            named = found.get(key)
             for name in named.values() if isinstance(named, dict) else [named]:
                 if name is not None and name not in _ATTENTIONS:
                     yield key, name
+
+
+def _backbones(config: Any) -> Iterator[Any]:
+    """Yield the backbones that a config, or one in it, gives by name alone."""
+    for found in _objects(config):
+        kind = found.get("model_type")
+        named = kind in BACKBONES and found.get("backbone_config") is None
+        # of timm it is a name for code, and its weights are among the others
+        of_timm = kind == "detr" and found.get("use_timm_backbone", True)
+        if named and not (of_timm and not found.get("backbone_kwargs")):
+            yield from filter(None, [found.get("backbone")])
+
+
+def _objects(content: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a JSON value, each before those in it."""
+    if isinstance(content, dict):
+        yield content
         content = list(content.values())
     for value in content if isinstance(content, list) else ():
-        yield from _attentions(value)
+        yield from _objects(value)
 
 
-def _require_sizes(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse numbers of which a library would build layers, or fill memory, without end."""
-    for key, number in _whole_numbers(config):
-        most = _MOST_LAYERS if _LAYERS.search(key) else _MOST
-        if number > most:
-            raise DataError(f"{path}: {key} is {shown(number)}; expected at most {most:,}")
-
-
-def _whole_numbers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a JSON value holds beside objects and lists, with the keys that it is under."""
     if isinstance(content, dict):
         for name, value in content.items():
-            yield from _whole_numbers(value, name)
+            yield from _leaves(value, name)
     elif isinstance(content, list):
         for value in content:
-            yield from _whole_numbers(value, key)
-    elif isinstance(content, int):
+            yield from _leaves(value, key)
+    else:
         yield key, content
-
-
-def _backbones(content: Any) -> Iterator[Any]:
-    """Yield the backbones that a config, or one in it, gives by name alone."""
-    if isinstance(content, dict):
-        kind = content.get("model_type")
-        named = kind in BACKBONES and content.get("backbone_config") is None
-        # of timm it is a name for code, and its weights are among the others
-        of_timm = kind == "detr" and content.get("use_timm_backbone", True)
-        if named and not (of_timm and not content.get("backbone_kwargs")):
-            yield from filter(None, [content.get("backbone")])
-        content = list(content.values())
-    for value in content if isinstance(content, list) else ():
-        yield from _backbones(value)
 
 
 def hf_preprocessing(folder: Path, declared: Mapping[str, Any]) -> dict[str, Any]:
@@ -492,13 +484,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
-    """Refuse a trained student whose network is made by code, which its folder does not hold.
-
-    Raises
-    ------
-    DataError
-        If it is.
-    """
+    """Refuse, with DataError, a trained student made by code, which its folder does not hold."""
     architecture = description["architecture"]
     if isinstance(architecture, dict) and "factory" in architecture:
         function = shortened(str(architecture["factory"]))
@@ -524,12 +510,7 @@ def onnx_data_files(file: Path) -> list[Path]:
 def require_trusted_code(folder: Path, *, trusted: bool) -> None:
     """Refuse a transformers folder that brings code of its own, unless it is trusted.
 
-    Parameters
-    ----------
-    folder : Path
-        Its ``config.json`` and ``tokenizer_config.json`` are read, where there are any.
-    trusted : bool
-        Whether the experiment says so.
+    Its ``config.json`` and ``tokenizer_config.json`` are read, where there are any.
 
     Raises
     ------
@@ -559,17 +540,7 @@ def require_trusted_code(folder: Path, *, trusted: bool) -> None:
 
 def _code_in(content: Any) -> Iterator[str]:
     """Yield what the `auto_map`s in the content of a JSON file name."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from _texts(value) if key == "auto_map" else _code_in(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _code_in(value)
-
-
-def _texts(content: Any) -> Iterator[str]:
-    if isinstance(content, (dict, list)):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _texts(value)
-    elif content is not None:
-        yield str(content)
+    for found in _objects(content):
+        for _, code in _leaves(found.get("auto_map")):
+            if code is not None:
+                yield str(code)

@@ -18,7 +18,6 @@ from ensdistill.stages.networks.files import (
     hash_code,
     hash_file,
     hash_folder,
-    hash_weights,
     require_module,
 )
 from ensdistill.stages.networks.folders import (
@@ -44,7 +43,7 @@ SETTINGS: Final = ("divisor", "revision", "state_dict", "precision")
 
 
 class NetworkKind:
-    """A kind of network; what is said here holds of a file of weights that runs no code.
+    """A kind of network; what is said here holds of a file, or folder, that runs no code.
 
     Attributes
     ----------
@@ -77,7 +76,7 @@ class NetworkKind:
 
     def hash(self, source: Source, digest: DigestOf) -> Hashed:
         """Return its files that can change what it says; raises as `hashed`."""
-        return hash_file(source, digest)
+        return hash_folder(source, digest) if self.folder else hash_file(source, digest)
 
     def inspect(self, source: Source) -> list[str] | int | None:
         """Refuse, with DataError, what shows to be wrong without loading it.
@@ -115,10 +114,6 @@ class Hf(NetworkKind):
     folder = True
     trainable = True
 
-    def hash(self, source: Source, digest: DigestOf) -> Hashed:
-        """Return its configs, weights and vocabularies, and its modules where these may run."""
-        return hash_folder(source, digest)
-
     def inspect(self, source: Source) -> list[str] | int:
         """Return its classes by `id2label`, without the void channels."""
         found = _classes(source)
@@ -151,10 +146,6 @@ class Student(NetworkKind):
     settings = ("precision",)
     folder = True
 
-    def hash(self, source: Source, digest: DigestOf) -> Hashed:
-        """Return its description and weights, which must be what was written."""
-        return hash_folder(source, digest)
-
     def inspect(self, source: Source) -> list[str] | int:
         """Return the classes that it was trained for, without the void channels."""
         return _classes(source)
@@ -183,8 +174,7 @@ class Onnx(NetworkKind):
         """Return a session of onnxruntime."""
         from ensdistill.stages.networks.onnx import onnx_network
 
-        data = {p.name: p for p in onnx_data_files(path)}
-        return onnx_network(path, data, device, local.threads), {}
+        return onnx_network(path, device, local.threads), {}
 
 
 class Exported(NetworkKind):
@@ -263,7 +253,13 @@ def hashed(source: Source, digest: DigestOf) -> Hashed:
     CorruptError
         If a network that was trained here is not what was written.
     """
-    return hash_weights(source, digest, kind_of(source.kind).hash(source, digest))
+    recipe, digests = kind_of(source.kind).hash(source, digest)
+    file = source.state_dict
+    if file is None:
+        return Hashed(recipe, digests)
+    if not file.is_file():
+        raise DataError(f"{source.where}.state_dict: {file} is no file")
+    return Hashed(recipe | {"state_dict": digest(file)}, digests | {str(file): digest(file)})
 
 
 def open_network(path: Path | None, recipe: Recipe, local: Running) -> Opened:

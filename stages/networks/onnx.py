@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import read_regular
+from ensdistill.stages.networks.folders import onnx_data_files
 from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
 from ensdistill.stages.networks.whole import require_whole
 
@@ -23,15 +24,6 @@ _NUMBERS: Final = re.compile(r"tensor\((?!string)\w+\)")
 
 class OnnxNetwork(nn.Module):
     """A session of onnxruntime, from images to its outputs by name, on the device of the images.
-
-    Parameters
-    ----------
-    session : onnxruntime.InferenceSession
-        With one input of images.
-    device : torch.device
-        Where the session runs.
-    file : Path
-        Where it is from, for errors.
 
     Attributes
     ----------
@@ -83,30 +75,17 @@ class OnnxNetwork(nn.Module):
         return dict(zip(self._outputs, found, strict=True))
 
 
-def onnx_network(
-    file: Path,
-    data: Mapping[str, Path],
-    device: torch.device,
-    threads: int | None,
-) -> OnnxNetwork:
-    """Load an ONNX model. It can neither run code nor read other files than those given.
+def onnx_network(file: Path, device: torch.device, threads: int | None) -> OnnxNetwork:
+    """Load an ONNX model. It can neither run code nor read other files than `onnx_data_files`.
 
     Parameters
     ----------
     file : Path
         The model: one input of (N, 3, H, W) images, float32 or float16.
-    data : mapping
-        The files that hold its weights, by the names it may call them by (see
-        `folders.onnx_data_files`).
     device : torch.device
         Where it runs: the CPU, or CUDA with onnxruntime-gpu.
     threads : int or None
         Threads of its operators; None leaves onnxruntime's own choice.
-
-    Returns
-    -------
-    OnnxNetwork
-        (N, 3, H, W) float32 to its outputs by name.
 
     Raises
     ------
@@ -133,6 +112,7 @@ def onnx_network(
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     require_whole(file)
+    data = {p.name: p for p in onnx_data_files(file)}
     try:
         content = read_regular(file)
         model = onnx.load_model_from_string(content)
@@ -172,15 +152,15 @@ def _require_cuda(file: Path, device: torch.device, providers: Sequence[str]) ->
 
 def _data_of(file: Path, model: Any, data: Mapping[str, Path]) -> list[str]:
     """Return the names of the files that a model's weights are in, all of them given."""
-    used = {place for tensor in _tensors(model) for place in _places(tensor)}
-    for name in sorted(used):
+    used = sorted({place for tensor in _tensors(model) for place in _places(tensor)})
+    for name in used:
         if name not in data:
             raise DataError(
                 f"{file}: its weights are in {name!r}, which is not read; expected files beside it "
                 f"whose names begin with {file.name!r} ({', '.join(sorted(data)) or 'none found'})"
                 f". Save it with `onnx.save_model(..., location='{file.name}.data')`"
             )
-    return sorted(used)
+    return used
 
 
 def _require_all(file: Path, size: int, model: Any, name: str) -> None:

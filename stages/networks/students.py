@@ -240,22 +240,20 @@ def hf_segmentation(
         If transformers cannot make a semantic-segmentation model of it, or weights of its body are
         missing or of another shape.
     """
-    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    from transformers import AutoModelForSemanticSegmentation
 
-    require_own_files(folder)
-    more = {} if classes is None else {"num_labels": classes}
-    with _refused(folder, "semantic segmentation"):
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trusted, **more
-        )
-        if getattr(config, "use_auxiliary_head", False):
-            config.use_auxiliary_head = False
-        if not weights or (classes is not None and not any(folder.glob("*.safetensors"))):
-            model = AutoModelForSemanticSegmentation.from_config(
-                config, dtype=torch.float32, trust_remote_code=trusted
-            )
-            return HfSegmentation(model)
-        model, report = _from_folder(AutoModelForSemanticSegmentation, folder, config, trusted)
+    weights = weights and (classes is None or any(folder.glob("*.safetensors")))
+    model, report = _from_folder(
+        AutoModelForSemanticSegmentation,
+        folder,
+        "semantic segmentation",
+        weights=weights,
+        trusted=trusted,
+        without="use_auxiliary_head",
+        settings={} if classes is None else {"num_labels": classes},
+    )
+    if report is None:
+        return HfSegmentation(model)
     if classes is None:
         _require_trained(folder, report)
     missing = sorted(report["missing_keys"])
@@ -282,74 +280,67 @@ def hf_segmentation(
     )
 
 
-def hf_universal(
-    folder: Path, *, weights: bool = True, trusted: bool = False
-) -> tuple[nn.Module, Any]:
-    """Load a universal segmentation model of transformers, and return it with its config.
+def hf_universal(folder: Path, *, weights: bool = True, trusted: bool = False) -> nn.Module:
+    """Load a universal segmentation model of transformers; see `hf_segmentation`."""
+    from transformers import AutoModelForUniversalSegmentation
 
-    Parameters
-    ----------
-    folder : Path
-        With ``config.json`` and ``model.safetensors``.
-    weights : bool
-        Whether to load the weights.
-    trusted : bool
-        Whether code in the folder may run.
-
-    Raises
-    ------
-    DataError
-        If transformers cannot make such a model of it, or weights are missing.
-    """
-    from transformers import AutoConfig, AutoModelForUniversalSegmentation
-
-    require_own_files(folder)
-    with _refused(folder, "universal segmentation"):
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trusted
-        )
-        if getattr(config, "is_training", False):  # OneFormer's text encoder: for its loss alone
-            config.is_training = False
-        if not weights:
-            model = AutoModelForUniversalSegmentation.from_config(
-                config, dtype=torch.float32, trust_remote_code=trusted
-            )
-            return model, config
-        model, report = _from_folder(AutoModelForUniversalSegmentation, folder, config, trusted)
-    _require_trained(folder, report)
-    return model, config
+    model, report = _from_folder(
+        AutoModelForUniversalSegmentation,
+        folder,
+        "universal segmentation",
+        weights=weights,
+        trusted=trusted,
+        without="is_training",  # OneFormer's text encoder: for its loss alone
+    )
+    if report is not None:
+        _require_trained(folder, report)
+    return model
 
 
 def _from_folder(
-    auto: Any, folder: Path, config: Any, trusted: bool
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a model, and what its weights lack, have besides and have in other shapes."""
-    for file in weight_files(folder):
-        require_whole(file)
-    with quiet():
-        model, report = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trusted,
-            ignore_mismatched_sizes=True,  # else it refuses without saying which
-            output_loading_info=True,
-        )
-    return model, report
+    auto: Any,
+    folder: Path,
+    task: str,
+    *,
+    weights: bool,
+    trusted: bool,
+    without: str,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Return a model without a part that only training needs, and how its weights fit it.
 
+    What they lack, have besides and have in other shapes; None where they are not loaded.
+    """
+    from transformers import AutoConfig
 
-@contextmanager
-def _refused(folder: Path, what: str) -> Iterator[None]:
+    require_own_files(folder)
     try:
-        yield
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted, **(settings or {})
+        )
+        if getattr(config, without, False):
+            setattr(config, without, False)
+        shared = {"config": config, "dtype": torch.float32, "trust_remote_code": trusted}
+        if not weights:
+            return auto.from_config(**shared), None
+        for file in weight_files(folder):
+            require_whole(file)
+        with quiet():
+            model, report = auto.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # else it refuses without saying which
+                output_loading_info=True,
+                **shared,
+            )
+        return model, report
     except EnsdistillError:
         raise
     except Exception as error:  # a config of the wrong form makes it raise anything
         # its log, to which it may point, is silent
         text = shortened(re.sub(r" For details look at .* report!", "", reason(error)))
-        raise DataError(f"{folder}: transformers cannot load it for {what} ({text})") from error
+        raise DataError(f"{folder}: transformers cannot load it for {task} ({text})") from error
 
 
 def _require_trained(folder: Path, report: Mapping[str, Any]) -> None:

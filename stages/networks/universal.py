@@ -90,7 +90,8 @@ def hf_teacher(folder: Path, *, trusted: bool, weights: bool = True) -> HfSegmen
     require_trusted_code(folder, trusted=trusted)
     if not _is_universal(folder):
         return hf_segmentation(folder, weights=weights, trusted=trusted)
-    model, config = hf_universal(folder, weights=weights, trusted=trusted)
+    model = hf_universal(folder, weights=weights, trusted=trusted)
+    config: Any = model.config
     fixed = Fixed()
     if config.model_type == "eomt":
         # it numbers its patches, so that another shape of as many would be wrong in silence

@@ -356,6 +356,6 @@ def test_a_pyramid_of_pools_takes_images_of_any_size(tmp_path):
     file = tmp_path / "pyramid.onnx"
     network = Pyramid().eval()
     write_onnx(network, file, torch.zeros(2, 3, 96, 128), {"classes": "[]"})
-    again = onnx_network(file, {}, torch.device("cpu"), 1)
+    again = onnx_network(file, torch.device("cpu"), 1)
     exporting.require_same(exporting.Student(network, 1, None), again, file)
     assert "forward" not in vars(network.pools[1])  # the student's own is as it was

@@ -7,7 +7,6 @@ import torch
 
 from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
-from ensdistill.stages.networks.folders import onnx_data_files
 from ensdistill.stages.networks.state_dicts import load_weights
 from ensdistill.stages.networks.students import hf_segmentation
 from ensdistill.stages.networks.universal import hf_teacher
@@ -80,8 +79,7 @@ def load(kind, folder, there):
     pytest.importorskip("onnxruntime")
     from ensdistill.stages.networks.onnx import onnx_network
 
-    data = {p.name: p for p in onnx_data_files(there / "n.onnx")}
-    return onnx_network(there / "n.onnx", data, CPU, 1)
+    return onnx_network(there / "n.onnx", CPU, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

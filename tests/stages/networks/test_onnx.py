@@ -23,7 +23,7 @@ IMAGES = ("N", 3, "H", "W")
 
 
 def load(file, threads=1):
-    return onnx_network(file, {p.name: p for p in onnx_data_files(file)}, CPU, threads)
+    return onnx_network(file, CPU, threads)
 
 
 def scores(network, images):
@@ -307,7 +307,7 @@ def test_cuda_is_never_replaced_by_the_cpu_in_silence(tmp_path, monkeypatch):
     file = save(tmp_path / "n.onnx", weights=[internal()])
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(DataError, match=r"cannot run on cuda:0.*onnxruntime-gpu"):
-            onnx_network(file, {}, torch.device("cuda:0"), None)
+            onnx_network(file, torch.device("cuda:0"), None)
     # built for CUDA, but without its libraries: the session comes up without it
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
@@ -319,7 +319,7 @@ def test_cuda_is_never_replaced_by_the_cpu_in_silence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(DataError, match=r"cannot run on cuda:1 .*only with CPUExecutionProvider"):
-        onnx_network(file, {}, torch.device("cuda:1"), None)
+        onnx_network(file, torch.device("cuda:1"), None)
 
 
 def test_a_network_that_fails_says_on_which_images(tmp_path):
@@ -344,7 +344,7 @@ def test_cuda_answers_as_the_cpu_does(tmp_path):
         pytest.skip("needs onnxruntime-gpu")
     file = save(tmp_path / "n.onnx", weights=[internal()])
     images = torch.randn(2, 3, 32, 48)
-    answer = scores(onnx_network(file, {}, torch.device("cuda:0"), None), images.cuda())
+    answer = scores(onnx_network(file, torch.device("cuda:0"), None), images.cuda())
     assert answer.is_cuda
     torch.testing.assert_close(answer.cpu(), scores(load(file), images), atol=1e-2, rtol=0)
 

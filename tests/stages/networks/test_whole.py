@@ -18,7 +18,7 @@ from ensdistill.stages.checks import doctor
 from ensdistill.stages.checks.importing import confidence_grey
 from ensdistill.stages.graph import load
 from ensdistill.stages.networks.exported import exported_network, torchscript_network
-from ensdistill.stages.networks.folders import network_classes, onnx_data_files
+from ensdistill.stages.networks.folders import network_classes
 from ensdistill.stages.networks.onnx import onnx_network
 from ensdistill.stages.networks.state_dicts import load_weights, read_tensors
 from ensdistill.stages.networks.students import Tiny
@@ -41,7 +41,7 @@ def load_tiny(file):
 
 
 def load_onnx(file):
-    onnx_network(file, {p.name: p for p in onnx_data_files(file)}, CPU, 1)
+    onnx_network(file, CPU, 1)
 
 
 def save_onnx(file, *, beside=False):
