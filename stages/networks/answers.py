@@ -246,30 +246,25 @@ class Reading:
         return f"the network returned {there}; expected {self._expected}{more}"
 
 
-def tensors_in(answer: object, name: str = "") -> list[Named]:
+def tensors_in(answer: object, name: str = "", above: tuple[int, ...] = ()) -> list[Named]:
     """Return the tensors of an answer with their names: ``out``, ``1``, or within others ``1/0``.
 
-    Mappings, sequences, dataclasses and plain objects are looked through.
-
-    Parameters
-    ----------
-    answer : object
-        What a network returned. A tensor by itself has the name of the answer.
-    name : str
-        The answer's own.
+    Mappings, sequences, dataclasses and plain objects are looked through. A tensor by itself has
+    the `name` of the answer; `above` are the containers that it is in.
     """
-    return list(_tensors_in(answer, name, ()))
+    if isinstance(answer, Tensor):
+        return [(name, answer)]
+    if id(answer) in above:  # it holds itself
+        return []
+    inside, above = _parts(answer), (*above, id(answer))
+    named = [(f"{name}/{part}" if name else part, inner) for part, inner in inside]
+    return [found for part, inner in named for found in tensors_in(inner, part, above)]
 
 
 def probabilities(scores: Tensor, total: float = 1.0) -> str | None:
     """Return why (N, C, h, w) scores look like probabilities, None if they do not.
 
-    Parameters
-    ----------
-    scores : Tensor
-        Of some pixel and class.
-    total : float
-        What probabilities would sum to, where several outputs are summed.
+    Of some pixel and class; `total` is what probabilities would sum to, where outputs are summed.
     """
     low, high = scores.amin().item(), scores.amax().item()
     if low < 0 or not 0 < high <= total:
@@ -282,10 +277,7 @@ def probabilities(scores: Tensor, total: float = 1.0) -> str | None:
 def misshapen(found: tuple[int, int], seen: tuple[int, int]) -> str | None:
     """Return why an answer may not lie over its image, None if nothing tells.
 
-    Parameters
-    ----------
-    found, seen : (int, int)
-        Height and width of the answer and of the image that the network saw.
+    Both are height and width, of the answer and of the image that the network saw.
     """
     if _covers(found, seen):
         return None
@@ -343,14 +335,6 @@ def joined(answers: Sequence[Any]) -> Any:
     return {name: joined([of[name] for of in parts]) for name in parts[0]}
 
 
-def _tensors_in(found: object, name: str, above: tuple[int, ...]) -> Iterator[Named]:
-    if isinstance(found, Tensor):
-        yield name, found
-    elif id(found) not in above:  # it may hold itself
-        for part, inner in _parts(found):
-            yield from _tensors_in(inner, f"{name}/{part}" if name else part, (*above, id(found)))
-
-
 def _parts(found: object) -> list[tuple[str, Any]]:
     """Return what a container holds, with names; nothing of what is none."""
     if isinstance(found, Mapping):
@@ -368,10 +352,7 @@ def _parts(found: object) -> list[tuple[str, Any]]:
 def _part(answer: object, name: str) -> Any:
     """Return a part of an answer by its name, else by its position.
 
-    Raises
-    ------
-    DataError
-        If there is none; it lists what there is.
+    DataError if there is none; it lists what there is.
     """
     found = list(_parts_called(answer, name))
     if not found:

@@ -32,11 +32,6 @@ def build_from_code(factory: Factory) -> nn.Module:
     Its modules are imported anew from their sources, in their own folder. They stay importable, as
     a network may import more when it runs, until the next call.
 
-    Parameters
-    ----------
-    factory : Factory
-        The function, where its modules are, and its arguments.
-
     Raises
     ------
     DataError
@@ -59,13 +54,7 @@ def build_from_code(factory: Factory) -> nn.Module:
 
 
 def require_module(found: object, function: str) -> nn.Module:
-    """Return what a user's function returned.
-
-    Raises
-    ------
-    DataError
-        If it is no network.
-    """
+    """Return what a user's function returned; DataError if it is no network."""
     if not isinstance(found, nn.Module):
         raise DataError(
             f"{function} returned {type(found).__name__}; expected a torch.nn.Module from "

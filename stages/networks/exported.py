@@ -26,16 +26,7 @@ from ensdistill.stages.networks.whole import require_whole
 class Program(nn.Module):
     """A network that is what it was when it was written: training or evaluating is decided.
 
-    Parameters
-    ----------
-    program : nn.Module
-        From images to whatever it answers.
-    file : Path
-        Where it is from, for errors.
-    fixed : Fixed
-        The sizes it was written for.
-    dtype : torch.dtype
-        Of the images it takes.
+    It answers with `program` to images of the sizes and type that it was written for.
     """
 
     def __init__(
@@ -65,19 +56,7 @@ class Program(nn.Module):
 
 
 def exported_network(file: Path, device: torch.device) -> Program:
-    """Load what `torch.export.save` wrote. The file can run any code.
-
-    Parameters
-    ----------
-    file : Path
-        A ``.pt2`` of a network that takes images.
-    device : torch.device
-        Where it is to run; also what was written for another one.
-
-    Returns
-    -------
-    Program
-        (N, 3, H, W) float32 to whatever it answers.
+    """Load what `torch.export.save` wrote, also for another device. The file can run any code.
 
     Raises
     ------
@@ -125,25 +104,7 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
 
 
 def torchscript_network(file: Path, device: torch.device) -> Program:
-    """Load what `torch.jit.save` wrote. The file is a program of its own.
-
-    Parameters
-    ----------
-    file : Path
-        Of a network that takes images.
-    device : torch.device
-        Where it is to run.
-
-    Returns
-    -------
-    Program
-        (N, 3, H, W) float32 to whatever it answers.
-
-    Raises
-    ------
-    DataError
-        If it is no such file.
-    """
+    """Load what `torch.jit.save` wrote; DataError if the file is no such program."""
     require_whole(file)
     try:
         with warnings.catch_warnings():

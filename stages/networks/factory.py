@@ -48,14 +48,7 @@ _warned: Counter[Warned] = Counter()  # of a network's process, since its last a
 class FactoryNetwork:
     """A frozen network in another process (see `frozen.FrozenNetwork`).
 
-    Parameters
-    ----------
-    factory : Factory
-        What makes it.
-    recipe : mapping
-        The teacher's.
-    local : Running
-        How and where it runs.
+    It is made by `factory`, and run as `recipe` and `local` say.
 
     Attributes
     ----------

@@ -69,18 +69,7 @@ class Fit:
 
 
 def fit(network: nn.Module, tensors: Mapping[str, Tensor], file: Path, way: Way) -> Fit:
-    """Return which tensors of a file are which of the network's.
-
-    Parameters
-    ----------
-    network : nn.Module
-        The network.
-    tensors : mapping
-        Those of the file, by its names (see `state_dicts.read_tensors`).
-    file : Path
-        Where they are from.
-    way : Way
-        How.
+    """Return which tensors of a file (see `state_dicts.read_tensors`) are which of the network's.
 
     Raises
     ------

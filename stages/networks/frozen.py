@@ -72,19 +72,11 @@ class FrozenNetwork:
     Parameters
     ----------
     module : nn.Module
-        (N, 3, H, W) float32 to whatever it answers.
-    preprocessing : Preprocessing
-        What happens to a photograph before.
-    device : torch.device
-        Where it runs.
-    reading : Reading, optional
-        How its answer is to be read.
+        (N, 3, H, W) float32 to whatever it answers, which is read as `reading` says.
     divisor : int
         Images are padded to multiples of it.
     reads : Reads, optional
         Notes the files that it reads; it has seen how the module was made.
-    channels_last : bool
-        How tensors lie in memory.
     workers : int
         Threads that decode photographs.
     about : mapping, optional
@@ -411,18 +403,9 @@ def freeze(
     device: torch.device,
     **runtime: Any,
 ) -> FrozenNetwork:
-    """Return a network to be run as a recipe says.
+    """Return a network to be run as a teacher's recipe says, whose preprocessing holds.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-    declared : mapping
-        The preprocessing that comes with it; the recipe's holds.
-    recipe : mapping
-        A teacher's.
-    device, **runtime
-        See `FrozenNetwork`.
+    What comes with the network is `declared`; `runtime` is for `FrozenNetwork`.
     """
     settings = Preprocessing.from_settings(declared, recipe.get("preprocess", {}))
     reading = Reading.from_recipe(recipe)

@@ -80,21 +80,10 @@ def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[st
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], file: Path, strip: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a file by their plain names.
+    """Return the tensors that `read_tensors` found in a file, by their plain names.
 
-    Parameters
-    ----------
-    tensors : mapping
-        What `read_tensors` returned.
-    file : Path
-        Where they are from.
-    strip : str
-        What the names that count begin with, and lose (see `below`).
-
-    Returns
-    -------
-    dict
-        Without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``).
+    These are without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``), and
+    without what the names that count begin with, if they have to (see `below`).
 
     Raises
     ------
@@ -131,18 +120,8 @@ def load_weights(
     """Load the weights of a frozen network, all of them.
 
     Names are compared without the prefixes of wrappers. Counters of BatchNorm, which evaluation
-    does not read, may be absent.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-    file : Path
-        See `read_tensors`.
-    trusted : bool
-        See `read_tensors`.
-    ignore : sequence of str
-        Patterns (``auxiliary_head.*``) of names that only one of the two has.
+    does not read, may be absent; names that fit patterns (``auxiliary_head.*``) of `ignore` may be
+    in one of the two alone.
 
     Raises
     ------
@@ -199,10 +178,7 @@ def load_weights(
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Load tensors of a file, by a network's own names and in its shapes.
 
-    Raises
-    ------
-    DataError
-        If they are of a kind that cannot be copied, such as sparse ones.
+    DataError if they are of a kind that cannot be copied, such as sparse ones.
     """
     try:
         module.load_state_dict(tensors, strict=False)

@@ -139,16 +139,10 @@ def stream(
 
     Parameters
     ----------
-    network : Seeing
-        The network.
     batches : sequence of sequence of Request
         What runs at once. Without memory for it halves do, from then on.
-    want : str
-        See `Want`.
     pixels : Pixels
-        What reads the photographs.
-    workers : int
-        Threads that do so; at least one.
+        What reads the photographs, in `workers` threads.
     clock : Clock
         Gets the times.
     say : callable

@@ -30,11 +30,6 @@ class Tiny(nn.Module):
 
     Two strided convolutions, then residual ones with dilation 1, 2, 4 and 8;
     (N, 3, H, W) float32 to (N, C, ceil(H / 4), ceil(W / 4)).
-
-    Parameters
-    ----------
-    classes : int
-        C.
     """
 
     def __init__(self, classes: int):
@@ -101,15 +96,6 @@ class Padded(nn.Module):
 
     With zeros, which are the mean pixel after normalisation. Its logits cover the image alone:
     where anything was padded they are resized to the padded image and cut, else left as they are.
-
-    Parameters
-    ----------
-    model : nn.Module
-        (N, 3, H, W) to (N, C, h, w), for H and W that are multiples.
-    divisor : int
-        Of H and W.
-    align_corners : bool
-        How its logits are resized.
     """
 
     def __init__(self, model: nn.Module, divisor: int, *, align_corners: bool = False):
@@ -171,17 +157,13 @@ def build_student(
     architecture : str or mapping
         ``"mobilenetv2-deeplabv3plus"``, ``"tiny"``, or the digests of a transformers folder or of
         a user's code.
-    classes : int
-        Number of output channels.
     folder : Path or None
         The transformers folder: its config, and its weights if there are any (what does not fit
         this number of classes is made anew).
     seed : int
         Seeds torch, and what a user's code may draw from besides.
-    factory : Factory or None
-        The user's code.
     weights : bool
-        Whether to load the weights of a transformers folder.
+        Whether to load those of a transformers folder.
     head : sequence of str, optional
         See `in_head`; of a folder's weights, the head's need not fit.
 
@@ -223,8 +205,6 @@ def hf_segmentation(
 
     Parameters
     ----------
-    folder : Path
-        With ``config.json`` and, for pretrained weights, ``model.safetensors``.
     classes : int or None
         Output channels; None leaves the model as it is.
     weights : bool

@@ -65,26 +65,15 @@ class UniversalSegmentation(HfSegmentation):
 
 
 def hf_teacher(folder: Path, *, trusted: bool, weights: bool = True) -> HfSegmentation:
-    """Load a transformers folder as a teacher.
+    """Load a transformers folder, of a model for semantic or universal segmentation, as a teacher.
 
-    Parameters
-    ----------
-    folder : Path
-        Of a model for semantic or for universal segmentation, with its weights as safetensors.
-    trusted : bool
-        Whether code in the folder may run (`trust: code`).
-    weights : bool
-        Whether its weights are loaded; else they are random.
-
-    Returns
-    -------
-    HfSegmentation
-        (N, 3, H, W) float32 to (N, C, h, w) logits, or scores if it is a `UniversalSegmentation`.
+    It is one from (N, 3, H, W) float32 to (N, C, h, w) logits, or to scores as
+    `UniversalSegmentation`; without `weights` these are random.
 
     Raises
     ------
     DataError
-        If the folder brings code and is not trusted, or transformers cannot make a trained model
+        If the folder brings code and is not `trusted`, or transformers cannot make a trained model
         of it.
     """
     require_trusted_code(folder, trusted=trusted)

@@ -60,10 +60,7 @@ def require_whole(file: Path) -> None:
 def tensor_shapes(file: Path) -> dict[str, list[int]]:
     """Return the shapes of a safetensors file's tensors by name, from its header alone.
 
-    Raises
-    ------
-    DataError
-        If it is no such file, or not all of it.
+    DataError if it is no such file, or not all of it.
     """
     start, size = _start_of(file)
     _require_itself(file)
