@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
@@ -186,29 +187,24 @@ def convert(
 
     progress.start(len(jobs), 0, "images")
     workers = experiment.config.runtime.workers
-    work = _Converting(len(experiment.classes))
+    work = partial(_convert, len(experiment.classes))
     for_each(list(jobs), work, add, workers=workers, progress=progress)
     return counts
 
 
-@dataclass(frozen=True)
-class _Converting:
-    """Makes one PNG; see `convert`."""
-
-    n_classes: int
-
-    def __call__(self, job: _Conversion) -> _Converted:
-        mark = digest([file_digest(job.source), file_digest(job.labels)])
-        if _is_made(job.target, mark):
-            return _Converted(False, 0, 0)
-        labels = read_values(job.labels, palette=False)
-        grey, other = confidence_grey(job.source, labels, job.size, self.n_classes)
-        text = PngImagePlugin.PngInfo()
-        text.add_text(_MARK, mark)
-        content = io.BytesIO()
-        Image.fromarray(grey).save(content, "PNG", pnginfo=text)
-        atomic.write_bytes(job.target, content.getvalue(), sync=False)
-        return _Converted(True, int(np.count_nonzero(labels != IGNORE_INDEX)), other)
+def _convert(n_classes: int, job: _Conversion) -> _Converted:
+    """Make one PNG; see `convert`."""
+    mark = digest([file_digest(job.source), file_digest(job.labels)])
+    if _is_made(job.target, mark):
+        return _Converted(False, 0, 0)
+    labels = read_values(job.labels, palette=False)
+    grey, other = confidence_grey(job.source, labels, job.size, n_classes)
+    text = PngImagePlugin.PngInfo()
+    text.add_text(_MARK, mark)
+    content = io.BytesIO()
+    Image.fromarray(grey).save(content, "PNG", pnginfo=text)
+    atomic.write_bytes(job.target, content.getvalue(), sync=False)
+    return _Converted(True, int(np.count_nonzero(labels != IGNORE_INDEX)), other)
 
 
 def _is_made(target: Path, mark: str) -> bool:

@@ -67,7 +67,7 @@ class FactoryNetwork:
         # compiled files go by date and size: those of other code may pass for this code's
         self._compiled = tempfile.TemporaryDirectory()
         compiled = f"pycache_prefix={self._compiled.name}"
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", compiled, "-m", __spec__.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -76,6 +76,8 @@ class FactoryNetwork:
             env=environment,
             start_new_session=True,  # an interrupt is for us; it ends when we do
         )
+        assert process.stdin is not None and process.stdout is not None
+        self._requests, self._answers = process.stdin, process.stdout
         self._words: deque[str] = deque(maxlen=_WORDS)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -120,10 +122,9 @@ class FactoryNetwork:
     def close(self) -> None:
         """End the process."""
         self._process.terminate()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        for pipe in (self._requests, self._answers):
+            with suppress(BrokenPipeError):
+                pipe.close()
         self._process.wait()
         self._listener.join(_LATE)
         self._compiled.cleanup()
@@ -141,24 +142,21 @@ class FactoryNetwork:
                     sys.stderr.write(f"{text}\n")
 
     def _array(self, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
-        assert self._process.stdout is not None
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        content = self._process.stdout.read(size)
+        content = self._answers.read(size)
         if len(content) != size:
             raise self._ended()
         return np.frombuffer(content, dtype).reshape(shape)
 
     def _tell(self, request: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
         except BrokenPipeError:
             raise self._ended() from None
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)

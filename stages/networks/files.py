@@ -127,9 +127,10 @@ def hash_code(source: Source, digest: DigestOf) -> Hashed:
     if gone:
         raise DataError(f"{where}.files.{gone[0]} is no file")
     code = _code_below(root)
+    own = {os.path.realpath(module) for module in code}
     for key, text in _texts(dict(source.kwargs)):
         path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
-        if os.path.isfile(path) and not _is_among(path, code):  # noqa: PTH113
+        if os.path.isfile(path) and os.path.realpath(path) not in own:  # noqa: PTH113
             raise DataError(
                 f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
                 "the network's key; give it in `files`, whose paths the function gets by name"
@@ -163,10 +164,6 @@ def _code_below(root: Path) -> list[Path]:
         folders[:] = [f for f in folders if not f.startswith(".") and f != "__pycache__"]
         found += [Path(parent) / name for name in names if name.endswith((".py", ".so"))]
     return sorted(found)
-
-
-def _is_among(path: str, files: Sequence[Path]) -> bool:
-    return os.path.realpath(path) in map(os.path.realpath, files)
 
 
 def _texts(content: Json, key: str = "") -> Iterator[tuple[str, str]]:

@@ -261,12 +261,8 @@ class FrozenNetwork:
 class _Answer(nn.Module):
     """A network of which one tensor is read, whatever it answers.
 
-    Attributes
-    ----------
-    taken : str or None
-        What was taken of its first answer, where the experiment says which.
-    remarks : list of str
-        What there is to say after its first answer.
+    After its first answer `taken` is what was taken of it, where the experiment says which, and
+    `remarks` what there is to say.
     """
 
     def __init__(
@@ -284,17 +280,15 @@ class _Answer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return what `Reading.read` does."""
         with (self._reads if self._new else None) or nullcontext():
-            answer = self._ask(images)
+            if self._reading.take is not None and isinstance(self.module, HfSegmentation):
+                answer = self.module.answer(images)
+            else:
+                answer = self.module(images)
         found = self._reading.read(answer, len(images), align_corners=self._align_corners)
         if self._new:
             self._new = False
             self._look(answer, found, images)
         return found
-
-    def _ask(self, images: Tensor) -> Any:
-        if self._reading.take is not None and isinstance(self.module, HfSegmentation):
-            return self.module.answer(images)
-        return self.module(images)
 
     def _look(self, answer: Any, found: Tensor, images: Tensor) -> None:
         if self._reading.take is not None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from ensdistill.stages.networks.state_dicts import some_of
@@ -97,12 +96,7 @@ class Reads:
         _noting.append(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Note nothing more."""
         _noting.remove(self)
         self._patched.close()

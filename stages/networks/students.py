@@ -105,7 +105,7 @@ class Padded(nn.Module):
         self._align_corners = align_corners
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
+        """Return (N, C, H, W) logits; (N, C, h, w) as they are where nothing was padded."""
         height, width = images.shape[-2:]
         bottom, right = -height % self.divisor, -width % self.divisor
         if not bottom and not right:
