@@ -118,14 +118,10 @@ def try_networks(
 class _Show(NamedTuple):
     """Images for a network, in the order in which it sees them.
 
-    Attributes
-    ----------
-    batch : list of Picture
-        The first training image, and others of its size that are seen with it at once.
-    alone : list of Picture
-        Of all images that were checked the smallest, one of a middling and one of the largest size:
-        what a network takes, and whether there is memory for it, depends on that. Then other
-        training images, spread evenly.
+    Those of the batch, the first training image and others of its size, are seen at once; alone, of
+    all images that were checked, the smallest, one of a middling and one of the largest size: what
+    a network takes, and whether there is memory for it, depends on that. Then other training
+    images, spread evenly.
     """
 
     batch: list[Picture]

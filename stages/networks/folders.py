@@ -303,15 +303,10 @@ def _require_regular(folder: Path) -> None:
 
 
 def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config of transformers that names files which are not those beside it.
+    """Refuse, with DataError, a config of transformers that names files other than those beside it.
 
     And one with numbers that no network of this world has, of which a library would build layers,
     or fill memory, without end. `path` is the JSON file that it is from.
-
-    Raises
-    ------
-    DataError
-        If it does.
     """
     for key, number in _leaves(config):
         most = _MOST_LAYERS if _LAYERS.search(key) else _MOST

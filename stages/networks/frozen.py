@@ -34,12 +34,7 @@ from ensdistill.stages.functional.unify import (
 )
 from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.answers import Reading, misshapen
-from ensdistill.stages.networks.folders import (
-    DESCRIBED,
-    NETWORK,
-    read_description,
-    require_no_code,
-)
+from ensdistill.stages.networks.folders import DESCRIBED, NETWORK, read_description, require_no_code
 from ensdistill.stages.networks.foreign import device_failure, reason
 from ensdistill.stages.networks.onnx import OnnxNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -155,14 +150,8 @@ class FrozenNetwork:
     ) -> list[Unified]:
         """Return labels, and how sure they are, of photographs of one size, on the device.
 
-        Parameters
-        ----------
-        size : (int, int)
-            Height and width of the photographs.
-        inputs : sequence of (N, 3, h, w) uint8
-            All of them as the network sees them: one tensor for each of the scales.
-        confidence : bool
-            Whether confidences are wanted.
+        `size` is theirs, height and width; `inputs` are all of them as the network sees them, one
+        (N, 3, h, w) uint8 tensor for each of the scales.
         """
         if self.reading.output == "ids":
             return [

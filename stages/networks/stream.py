@@ -194,11 +194,7 @@ def _decode(network: Seeing, pixels: Pixels, request: Request) -> _Decoded:
 
 
 def _launch(
-    network: Seeing,
-    batch: list[_Decoded],
-    want: Want,
-    clock: Clock,
-    say: Callable[[str], object],
+    network: Seeing, batch: list[_Decoded], want: Want, clock: Clock, say: Callable[[str], object]
 ) -> list[_Launched]:
     """Let the network run over a batch, in as many parts as sizes and memory ask for."""
     launched = []

@@ -24,16 +24,8 @@ class UniversalSegmentation(HfSegmentation):
     there, without the class of no object (Cheng, Schwing, Kirillov, "Per-Pixel Classification is
     Not All You Need for Semantic Segmentation", NeurIPS 2021, section 3.4: semantic inference).
 
-    Parameters
-    ----------
-    model : nn.Module
-        Mask2Former, MaskFormer, OneFormer, EoMT or DETR of transformers.
-    fixed : Fixed
-        The sizes that it takes.
-    folder : Path
-        Where it is from, for errors.
-    task : Tensor or None
-        The (1, L) int64 tokens of the task, for OneFormer.
+    It is Mask2Former, MaskFormer, OneFormer, EoMT or DETR of transformers, which takes images of
+    `fixed` sizes; OneFormer takes the (1, L) int64 tokens of its task, too.
     """
 
     #: sums of probabilities, not logits: no softmax belongs on them
