@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+from ensdistill.stages.networks.foreign import Fixed, refusing, run_as_fixed
 from ensdistill.stages.networks.whole import require_whole
 
 
@@ -64,15 +64,11 @@ def exported_network(file: Path, device: torch.device) -> Program:
         If it is no such file, takes something else than images, or was written in training mode.
     """
     require_whole(file)
-    try:
-        with _silent(logging.getLogger("torch.export")):
-            program = move_to_device_pass(torch.export.load(file), device)
+    remedy = "; expected what `torch.export.save` writes"
+    silent = _silent(logging.getLogger("torch.export"))
+    with silent, refusing(f"{file} holds no exported program", remedy):
+        program = move_to_device_pass(torch.export.load(file), device)
         module = program.module()
-    except Exception as error:
-        raise DataError(
-            f"{file} holds no exported program ({reason(error)}); expected what "
-            "`torch.export.save` writes"
-        ) from error
     for name in _training(program):
         raise DataError(
             f"{file} was exported in training mode: its {name} answers differently every time; "
@@ -106,15 +102,11 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
 def torchscript_network(file: Path, device: torch.device) -> Program:
     """Load what `torch.jit.save` wrote; DataError if the file is no such program."""
     require_whole(file)
-    try:
-        with warnings.catch_warnings():
-            # the file is there, whatever torch would rather have been given
-            warnings.filterwarnings("ignore", ".torch.jit.load. is", DeprecationWarning)
-            module = torch.jit.load(file, map_location=device)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise DataError(
-            f"{file} holds no TorchScript ({reason(error)}); expected what `torch.jit.save` writes"
-        ) from error
+    remedy = "; expected what `torch.jit.save` writes"
+    with warnings.catch_warnings(), refusing(f"{file} holds no TorchScript", remedy):
+        # the file is there, whatever torch would rather have been given
+        warnings.filterwarnings("ignore", ".torch.jit.load. is", DeprecationWarning)
+        module = torch.jit.load(file, map_location=device)  # type: ignore[no-untyped-call]
     return _Script(module.eval(), file)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.stages.networks.answers import joined
 
 _OF_DEVICE: Final = re.compile("(CUDA|cuDNN|HIP) error.*")
@@ -49,6 +49,17 @@ def device_failure(error: Exception) -> str | None:
         "environment variable CUDA_LAUNCH_BLOCKING=1, `ensdistill -v` shows where; an index out "
         "of range, which is the usual cause, is named on the CPU: `runtime: {device: cpu}`"
     )
+
+
+@contextmanager
+def refusing(what: str, remedy: str = "") -> Iterator[None]:
+    """Raise what another library raises meanwhile as a `DataError`: what is wrong, and why."""
+    try:
+        yield
+    except EnsdistillError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} ({reason(error)}){remedy}") from error
 
 
 @contextmanager

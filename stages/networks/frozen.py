@@ -35,7 +35,7 @@ from ensdistill.stages.functional.unify import (
 from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.answers import Reading, misshapen
 from ensdistill.stages.networks.folders import DESCRIBED, NETWORK, read_description, require_no_code
-from ensdistill.stages.networks.foreign import device_failure, reason
+from ensdistill.stages.networks.foreign import device_failure, reason, refusing
 from ensdistill.stages.networks.onnx import OnnxNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.reads import Reads
@@ -410,21 +410,12 @@ def load_student(folder: Path, recipe: Mapping[str, Any], local: Running) -> Loa
             f"{folder}: the network has {len(description['classes'])} classes, the declared table "
             f"{len(expected)}; declare the teacher's own `classes:`"
         )
-    try:
+    # of transformers, of a config of the wrong form
+    with refusing(f"{folder / NETWORK}: no network can be built of its `architecture`"):
         module = _build(description, local.factory)
-    except EnsdistillError:
-        raise
-    except Exception as error:  # of transformers, of a config of the wrong form
-        raise DataError(
-            f"{folder / NETWORK}: no network can be built of its `architecture` ({reason(error)})"
-        ) from error
     require_whole(folder / WEIGHTS)
-    try:
+    with refusing(f"{folder / WEIGHTS}: holds no weights of this network"):
         module.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:
-        raise DataError(
-            f"{folder / WEIGHTS}: holds no weights of this network ({reason(error)})"
-        ) from error
     return module, description["preprocessing"]
 
 

@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import read_regular
 from ensdistill.stages.networks.folders import onnx_data_files
-from ensdistill.stages.networks.foreign import Fixed, reason, run_as_fixed
+from ensdistill.stages.networks.foreign import Fixed, reason, refusing, run_as_fixed
 from ensdistill.stages.networks.whole import require_whole
 
 _IMAGES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -113,7 +113,7 @@ def onnx_network(file: Path, device: torch.device, threads: int | None) -> OnnxN
         options.inter_op_num_threads = 1
     require_whole(file)
     data = {p.name: p for p in onnx_data_files(file)}
-    try:
+    with refusing(f"{file} is no model that onnxruntime can run"):
         content = read_regular(file)
         model = onnx.load_model_from_string(content)
         used = _data_of(file, model, data)
@@ -131,10 +131,6 @@ def onnx_network(file: Path, device: torch.device, threads: int | None) -> OnnxN
         )
         _require_images(file, session.get_inputs())
         network = OnnxNetwork(session, device, file)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{file} is no model that onnxruntime can run ({reason(error)})") from error
     session.disable_fallback()
     if device.type == "cuda":
         _require_cuda(file, device, session.get_providers())

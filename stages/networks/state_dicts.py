@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.stages.networks.foreign import reason
+from ensdistill.stages.networks.foreign import reason, refusing
 from ensdistill.stages.networks.students import HfSegmentation, named_as_in, plain_name
 from ensdistill.stages.networks.whole import require_whole
 
@@ -180,10 +180,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> N
 
     DataError if they are of a kind that cannot be copied, such as sparse ones.
     """
-    try:
+    with refusing(f"{file} holds tensors that cannot be loaded"):
         module.load_state_dict(tensors, strict=False)
-    except Exception as error:
-        raise DataError(f"{file} holds tensors that cannot be loaded ({reason(error)})") from error
 
 
 def _code_in(file: Path, error: pickle.UnpicklingError) -> list[str]:
