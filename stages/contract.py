@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -35,7 +35,17 @@ class Recipe:
 
     def to_json(self) -> dict[str, Json]:
         """Return it as it is hashed."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Json:
+    """Return a value in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(of) for key, of in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(of) for of in value]
+    plain: Json = value.to_json() if isinstance(value, Result) else value
+    return plain
 
 
 @dataclass(frozen=True)

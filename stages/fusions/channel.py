@@ -38,15 +38,10 @@ class ByOwner(Fused):
 
     def to_json(self) -> dict[str, Json]:
         """Return it as it is hashed: however its policy was chosen."""
-        recipe: dict[str, Json] = {
-            "method": CHANNEL.name,
-            "classes": list(self.classes),
-            "owner": dict(self.owner),
-            "window": self.window,
-            "conflict": self.conflict,
-            "holes": self.holes,
-        }
-        return recipe if self.certainty is None else recipe | {"certainty": dict(self.certainty)}
+        recipe = super().to_json() | {"method": CHANNEL.name}
+        if self.certainty is None:
+            del recipe["certainty"]
+        return recipe
 
 
 def _fuser(recipe: Fused, model: LabelModel | None) -> Fuser:

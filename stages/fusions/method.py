@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ensdistill.pipeline.fingerprint import Json
-from ensdistill.stages.contract import OfClasses
+from ensdistill.stages.contract import Recipe
 
 if TYPE_CHECKING:
     from ensdistill.data.decoding import UInt8
@@ -19,20 +18,11 @@ Fuser: TypeAlias = "Callable[[UInt8], tuple[UInt8, FusionCounts | None]]"
 
 
 @dataclass(frozen=True)
-class Fused(OfClasses):
-    """What decides how label maps are fused: the method, and the classes.
-
-    Attributes
-    ----------
-    method : str
-        Its name.
-    """
+class Fused(Recipe):
+    """What decides how label maps are fused: the name of the method, and the classes."""
 
     method: str
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"method": self.method, "classes": list(self.classes)}
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Final
 
 from pydantic import ConfigDict
 
-from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Count, Counts, OfClasses, Record, Result
 from ensdistill.stages.local import Local
@@ -91,10 +90,6 @@ class Recipe(OfClasses):
 
     versions: Mapping[str, int]
     fit: str
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"classes": list(self.classes), "versions": dict(self.versions), "fit": self.fit}
 
 
 def ablation_id(split: str) -> NodeId:

@@ -5,12 +5,10 @@ A node of its own, so that label maps stay fresh.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import Recipe, Settings
+from ensdistill.stages.contract import Settings
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.nodes.given import INFER, Given, also_of
@@ -19,15 +17,6 @@ from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
 from ensdistill.stages.nodes.stage import Stage
 
 STAGE: Final = Stage("confidence", 1, Scores, ScoreMap)
-
-
-@dataclass(frozen=True)
-class FromFiles(Recipe):
-    """Nothing but the files changes what is read from PNGs."""
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"source": "labels"}
 
 
 def confidence_id(teacher: str) -> NodeId:
@@ -39,7 +28,7 @@ def node(given: Given, teacher: Teacher) -> Node:
     """How sure a teacher is, read from PNGs or seen by its network."""
     from_files = teacher.confidence is not None
 
-    def plan(upstream: Upstream) -> Work[FromFiles, LabelFiles] | Work[Settings, Running]:
+    def plan(upstream: Upstream) -> Work[Settings, LabelFiles] | Work[Settings, Running]:
         return (_from_files if from_files else by_network)(given, teacher, upstream)
 
     return STAGE.node(
@@ -64,13 +53,13 @@ def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Setti
     )
 
 
-def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[FromFiles, LabelFiles]:
+def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Settings, LabelFiles]:
     assert teacher.confidence is not None
     folder = teacher.confidence[TRAIN]
     where = f"teachers[{teacher.name}].confidence.{TRAIN}"
     pngs, digests = given.pngs(folder, TRAIN, where, upstream)
     return Work(
-        FromFiles(),
+        Settings({"source": "labels"}),  # nothing but the files changes what is read
         items=also_of(given.items(TRAIN, upstream), "confidence", digests),
         local=LabelFiles(
             **vars(given.local(TRAIN, upstream, dict(zip(pngs.values(), digests, strict=True)))),

@@ -11,7 +11,6 @@ from ensdistill.stages.contract import Settings
 from ensdistill.stages.labelmaps import LabelMapsDraft, LabelWriter, Place, image_sizes
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.kinds import open_network
-from ensdistill.stages.nodes.confidence.plan import FromFiles
 from ensdistill.stages.nodes.keeping import keep, mean_of, write_scores
 from ensdistill.stages.nodes.reading import file_of
 from ensdistill.stages.nodes.scores import Scores
@@ -28,7 +27,7 @@ class _Reading:
         return write_scores(self.write, place, read_confidence(file, place.size, sha256))
 
 
-def from_files(job: Job[FromFiles, LabelFiles]) -> Scores:
+def from_files(job: Job[Settings, LabelFiles]) -> Scores:
     """Read how sure a teacher is from PNGs."""
     local, maps = job.work.local, LabelMapsDraft(job, image_sizes(job))
     maps.fill(job, lambda place: file_of(local, place), _Reading(maps.write))

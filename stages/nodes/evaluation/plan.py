@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Counts, OfClasses, Result
 from ensdistill.stages.fusions import METHODS, FusionMethod, method_called
@@ -55,12 +54,7 @@ STAGE: Final = Stage("evaluation", 1, Evaluated)
 class Recipe(OfClasses):
     """What decides scores: subset to the classes whose mean is one of them."""
 
-    subsets: Mapping[str, tuple[str, ...]]
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        subsets: Json = {name: list(members) for name, members in self.subsets.items()}
-        return {"classes": list(self.classes), "subsets": subsets}
+    subsets: Mapping[str, Sequence[str]]
 
 
 class Role(str):
@@ -188,7 +182,7 @@ def _node(given: Given, split: str, found: Sequence[Scored], *, beside: bool = F
 
     def plan(upstream: Upstream) -> Work[Recipe, Local]:
         return Work(
-            Recipe(table.classes, {name: tuple(of) for name, of in table.subsets.items()}),
+            Recipe(table.classes, table.subsets),
             uses=uses,
             local=given.local(split, upstream),
         )

@@ -62,7 +62,7 @@ def node(
     model = model_id(given.experiment, split) if method.needs_model else None
 
     def plan(upstream: Upstream) -> Work[Fused, Local]:
-        recipe = Fused(given.classes, method.name)
+        recipe = Fused(method.name, given.classes)
         # by name, for ties and for the model's teachers: the order is part of it
         uses = numbered("teacher", maps)
         if policy is not None:
@@ -102,8 +102,8 @@ def _by_owner(
     owner = {c: chosen.teacher[c] for c in given.classes}
     used = list(dict.fromkeys(prints[t] for t in owner.values() if t is not None))
     recipe = ByOwner(
-        given.classes,
         method.name,
+        given.classes,
         owner={c: None if t is None else used.index(prints[t]) for c, t in owner.items()},
         window=settings.window,
         conflict=settings.conflict,

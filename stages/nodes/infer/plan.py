@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ensdistill.data.classes import to_target_ids
 from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import Labelled, LabelMap, OfClasses
+from ensdistill.stages.contract import Labelled, LabelMap, Recipe
 from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Training
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.files import Hashed
@@ -29,47 +29,26 @@ STAGE: Final = Stage("infer", 1, Labelled, LabelMap)
 
 
 @dataclass(frozen=True)
-class FromFiles(OfClasses):
-    """What decides which labels are read from PNGs.
-
-    Attributes
-    ----------
-    map : mapping
-        The teacher's class to one of the experiment's, or None.
-    ids : str
-        How the PNGs are encoded.
-    values : mapping
-        Raw value to train id or 255.
-    """
+class _Mapped(Recipe):
+    """What decides labels: a teacher's class to one of the experiment's, or None."""
 
     map: Mapping[str, str | None]
-    ids: str
-    values: Mapping[int, int]
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {
-            "map": dict(self.map),
-            "classes": list(self.classes),
-            "source": "labels",
-            "ids": self.ids,
-            "values": {str(raw): goal for raw, goal in self.values.items()},
-        }
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ByNetwork(OfClasses):
-    """What decides which labels a network gives.
+class FromFiles(_Mapped):
+    """The same of PNGs: how they are encoded, and each raw value's train id or 255."""
 
-    Attributes
-    ----------
-    map : mapping
-        The network's class to one of the experiment's, or None.
-    network : mapping
-        What decides what it says of an image.
-    """
+    source: str = field(default="labels", init=False)
+    ids: str
+    values: Mapping[int, int]
 
-    map: Mapping[str, str | None]
+
+@dataclass(frozen=True)
+class ByNetwork(_Mapped):
+    """The same of a network, and what decides what that says of an image."""
+
     network: Mapping[str, Json]
 
     def to_json(self) -> dict[str, Json]:
@@ -116,7 +95,7 @@ def of_trained(given: Given, node_id: NodeId, trained: NodeId, split: str) -> No
 
     def plan(upstream: Upstream) -> Work[ByNetwork, Running]:
         return Work(
-            ByNetwork(given.classes, {c: c for c in given.classes}, {"source": "student"}),
+            ByNetwork({c: c for c in given.classes}, given.classes, {"source": "student"}),
             uses={"network": trained},
             items=given.items(split, upstream),
             local=running(
@@ -184,7 +163,7 @@ def _from_files(
     where = f"teachers[{teacher.name}].labels.{split}"
     pngs, digests = given.pngs(teacher.labels[split], split, where, upstream)
     return Work(
-        FromFiles(given.classes, mapping, teacher.ids, dict(sorted(legal.items()))),
+        FromFiles(mapping, given.classes, teacher.ids, dict(sorted(legal.items()))),
         items=also_of(given.items(split, upstream), "prediction", digests),
         local=LabelFiles(
             **vars(given.local(split, upstream, dict(zip(pngs.values(), digests, strict=True)))),
@@ -203,7 +182,7 @@ def _by_network(
     local = network_local(given, teacher, split, upstream)
     mapping = given.experiment.teacher_map(teacher)
     return Work(
-        ByNetwork(given.classes, mapping, network_of(given, teacher)),
+        ByNetwork(mapping, given.classes, network_of(given, teacher)),
         items=given.items(split, upstream),
         local=local,
         runtime=given.runtime() | {"folder": str(local.network)},

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import ByClass, OfClasses, Result
+from ensdistill.stages.contract import ByClass, Recipe, Result
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions import FusionMethod
 from ensdistill.stages.local import Local
@@ -46,20 +45,10 @@ STAGE: Final = Stage("policy", 1, Policy)
 
 
 @dataclass(frozen=True)
-class Strategy(OfClasses):
-    """What decides a policy: here the ground truth of a split alone, which is an input.
-
-    Attributes
-    ----------
-    strategy : str
-        What it is chosen by.
-    """
+class Strategy(Recipe):
+    """What decides a policy: what it is chosen by."""
 
     strategy: str
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"strategy": self.strategy, "classes": list(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -68,25 +57,23 @@ class Assigned(Strategy):
 
     assign: Mapping[str, str | None]
 
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"strategy": self.strategy, "assign": dict(self.assign)}
+
+@dataclass(frozen=True)
+class ByScore(Strategy):
+    """A policy by scores of each class: here of the ground truth of a split, which is an input."""
+
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ByReliability(Strategy):
+class ByReliability(ByScore):
     """A policy by the IoU that the label model expects: teacher to that of each class."""
 
     reliability: Mapping[str, list[float | None]]
 
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        reliability: Json = {teacher: list(of) for teacher, of in self.reliability.items()}
-        return super().to_json() | {"reliability": reliability}
-
 
 @dataclass(frozen=True)
-class ByCertainty(Strategy):
+class ByCertainty(ByScore):
     """A policy by the probes' certainty.
 
     Attributes
@@ -99,11 +86,6 @@ class ByCertainty(Strategy):
 
     min_support: float
     evidence: Mapping[str, Certainty]
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        evidence: Json = {t: found.to_json() for t, found in self.evidence.items()}
-        return super().to_json() | {"min_support": self.min_support, "evidence": evidence}
 
 
 def policy_id(by: str | None = None, split: str = TRAIN) -> NodeId:
@@ -134,15 +116,15 @@ def node(given: Given, by: str | None = None) -> Node:
         if strategy == "reliability":
             found = upstream.content(label_model_id())["reliability"]
             by_teacher = dict(zip(given.names, found, strict=True))
-            recipe = ByReliability(classes, strategy, by_teacher)
+            recipe = ByReliability(strategy, classes, by_teacher)
         elif strategy == "manual":
             assign = settings.assign or {}
-            recipe = Assigned(classes, strategy, {c: assign.get(c) for c in classes})
+            recipe = Assigned(strategy, {c: assign.get(c) for c in classes})
         else:
             evidence = {
                 t: Certainty.model_validate(upstream.content(certainty_id(t))) for t in given.names
             }
-            recipe = ByCertainty(classes, strategy, settings.min_support, evidence)
+            recipe = ByCertainty(strategy, classes, settings.min_support, evidence)
         return Work(recipe, local=given.local(TRAIN, upstream))
 
     command = given.before_policy if by is None else ALL_FUSIONS
@@ -156,7 +138,7 @@ def oracle(given: Given, split: str) -> Node:
 
     def plan(upstream: Upstream) -> Work[Strategy, Local]:
         return Work(
-            Strategy(given.classes, "oracle"),
+            ByScore("oracle", given.classes),
             uses=uses,
             called=called(maps),
             local=given.local(split, upstream),

@@ -28,22 +28,10 @@ STAGE: Final = Stage("truth", 1, Labelled, LabelMap)
 
 @dataclass(frozen=True)
 class Recipe(OfClasses):
-    """What decides which labels are read.
-
-    Attributes
-    ----------
-    encoding : str
-        How the files are encoded.
-    values : mapping
-        Raw value to train id or 255.
-    """
+    """What decides which labels are read: how files are encoded, raw value to train id or 255."""
 
     encoding: str
     values: Mapping[int, int]
-
-    def to_json(self) -> dict[str, Json]:
-        """Return it as it is hashed."""
-        return {"classes": list(self.classes), **_meaning(self.encoding, self.values)}
 
 
 def truth_id(split: str) -> NodeId:
@@ -77,7 +65,8 @@ def truth_digest(given: Given, split: str) -> str:
     """
     found = _digests(given, split, "student")
     digests: list[Json] = [[image_id, sha256] for image_id, sha256 in found.items()]
-    return digest([*_meaning(*_encoded(given, split)).values(), *digests])
+    meaning = Recipe(given.classes, *_encoded(given, split)).to_json()
+    return digest([meaning["encoding"], meaning["values"], *digests])
 
 
 def truth_local(given: Given, split: str, upstream: Upstream) -> LabelFiles:
@@ -119,9 +108,3 @@ def _encoded(given: Given, split: str) -> tuple[str, Mapping[int, int]]:
     """Return how a split's ground truth is encoded, and which train id each value is."""
     encoding = given.experiment.config.target[split].encoding
     return encoding, given.experiment.classes.legal_values(encoding)
-
-
-def _meaning(encoding: str, values: Mapping[int, int]) -> dict[str, Json]:
-    """Return what the values of a ground truth mean, as it is hashed."""
-    told: Json = {str(raw): train_id for raw, train_id in values.items()}
-    return {"encoding": encoding, "values": told}
