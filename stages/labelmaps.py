@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from ensdistill.stages.local import Local
 from ensdistill.stages.work.items import for_each
 
 T = TypeVar("T")
+Made = tuple[UInt8, dict[str, Any]]  # a map, and what its record says of it beside size and content
 
 STORE: Final = "maps.zarr"
 
@@ -162,26 +163,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelWriter:
-    """Writes label maps into a store, in whatever process it is.
-
-    Attributes
-    ----------
-    store : LabelStore
-        Open for writing.
-    n_classes : int
-        C.
-    """
+    """Writes label maps into a store that is open for it, in whatever process it is."""
 
     store: LabelStore
-    n_classes: int
 
-    def __call__(
-        self, place: Place, label_map: UInt8, counts: npt.NDArray[np.int64] | None = None
-    ) -> dict[str, Any]:
-        """Store an image's label map and return what its record says of it.
-
-        `counts` are the pixels of each class, (C,), where they are known: always for percents,
-        which are not labels but belong to some.
+    def __call__(self, place: Place, label_map: UInt8, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Store an image's label map and return its record, with what is `told` of it.
 
         Raises
         ------
@@ -195,9 +182,19 @@ class LabelWriter:
                 f"expected {size[0]}x{size[1]} (height x width)"
             )
         self.store.write(place.position, label_map)
-        if counts is None:
-            counts = class_counts(label_map, self.n_classes)
-        return {"size": list(size), "content": checksum(label_map), "labels": counts.tolist()}
+        return {"size": list(size), "content": checksum(label_map), **told}
+
+
+@dataclass(frozen=True)
+class _Making(Generic[T]):
+    """Makes a label map and writes it, in whatever process it is."""
+
+    make: Callable[[T], Made]
+    write: LabelWriter
+
+    def __call__(self, item: tuple[Place, T]) -> dict[str, Any]:
+        place, given = item
+        return self.write(place, *self.make(given))
 
 
 class LabelMapsDraft:
@@ -214,10 +211,8 @@ class LabelMapsDraft:
 
     Attributes
     ----------
-    write : LabelWriter
-        Stores label maps.
-    missing : list of Place
-        The images that are left to compute.
+    missing : list of str
+        The ids of the images that are left to compute.
     """
 
     def __init__(self, job: Job[Told, Local], sizes: Mapping[str, tuple[int, int]]):
@@ -227,35 +222,33 @@ class LabelMapsDraft:
         self._draft = job.draft
         self._places = {i: Place(i, k, sizes[i]) for k, i in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
-        self.write = LabelWriter(self._store, len(job.work.local.classes))
+        self._write = LabelWriter(self._store)
         self._lenders: dict[Path, LabelStore] = {}
         for image_id, spare in job.spares.items():
             with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
                 self._take(self._places[image_id], spare)
-        self.missing = [self._places[image_id] for image_id in job.todo()]
+        self.missing = job.todo()
 
     def fill(
-        self,
-        job: Job[Told, Local],
-        given: Callable[[Place], T],
-        make: Callable[[tuple[Place, T]], Mapping[str, Any]],
+        self, job: Job[Told, Local], given: Callable[[str], T], make: Callable[[T], Made]
     ) -> None:
-        """Make what is missing, in several processes, and journal it.
-
-        `make` gets a place and what is `given` for it, writes the label map, and returns its
-        record.
-        """
+        """Make what is missing of what is `given` for an image, in several processes."""
         job.start("images")
         for_each(
-            [(place, given(place)) for place in self.missing],
-            make,
+            [(self._places[image_id], given(image_id)) for image_id in self.missing],
+            _Making(make, self._write),
             lambda item, record: self.journal(item[0], record),
             workers=job.work.local.workers,
             progress=job.progress,
         )
 
+    def put(self, image_id: str, label_map: UInt8, told: Mapping[str, Any]) -> None:
+        """Store a label map, and journal it with what is told of it."""
+        place = self._places[image_id]
+        self.journal(place, self._write(place, label_map, told))
+
     def journal(self, place: Place, record: Mapping[str, Any]) -> None:
-        """Journal a label map that was written, with what `write` returned and more."""
+        """Journal a label map that was written."""
         self._draft.record(place.id, file=_file(place), **record)
 
     def _take(self, place: Place, spare: Spare) -> None:
@@ -274,6 +267,11 @@ class LabelMapsDraft:
 
 def _file(place: Place) -> str:
     return f"{STORE}/{chunk_name(place.position)}"
+
+
+def counted(label_map: UInt8, n_classes: int) -> dict[str, Any]:
+    """Return what a record says of labels: the pixels of each class."""
+    return {"labels": class_counts(label_map, n_classes).tolist()}
 
 
 def image_sizes(job: Job[Told, Local]) -> dict[str, tuple[int, int]]:

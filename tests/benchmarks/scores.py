@@ -13,7 +13,7 @@ from ensdistill.data.store import LabelStore, chunk_name
 from ensdistill.stages.functional.scores import confusion, iou
 from ensdistill.stages.labelmaps import STORE, LabelMaps, LabelWriter, Place
 from ensdistill.stages.nodes.evaluation.run import _Counting
-from ensdistill.stages.nodes.infer.run import _Reading
+from ensdistill.stages.nodes.infer.run import _read
 
 from . import maps
 from .measure import figure, turns
@@ -90,7 +90,7 @@ class Scored:
         self.maps = [published(root / f"{k}", labels) for k, labels in enumerate(maps)]
         self.counting = _Counting(tuple(m.reader for m in self.maps), len(TABLE))
         store = LabelStore.create(root / "truth" / STORE, 1, *self.target.shape)
-        self.reading = _Reading(self.decoder, LabelWriter(store, len(TABLE)))
+        self.write = LabelWriter(store)
 
     def from_pngs(self):
         found = np.stack([self.decoder.read(file) for file in self.files])
@@ -102,7 +102,9 @@ class Scored:
 
     def first(self):
         """As it does it the first time: the ground truth is a PNG."""
-        self.reading((Place("x", 0, self.target.shape), str(self.truth), self.digest))
+        size = self.target.shape
+        made = _read(self.decoder, len(TABLE), (str(self.truth), self.digest, size))
+        self.write(Place("x", 0, size), *made)
         return self.from_stores()
 
     def copies(self, n):

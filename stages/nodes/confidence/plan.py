@@ -7,21 +7,32 @@ from __future__ import annotations
 
 from typing import Final
 
-from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import Settings
+from ensdistill.pipeline.node import Command, Node, Upstream, Work
+from ensdistill.stages.contract import Count, Record, Result, Settings, Size
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.nodes.given import INFER, Given, also_of
 from ensdistill.stages.nodes.infer.plan import network_local, network_of
-from ensdistill.stages.nodes.scores import BYTES_PER_PIXEL, ScoreMap, Scores
 from ensdistill.stages.nodes.stage import Stage
 
+_BYTES_PER_PIXEL: Final = 0.3
+
+
+class Scores(Result):
+    """The mean over images of what is stored, a fraction."""
+
+    images: Count
+    mean: float
+
+
+class ScoreMap(Record):
+    """A map of scores: its height and width, and its mean."""
+
+    size: Size
+    mean: float
+
+
 STAGE: Final = Stage("confidence", 1, Scores, ScoreMap)
-
-
-def confidence_id(teacher: str) -> NodeId:
-    """Return the node id of how sure a teacher is."""
-    return STAGE.id(teacher)
 
 
 def node(given: Given, teacher: Teacher) -> Node:
@@ -32,7 +43,7 @@ def node(given: Given, teacher: Teacher) -> Node:
         return (_from_files if from_files else by_network)(given, teacher, upstream)
 
     return STAGE.node(
-        confidence_id(teacher.name),
+        STAGE.id(teacher.name),
         f"{teacher.name}-{TRAIN}",
         [],
         plan,
@@ -49,7 +60,7 @@ def by_network(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Setti
         items=given.items(TRAIN, upstream),
         local=local,
         runtime=given.runtime() | {"folder": str(local.network)},
-        item_bytes=given.map_bytes(TRAIN, BYTES_PER_PIXEL),
+        item_bytes=given.map_bytes(TRAIN, _BYTES_PER_PIXEL),
     )
 
 
@@ -66,5 +77,5 @@ def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Sett
             predictions=pngs,
         ),
         runtime={"folder": str(given.experiment.folder(folder))},
-        item_bytes=given.map_bytes(TRAIN, BYTES_PER_PIXEL),
+        item_bytes=given.map_bytes(TRAIN, _BYTES_PER_PIXEL),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import reduce
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial, reduce
 from operator import add
 from threading import Thread
 from typing import Any
@@ -20,40 +21,14 @@ from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,
     LabelReader,
-    LabelWriter,
-    Place,
+    Made,
     Stored,
+    counted,
     read_all,
 )
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.fusion.plan import FusedMaps
 from ensdistill.stages.nodes.label_model.run import read_model
-
-
-@dataclass(frozen=True)
-class _Fusing:
-    """Reads, fuses and writes one image: where to, and where the teachers' label maps lie.
-
-    Attributes
-    ----------
-    readers : tuple of LabelReader
-        In the order of the roles, which is that of the names.
-    fuse : Fuser
-        What fuses them.
-    write : LabelWriter
-        Stores the fused map.
-    """
-
-    readers: tuple[LabelReader, ...]
-    fuse: Fuser
-    write: LabelWriter
-
-    def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
-        place, stored = item
-        fused, counts = self.fuse(read_all(self.readers, stored))
-        if counts is None:
-            return self.write(place, fused)
-        return {**self.write(place, fused, counts.label), "counts": _to_json(counts)}
 
 
 def run(job: Job[Fused, Local]) -> FusedMaps:
@@ -69,18 +44,28 @@ def run(job: Job[Fused, Local]) -> FusedMaps:
     Thread(target=warm_up if model is None else labelmodel.warm_up, daemon=True).start()
     teachers = [LabelMaps(artifact) for artifact in inputs.values()]
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
-    fusing = _Fusing(tuple(t.reader for t in teachers), fuser, maps.write)
-    maps.fill(job, lambda place: [t.find(place.id) for t in teachers], fusing)
+    fusing = partial(_fuse, [t.reader for t in teachers], fuser, len(classes))
+    maps.fill(job, lambda image_id: [t.find(image_id) for t in teachers], fusing)
     records = job.records()
     labelled = np.sum([record["labels"] for record in records], axis=0)
     pixels = sum(h * w for h, w in (record["size"] for record in records))
-    counted = [_from_json(record["counts"]) for record in records if "counts" in record]
+    counts = [_from_json(record["counts"]) for record in records if "counts" in record]
     return FusedMaps(
         images=len(records),
         coverage=float(labelled.sum() / pixels),
         labels=dict(zip(classes, labelled.tolist(), strict=True)),
-        **(shares(reduce(add, counted), classes) if counted else {}),
+        **(shares(reduce(add, counts), classes) if counts else {}),
     )
+
+
+def _fuse(
+    readers: Sequence[LabelReader], fuse: Fuser, n_classes: int, stored: Sequence[Stored]
+) -> Made:
+    """Fuse the label maps of an image, in the order of the roles, which is that of the names."""
+    fused, counts = fuse(read_all(readers, stored))
+    if counts is None:
+        return fused, counted(fused, n_classes)
+    return fused, {"labels": counts.label.tolist(), "counts": _to_json(counts)}
 
 
 def shares(counts: FusionCounts, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -9,23 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Set
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
-from ensdistill.data.decoding import UInt8
+from ensdistill.data.decoding import Decoder, UInt8
 from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import Labelled
-from ensdistill.stages.labelmaps import LabelMapsDraft, image_sizes
+from ensdistill.stages.labelmaps import LabelMapsDraft, Made, counted, image_sizes
 from ensdistill.stages.local import LabelFiles, Local, Running
 from ensdistill.stages.networks.kinds import open_network
-from ensdistill.stages.nodes.infer.plan import ByNetwork, FromFiles
-from ensdistill.stages.nodes.reading import read_labels, summary
+from ensdistill.stages.nodes.infer.plan import ByNetwork
 from ensdistill.stages.work.items import Queue
 from ensdistill.stages.work.pixels import reader
 
@@ -35,9 +35,34 @@ if TYPE_CHECKING:
     from ensdistill.stages.networks.stream import Want
 
 
-def from_files(job: Job[FromFiles, LabelFiles]) -> Labelled:
-    """Read PNGs of a teacher's labels into a label store."""
-    return read_labels(job)
+def from_files(job: Job[Told, LabelFiles]) -> Labelled:
+    """Read PNGs of labels, a teacher's or the ground truth, into a label store."""
+    local, sizes = job.work.local, image_sizes(job)
+    decoder = Decoder(local.to_target, palette=local.palette)
+    LabelMapsDraft(job, sizes).fill(
+        job,
+        lambda image_id: (*png_of(local, image_id), sizes[image_id]),
+        partial(_read, decoder, len(local.classes)),
+    )
+    return _summary(job)
+
+
+def _read(decoder: Decoder, n_classes: int, given: tuple[str, str, tuple[int, int]]) -> Made:
+    labels = decoder.read(*given)
+    return labels, counted(labels, n_classes)
+
+
+def png_of(local: LabelFiles, image_id: str) -> tuple[str, str]:
+    """Return the PNG of an image, and what it has to hold."""
+    file = local.predictions[image_id]
+    return file, local.digests[file]
+
+
+def _summary(job: Job[Told, Local]) -> Labelled:
+    """Return how many pixels each class has."""
+    counts = np.sum([record["labels"] for record in job.records()], axis=0)
+    labels = dict(zip(job.work.local.classes.classes, counts.tolist(), strict=True))
+    return Labelled(images=len(job.work.items), labels=labels)
 
 
 def by_network(job: Job[ByNetwork, Running]) -> Labelled:
@@ -50,12 +75,11 @@ def by_network(job: Job[ByNetwork, Running]) -> Labelled:
     maps = LabelMapsDraft(job, image_sizes(job))
     job.start("images")
     if not maps.missing:
-        return summary(job)
+        return _summary(job)
     to_target = np.full(256, UNWRITTEN, np.uint8)  # which no class is called
     to_target[IGNORE_INDEX] = IGNORE_INDEX
     for own, goal in local.to_target.items():
         to_target[own] = goal
-    missing = {place.id: place for place in maps.missing}
 
     def write(image_id: str, labels: UInt8) -> None:
         found = to_target.take(labels)
@@ -65,13 +89,13 @@ def by_network(job: Job[ByNetwork, Running]) -> Labelled:
                 f"{len(local.to_target.keys() - {IGNORE_INDEX})} declared classes nor "
                 f"{IGNORE_INDEX}"
             )
-        maps.journal(missing[image_id], maps.write(missing[image_id], found))
+        maps.put(image_id, found, counted(found, len(local.classes)))
         job.progress.advance()
 
     folder = job.inputs["network"].path if "network" in job.inputs else local.network
     network = open_network(folder, job.work.recipe.to_json(), local)
-    see_all(job, network, set(missing), "labels", write)
-    return summary(job)
+    see_all(job, network, set(maps.missing), "labels", write)
+    return _summary(job)
 
 
 def see_all(

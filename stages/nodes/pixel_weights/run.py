@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -15,40 +15,13 @@ from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,
     LabelReader,
-    LabelWriter,
-    Place,
+    Made,
     Stored,
     read_all,
 )
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.label_model.run import read_model
 from ensdistill.stages.nodes.pixel_weights.plan import Weighed
-
-
-@dataclass(frozen=True)
-class _Weighing:
-    """Reads, weighs and writes one image: where to, and where labels and fused labels lie.
-
-    Attributes
-    ----------
-    readers : tuple of LabelReader
-        The teachers', in the order of the roles, which is that of the names; then the fusion's.
-    model : LabelModel
-        Fitted to the same teachers.
-    write : LabelWriter
-        Stores the percents.
-    """
-
-    readers: tuple[LabelReader, ...]
-    model: LabelModel
-    write: LabelWriter
-
-    def __call__(self, item: tuple[Place, list[Stored]]) -> dict[str, Any]:
-        place, stored = item
-        maps = read_all(self.readers, stored)
-        percent, pixels, sums = posterior(maps[:-1], maps[-1], self.model)
-        record = self.write(place, percent, pixels)
-        return {**record, "sums": sums.tolist(), "mean": _mean(sums.sum(), pixels.sum())}
 
 
 def run(job: Job[OfClasses, Local]) -> Weighed:
@@ -62,8 +35,8 @@ def run(job: Job[OfClasses, Local]) -> Weighed:
     model, fused = read_model(inputs.pop("model")), LabelMaps(inputs.pop("fused"))
     sources = [*map(LabelMaps, inputs.values()), fused]
     maps = LabelMapsDraft(job, {item.id: fused.size(item.id) for item in job.work.items})
-    weighing = _Weighing(tuple(s.reader for s in sources), model, maps.write)
-    maps.fill(job, lambda place: [s.find(place.id) for s in sources], weighing)
+    weighing = partial(_weigh, [s.reader for s in sources], model)
+    maps.fill(job, lambda image_id: [s.find(image_id) for s in sources], weighing)
     records = job.records()
     pixels = np.sum([record["labels"] for record in records], axis=0)
     sums = np.sum([record["sums"] for record in records], axis=0)
@@ -73,6 +46,14 @@ def run(job: Job[OfClasses, Local]) -> Weighed:
         mean=_mean(sums.sum(), pixels.sum()),
         classes=dict(zip(local.classes.classes, means, strict=True)),
     )
+
+
+def _weigh(readers: Sequence[LabelReader], model: LabelModel, stored: Sequence[Stored]) -> Made:
+    """Weigh the labels of an image; its maps are those of the model's teachers, then the fused."""
+    maps = read_all(readers, stored)
+    percent, pixels, sums = posterior(maps[:-1], maps[-1], model)
+    mean = _mean(sums.sum(), pixels.sum())
+    return percent, {"labels": pixels.tolist(), "sums": sums.tolist(), "mean": mean}
 
 
 def _mean(percents: np.int64, pixels: np.int64) -> float | None:

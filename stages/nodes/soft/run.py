@@ -12,9 +12,9 @@ from ensdistill.stages.networks.factory import FactoryNetwork
 from ensdistill.stages.networks.frozen import FrozenNetwork
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.networks.stream import Clock, Request
+from ensdistill.stages.nodes.confidence.run import keep, mean_of
 from ensdistill.stages.nodes.infer.run import speaker
-from ensdistill.stages.nodes.keeping import keep, mean_of
-from ensdistill.stages.nodes.scores import SoftScores
+from ensdistill.stages.nodes.soft.plan import SoftScores
 
 
 def run(job: Job[Settings, Running]) -> SoftScores:
