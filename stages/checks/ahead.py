@@ -131,8 +131,8 @@ def _own_passes(experiment: Experiment) -> dict[NodeId, tuple[str, str]]:
     found = {certainty_id(t.name): ("probe", TRAIN) for t in experiment.teachers}
     for split in experiment.labelled:
         for t in experiment.teachers:
-            found[trained_id(t.name, "probe", split)] = ("probe", split)
-        found[trained_id("student", "student", split)] = ("student", split)
+            found[trained_id(NodeId("probe", t.name), split)] = ("probe", split)
+        found[trained_id(NodeId("student"), split)] = ("student", split)
     return found
 
 

@@ -32,7 +32,7 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.fusions import method_called
 from ensdistill.stages.networks.files import require_module
-from ensdistill.stages.nodes.label_model import doubts
+from ensdistill.stages.nodes.label_model.plan import doubt_of
 from ensdistill.stages.work.items import for_each
 
 _LOSSY: Final = 3  # times as many values as classes
@@ -218,7 +218,7 @@ def _about_fusion(experiment: Experiment) -> Iterator[str]:
     method = method_called(experiment.config.fusion.method)
     strategy = experiment.config.policy.strategy
     asks = method.needs_model or (method.policy is not None and strategy == "reliability")
-    if asks and (doubt := doubts.of_model(len(experiment.teachers), None)) is not None:
+    if asks and (doubt := doubt_of(len(experiment.teachers), None)) is not None:
         yield f"label model: {doubt}"
 
 

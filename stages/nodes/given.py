@@ -1,4 +1,7 @@
-"""What nodes are planned from: the experiment, and which ground truth may be opened."""
+"""What nodes are planned from: the experiment, and which ground truth may be opened.
+
+Roles of teachers are numbered in the order that is meant, so that no name enters a key.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from typing import Final
 from ensdistill.data.splits import predictions
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.fingerprint import Json
-from ensdistill.pipeline.node import Command, Item, Items, Upstream
+from ensdistill.pipeline.node import Command, Item, Items, NodeId, Upstream
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.fusions import FusionMethod, method_called
-from ensdistill.stages.local import Local
+from ensdistill.stages.local import LabelFiles, Local
 
 EVALUATE: Final = Command("evaluate")
 ALL_FUSIONS: Final = Command("evaluate", "--fusions all")
@@ -28,15 +31,7 @@ BYTES_PER_RECORD: Final = 700
 
 @dataclass(frozen=True)
 class Given:
-    """An experiment, as nodes are planned from it.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        Read and checked.
-    opens : collection of str
-        Stages for whose sake ground truth may be read, to hash it (see `graph.build`).
-    """
+    """An experiment, and for the sake of which stages ground truth may be read (`graph.build`)."""
 
     experiment: Experiment
     opens: Collection[str] = ()
@@ -90,12 +85,18 @@ class Given:
         return upstream.once(("items", split), find)
 
     def pngs(
-        self, folder: str, split: str, where: str, upstream: Upstream
-    ) -> tuple[dict[str, str], list[str]]:
-        """Return image id to a PNG of a folder of predictions, and the digests of these."""
-        ids = [item.id for item in self.items(split, upstream)]
-        found = predictions(self.experiment.folder(folder), ids, where)
-        return found, self.experiment.files.digests(list(found.values()))
+        self, folder: str, split: str, where: str, key: str, upstream: Upstream
+    ) -> tuple[Items, LabelFiles]:
+        """Return items that are also made from a PNG of a folder, and what reading these needs."""
+        items = self.items(split, upstream)
+        found = predictions(self.experiment.folder(folder), [item.id for item in items], where)
+        digests = self.experiment.files.digests(list(found.values()))
+        pairs = zip(items, digests, strict=True)
+        local = self.local(split, upstream, dict(zip(found.values(), digests, strict=True)))
+        return (
+            Items(Item(item.id, {**item.made_from, key: sha256}) for item, sha256 in pairs),
+            LabelFiles(**vars(local), predictions=found),
+        )
 
     def local(
         self,
@@ -150,10 +151,14 @@ def covers(teacher: Teacher, split: str) -> bool:
     return teacher.network is not None or split in (teacher.labels or {})
 
 
-def also_of(items: Items, key: str, digests: Iterable[str]) -> Items:
-    """Return items that are made from a further file each."""
-    pairs = zip(items, digests, strict=True)
-    return Items(Item(item.id, {**item.made_from, key: found}) for item, found in pairs)
+def numbered(role: str, nodes: Iterable[NodeId]) -> dict[str, NodeId]:
+    """Return ``role00``, ``role01``, ... to nodes, whose order is part of a key."""
+    return {f"{role}{k:02}": node_id for k, node_id in enumerate(nodes)}
+
+
+def called(uses: Mapping[str, NodeId]) -> dict[str, str]:
+    """Return role to the teacher whose labels it stands for."""
+    return {role: node_id.of for role, node_id in uses.items() if node_id.of is not None}
 
 
 def settings_of(section: Section) -> dict[str, Json]:

@@ -23,8 +23,7 @@ from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.nodes.evaluation.rivals import rivals
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
-from ensdistill.stages.nodes.label_model import doubts
-from ensdistill.stages.nodes.label_model.plan import label_model_id, model_id
+from ensdistill.stages.nodes.label_model.plan import doubt_of, label_model_id, model_id
 from ensdistill.stages.nodes.policy.plan import policy_id
 from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import tables
@@ -84,7 +83,7 @@ def doubt(decisions: Mapping[str, Decision]) -> str | None:
     if artifact is None:
         return None
     found = artifact.manifest.result
-    return doubts.of_model(len(found["weights"]), found.get("opinions"))  # older ones did not count
+    return doubt_of(len(found["weights"]), found.get("opinions"))  # older ones did not count
 
 
 def evaluated(

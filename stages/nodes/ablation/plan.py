@@ -14,10 +14,9 @@ from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.ablation.compositions import as_items
 from ensdistill.stages.nodes.evaluation import plan as evaluation
 from ensdistill.stages.nodes.fusion import plan as fusion
-from ensdistill.stages.nodes.given import Given
+from ensdistill.stages.nodes.given import Given, called, numbered
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model import plan as label_model
-from ensdistill.stages.nodes.numbered import called, numbered
 from ensdistill.stages.nodes.stage import Stage
 from ensdistill.stages.nodes.truth.plan import truth_id
 

@@ -12,7 +12,7 @@ from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.learning import running
-from ensdistill.stages.nodes.probe.plan import probe_id
+from ensdistill.stages.nodes.probe import plan as probe
 from ensdistill.stages.nodes.stage import Stage
 
 
@@ -63,7 +63,7 @@ def node(given: Given, teacher: Teacher) -> Node:
     """Mean certainty of a probe per class, on the training images."""
     goals = given.experiment.teacher_map(teacher).values()
     reached = tuple(c for c in given.classes if c in goals)
-    uses = {"probe": probe_id(teacher.name), "labels": infer_id(teacher.name)}
+    uses = {"probe": probe.STAGE.id(teacher.name), "labels": infer_id(teacher.name)}
 
     def plan(upstream: Upstream) -> Work[Reached, Running]:
         return Work(

@@ -11,7 +11,7 @@ from ensdistill.pipeline.node import Command, Node, Upstream, Work
 from ensdistill.stages.contract import Count, Record, Result, Settings, Size
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import LabelFiles, Running
-from ensdistill.stages.nodes.given import INFER, Given, also_of
+from ensdistill.stages.nodes.given import INFER, Given
 from ensdistill.stages.nodes.infer.plan import network_local, network_of
 from ensdistill.stages.nodes.stage import Stage
 
@@ -68,14 +68,11 @@ def _from_files(given: Given, teacher: Teacher, upstream: Upstream) -> Work[Sett
     assert teacher.confidence is not None
     folder = teacher.confidence[TRAIN]
     where = f"teachers[{teacher.name}].confidence.{TRAIN}"
-    pngs, digests = given.pngs(folder, TRAIN, where, upstream)
+    items, local = given.pngs(folder, TRAIN, where, "confidence", upstream)
     return Work(
         Settings({"source": "labels"}),  # nothing but the files changes what is read
-        items=also_of(given.items(TRAIN, upstream), "confidence", digests),
-        local=LabelFiles(
-            **vars(given.local(TRAIN, upstream, dict(zip(pngs.values(), digests, strict=True)))),
-            predictions=pngs,
-        ),
+        items=items,
+        local=local,
         runtime={"folder": str(given.experiment.folder(folder))},
         item_bytes=given.map_bytes(TRAIN, _BYTES_PER_PIXEL),
     )

@@ -18,9 +18,9 @@ from ensdistill.stages.nodes.label_model import plan as label_model
 from ensdistill.stages.nodes.label_model.plan import label_model_id, model_id
 from ensdistill.stages.nodes.policy import plan as policy
 from ensdistill.stages.nodes.policy.plan import policy_of
-from ensdistill.stages.nodes.probe.plan import probe_id
+from ensdistill.stages.nodes.probe import plan as probe
 from ensdistill.stages.nodes.stage import Stage
-from ensdistill.stages.nodes.student.plan import student_id
+from ensdistill.stages.nodes.student import plan as student
 from ensdistill.stages.nodes.truth import plan as truth
 from ensdistill.stages.nodes.truth.plan import truth_id
 
@@ -114,13 +114,12 @@ def nodes(given: Given, split: str, *, all_fusions: bool) -> list[Node]:
     if by_model and names and model_id(given.experiment, split) != label_model_id():
         made.append(label_model.node(given, names, split))
     made += [fusion.node(given, m, EVALUATE, names, split) for m in _fusions(found)]
-    made.append(_trained("student", student_id(), given, split))
+    made.append(of_trained(given, student.STAGE.id(), split))
     made.append(_node(given, split, found))
     if all_fusions and beside:
         made += [fusion.node(given, m, ALL_FUSIONS, names, split) for m in _fusions(beside)]
-        made += [
-            _trained(s.name, probe_id(s.name), given, split) for s in beside if s.kind == "probe"
-        ]
+        probes = [s.name for s in beside if s.kind == "probe"]
+        made += [of_trained(given, probe.STAGE.id(t), split) for t in probes]
         made.append(_node(given, split, beside, beside=True))
     return made
 
@@ -129,13 +128,9 @@ def _fusions(found: Sequence[Scored]) -> list[FusionMethod]:
     return [method_called(s.name) for s in found if s.kind == "fusion"]
 
 
-def _trained(name: str, trained: NodeId, given: Given, split: str) -> Node:
-    return of_trained(given, trained_id(name, trained.stage, split), trained, split)
-
-
 def _own(given: Given, split: str) -> list[Scored]:
     """Return what the experiment itself has: teachers, its fusion and baselines, student."""
-    names, exp = given.covering(split), given.experiment
+    names, exp, trained = given.covering(split), given.experiment, student.STAGE.id()
     # policy and model can be applied only where all teachers' maps are
     own = exp.config.fusion.method if len(names) == len(exp.teachers) else None
     methods = [m for m in METHODS if m.name == own]
@@ -143,7 +138,7 @@ def _own(given: Given, split: str) -> list[Scored]:
     return [
         *(Scored("teacher", t, infer_id(t, split)) for t in names),
         *(_fusion(given, method, split) for method in methods if names),
-        Scored("student", "student", trained_id("student", "student", split), student_id()),
+        Scored("student", "student", trained_id(trained, split), trained),
     ]
 
 
@@ -161,9 +156,8 @@ def _beside(given: Given, split: str) -> list[Scored]:
             and strategy != m.policy
         ]
     if strategy == "certainty":
-        found += [
-            Scored("probe", t, trained_id(t, "probe", split), probe_id(t)) for t in given.names
-        ]
+        probes = {t: probe.STAGE.id(t) for t in given.names}
+        found += [Scored("probe", t, trained_id(p, split), p) for t, p in probes.items()]
     return found
 
 

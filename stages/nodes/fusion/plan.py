@@ -13,10 +13,9 @@ from ensdistill.stages.contract import ByClass, Count, Labelled, LabelMap
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions import ByOwner, Fused, FusionMethod
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.given import Given
+from ensdistill.stages.nodes.given import Given, called, numbered
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model.plan import model_id
-from ensdistill.stages.nodes.numbered import called, numbered
 from ensdistill.stages.nodes.policy.plan import Policy, policy_of
 from ensdistill.stages.nodes.stage import Stage
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ensdistill.data.classes import to_target_ids
@@ -19,7 +19,6 @@ from ensdistill.stages.nodes.given import (
     EVALUATE,
     INFER,
     Given,
-    also_of,
     settings_of,
 )
 from ensdistill.stages.nodes.learning import divisor_of, running
@@ -82,16 +81,20 @@ def node(given: Given, teacher: Teacher, split: str = TRAIN) -> Node:
     )
 
 
-def trained_id(name: str, section: str, split: str) -> NodeId:
-    """Return the node id of the label maps of a network that is trained here."""
-    return infer_id(name if section == "student" else f"{section}:{name}", split)
+def _trained(trained: NodeId) -> str:
+    """Return what a network that is trained here is called among the teachers."""
+    return trained.stage if trained.of is None else f"{trained.stage}:{trained.of}"
 
 
-def of_trained(given: Given, node_id: NodeId, trained: NodeId, split: str) -> Node:
+def trained_id(trained: NodeId, split: str) -> NodeId:
+    """Return the node id of the label maps of a network that is trained here, node `trained`."""
+    return infer_id(_trained(trained), split)
+
+
+def of_trained(given: Given, trained: NodeId, split: str) -> Node:
     """Label maps of a network that is trained here, node `trained`, as of any network."""
     config = given.experiment.config
     settings: Training = config.student if trained.stage == "student" else config.probe
-    assert node_id.of is not None
 
     def plan(upstream: Upstream) -> Work[ByNetwork, Running]:
         return Work(
@@ -106,8 +109,8 @@ def of_trained(given: Given, node_id: NodeId, trained: NodeId, split: str) -> No
         )
 
     return STAGE.node(
-        node_id,
-        f"{node_id.of.replace(':', '-')}-{split}",
+        trained_id(trained, split),
+        f"{_trained(trained).replace(':', '-')}-{split}",
         [trained],
         plan,
         EVALUATE if trained.stage == "student" else ALL_FUSIONS,
@@ -161,16 +164,11 @@ def _from_files(
     to_target = to_target_ids(table, exp.classes, mapping)
     legal = {raw: to_target[own] for raw, own in table.legal_values(teacher.ids).items()}
     where = f"teachers[{teacher.name}].labels.{split}"
-    pngs, digests = given.pngs(teacher.labels[split], split, where, upstream)
+    items, local = given.pngs(teacher.labels[split], split, where, "prediction", upstream)
     return Work(
         FromFiles(mapping, given.classes, teacher.ids, dict(sorted(legal.items()))),
-        items=also_of(given.items(split, upstream), "prediction", digests),
-        local=LabelFiles(
-            **vars(given.local(split, upstream, dict(zip(pngs.values(), digests, strict=True)))),
-            predictions=pngs,
-            to_target=legal,
-            palette=teacher.ids == "palette",
-        ),
+        items=items,
+        local=replace(local, to_target=legal, palette=teacher.ids == "palette"),
         runtime={"folder": str(exp.folder(teacher.labels[split]))},
         item_bytes=given.map_bytes(split),
     )

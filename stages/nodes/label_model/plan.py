@@ -9,9 +9,8 @@ from ensdistill.stages.contract import Count, Maybes, Numbers, OfClasses, Result
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
+from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given, called, numbered
 from ensdistill.stages.nodes.infer.plan import infer_id
-from ensdistill.stages.nodes.numbered import called, numbered
 from ensdistill.stages.nodes.stage import Stage
 
 
@@ -70,3 +69,25 @@ def node(given: Given, names: list[str], split: str = TRAIN) -> Node:
         plan,
         given.before_model if split == TRAIN else of_split,
     )
+
+
+def doubt_of(teachers: int, opinions: int | None) -> str | None:
+    """Return why a label model cannot tell which of its teachers errs; None where it can.
+
+    Where two contradict each other, only a third says which of them is to be believed. `opinions`
+    is how many different ones meet at a pixel; None where that was not counted.
+    """
+    if teachers == 1:
+        return "one teacher alone cannot tell where it errs: its IoU is not estimated"
+    if teachers == 2:
+        return (
+            "two teachers cannot tell which of them errs where they differ, a third one could: "
+            "their IoU is not estimated"
+        )
+    if opinions is not None and opinions < 3:
+        count = "never contradict each other" if opinions == 1 else "hold no more than two opinions"
+        return (
+            f"the {teachers} teachers {count} where they label the same pixels, so that their "
+            "labels cannot tell which of them errs: their IoU is not estimated"
+        )
+    return None

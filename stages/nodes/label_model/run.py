@@ -23,8 +23,7 @@ from ensdistill.stages.functional.labelmodel import (
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.local import Local
-from ensdistill.stages.nodes.label_model import doubts
-from ensdistill.stages.nodes.label_model.plan import Modelled
+from ensdistill.stages.nodes.label_model.plan import Modelled, doubt_of
 from ensdistill.stages.work.items import for_each
 
 T = TypeVar("T")
@@ -72,7 +71,7 @@ def run(job: Job[OfClasses, Local]) -> Modelled:
     model, met = fit(every, len(local.classes)), opinions(every, len(local.classes))
     if model.fallback is not None:
         job.progress.message(f"{job.node.id}: {model.fallback}: the majority of the votes counts")
-    if (doubt := doubts.of_model(len(maps), met)) is not None:
+    if (doubt := doubt_of(len(maps), met)) is not None:
         job.progress.message(f"{job.node.id}: {doubt}")
     told = {"images": len(ids), "opinions": met, **_to_json(model)}
     return Modelled.model_validate(told)

@@ -9,10 +9,9 @@ from ensdistill.stages.contract import ByClass, Count, LabelMap, OfClasses, Resu
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.fusion.plan import fusion_id
-from ensdistill.stages.nodes.given import FUSE, Given
+from ensdistill.stages.nodes.given import FUSE, Given, called, numbered
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model.plan import label_model_id
-from ensdistill.stages.nodes.numbered import called, numbered
 from ensdistill.stages.nodes.stage import Stage
 
 _BYTES_PER_PIXEL: Final = 0.1  # of six teachers on CamVid; 0.03 of four on made-up streets

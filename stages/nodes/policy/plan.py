@@ -12,10 +12,9 @@ from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions import FusionMethod
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.certainty.plan import Certainty, certainty_id
-from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given
+from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, Given, called
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.label_model.plan import label_model_id
-from ensdistill.stages.nodes.numbered import called
 from ensdistill.stages.nodes.stage import Stage
 from ensdistill.stages.nodes.truth.plan import truth_id
 

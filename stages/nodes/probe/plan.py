@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.pipeline.node import Node, Upstream, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.given import Given
@@ -13,11 +13,6 @@ from ensdistill.stages.nodes.learning import Trained, training_local, training_r
 from ensdistill.stages.nodes.stage import Stage
 
 STAGE: Final = Stage("probe", 2, Trained)
-
-
-def probe_id(teacher: str) -> NodeId:
-    """Return the node id of a teacher's probe."""
-    return STAGE.id(teacher)
 
 
 def node(given: Given, teacher: str) -> Node:
@@ -33,4 +28,4 @@ def node(given: Given, teacher: str) -> Node:
         )
 
     command = given.before_policy
-    return STAGE.node(probe_id(teacher), teacher, [infer_id(teacher)], plan, command)
+    return STAGE.node(STAGE.id(teacher), teacher, [infer_id(teacher)], plan, command)

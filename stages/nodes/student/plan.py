@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
+from ensdistill.pipeline.node import Command, Node, Upstream, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.fusion.plan import fusion_id
@@ -15,11 +15,6 @@ from ensdistill.stages.nodes.stage import Stage
 from ensdistill.stages.nodes.truth.plan import truth_digest
 
 STAGE: Final = Stage("student", 2, Trained)
-
-
-def student_id() -> NodeId:
-    """Return the node id of the student."""
-    return STAGE.id()
 
 
 def node(given: Given) -> Node:
@@ -45,4 +40,4 @@ def node(given: Given) -> Node:
             runtime=given.runtime(),
         )
 
-    return STAGE.node(student_id(), "student", list(uses.values()), plan, Command("train-student"))
+    return STAGE.node(STAGE.id(), "student", list(uses.values()), plan, Command("train-student"))

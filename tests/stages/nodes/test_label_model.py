@@ -11,7 +11,7 @@ from ensdistill.cli.__main__ import cli
 from ensdistill.stages.checks import files
 from ensdistill.stages.functional import labelmodel as functional
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.nodes.label_model import doubts
+from ensdistill.stages.nodes.label_model.plan import doubt_of
 from ensdistill.stages.nodes.label_model.run import read_model, spread
 
 OTHERS = {"label-model", "channel", "channel-reliability", "channel-oracle", "majority"}
@@ -182,8 +182,8 @@ def test_three_that_contradict_each_other_can(world):
 
 
 def test_a_model_of_before_is_judged_by_its_teachers_alone():
-    assert doubts.of_model(2, None) is not None
-    assert doubts.of_model(3, None) is None
+    assert doubt_of(2, None) is not None
+    assert doubt_of(3, None) is None
 
 
 def test_an_image_list_without_a_label_is_refused_in_words(world, monkeypatch):

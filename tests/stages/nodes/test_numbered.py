@@ -5,7 +5,7 @@ import pytest
 from worlds import TINY, World
 
 from ensdistill.pipeline.node import NodeId
-from ensdistill.stages.nodes.numbered import called, numbered
+from ensdistill.stages.nodes.given import called, numbered
 
 NAMES = [f"t{k:03}" for k in range(102)]
 BAD = "t100"
