@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -149,45 +150,36 @@ def _patience() -> float:
     return float(parse_timedelta(config.get(_PATIENCE)))
 
 
+@dataclass
 class _Work:
-    """Orders on their way to workers.
-
-    Parameters
-    ----------
-    scheduler, client, orders, make, left, say
-        See `make_there`.
+    """Orders on their way to workers (see `make_there`).
 
     Attributes
     ----------
+    unfit : dict
+        Address of a worker to its host and what it lacks.
     sent : dict
         Future to the number of its order and the workers that it may go to; None for all.
     """
 
-    def __init__(
-        self,
-        scheduler: str,
-        client: Any,
-        orders: Sequence[Any],
-        make: Callable[[Any], Any],
-        left: set[str],
-        say: Callable[[str], object],
-    ):
-        self._scheduler = scheduler
-        self._client = client
-        self._orders = orders
-        self._make = make
-        self._left = left
-        self._say = say
-        self._patience = _patience()
-        self._unfit: dict[str, str] = {}  # address of a worker to its host and what it lacks
-        self.sent: dict[Any, tuple[int, set[str] | None]] = {}
-        for k in range(len(orders)):
+    scheduler: str
+    client: Any
+    orders: Sequence[Any]
+    make: Callable[[Any], Any]
+    left: set[str]
+    say: Callable[[str], object]
+    patience: float = field(default_factory=_patience)
+    unfit: dict[str, str] = field(default_factory=dict)
+    sent: dict[Any, tuple[int, set[str] | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for k in range(len(self.orders)):
             self._send(k, None)
 
     def _send(self, k: int, workers: set[str] | None) -> None:
-        errand = _errand(self._make, self._orders[k])
+        errand = _errand(self.make, self.orders[k])
         restricted = {} if workers is None else {"workers": sorted(workers)}
-        future = self._client.submit(errand, pure=False, **restricted)
+        future = self.client.submit(errand, pure=False, **restricted)
         self.sent[future] = (k, workers)
 
     def answers(self) -> Iterator[tuple[int, _Answer | EnsdistillError]]:
@@ -207,12 +199,12 @@ class _Work:
             if not self.sent:
                 return
             if idle == 0 and not workers:
-                patience = f"{self._patience:.0f} s"
-                self._say(f"{self._scheduler} has no worker; waiting {patience} for one")
+                patience = f"{self.patience:.0f} s"
+                self.say(f"{self.scheduler} has no worker; waiting {patience} for one")
             idle = 0.0 if workers else idle + _LOOK
-            if idle > self._patience:
+            if idle > self.patience:
                 raise EnsdistillError(
-                    f"{self._scheduler} has had no worker for {self._patience:.0f} s while "
+                    f"{self.scheduler} has had no worker for {self.patience:.0f} s while "
                     f"{self._names()} was to be made; start `dask worker` and run again ({_KEPT}). "
                     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT says how long one is waited for"
                 )
@@ -227,11 +219,11 @@ class _Work:
             If the scheduler is not there, or twice does not answer.
         """
         for _ in range(2):  # the time may have run out while this process was stopped
-            if self._client.status != "running":
+            if self.client.status != "running":
                 break
             with suppress(TimeoutError, OSError):
-                identity = self._client.sync(
-                    self._client.scheduler.identity, callback_timeout=self._patience / 2
+                identity = self.client.sync(
+                    self.client.scheduler.identity, callback_timeout=self.patience / 2
                 )
                 return set(identity["workers"])
         raise self._lost()
@@ -243,7 +235,7 @@ class _Work:
         if future.status == "cancelled":
             raise self._lost()
         try:
-            answer: _Answer = _Answer(*future.result(timeout=self._patience))
+            answer: _Answer = _Answer(*future.result(timeout=self.patience))
         except KilledWorker:
             return EnsdistillError(
                 "a dask worker was killed, again and again, perhaps for want of memory; run again "
@@ -259,12 +251,12 @@ class _Work:
 
     def _lost(self) -> EnsdistillError:
         return EnsdistillError(
-            f"the dask scheduler at {self._scheduler} was lost or started anew while "
+            f"the dask scheduler at {self.scheduler} was lost or started anew while "
             f"{self._names()} was to be made; once it is there, run again ({_KEPT})"
         )
 
     def _names(self) -> str:
-        return ", ".join(sorted(self._left))
+        return ", ".join(sorted(self.left))
 
     def _try_another(self, k: int, answer: _Answer, lacks: str, workers: set[str]) -> None:
         """Send an order to workers that are not known to be unfit.
@@ -274,14 +266,14 @@ class _Work:
         EnsdistillError
             If there is none.
         """
-        if answer.address not in self._unfit:
-            self._unfit[answer.address] = f"{answer.host} ({answer.address}) {lacks}"
-            self._say(f"the dask worker on {self._unfit[answer.address]}")
-        others = workers - self._unfit.keys()
+        if answer.address not in self.unfit:
+            self.unfit[answer.address] = f"{answer.host} ({answer.address}) {lacks}"
+            self.say(f"the dask worker on {self.unfit[answer.address]}")
+        others = workers - self.unfit.keys()
         if not others:
-            found = "; ".join(sorted(self._unfit.values()))
+            found = "; ".join(sorted(self.unfit.values()))
             raise EnsdistillError(
-                f"no worker of {self._scheduler} can make {self._names()}: {found}. Let them see "
+                f"no worker of {self.scheduler} can make {self._names()}: {found}. Let them see "
                 "the same files under the same paths, install the same ensdistill, and run again "
                 f"({_KEPT})"
             )
@@ -291,10 +283,10 @@ class _Work:
         """Send orders elsewhere whose workers are all gone."""
         for future, (k, chosen) in list(self.sent.items()):
             if chosen is not None and chosen.isdisjoint(workers):
-                others = workers - self._unfit.keys()
+                others = workers - self.unfit.keys()
                 if others:
                     del self.sent[future]
-                    self._client.cancel([future])
+                    self.client.cancel([future])
                     self._send(k, others)
 
 

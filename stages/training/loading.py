@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
@@ -10,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children, parent_process
+from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.stages.networks.foreign import device_failure, reason
 from ensdistill.stages.training.samples import Sample
-from ensdistill.stages.work.items import no_interrupt, portable
+from ensdistill.stages.work.items import die_with_parent, no_interrupt, portable
 from ensdistill.stages.work.warned import are_heard, speak_alone
 
 _SHARED: Final = "/dev/shm"  # where samples lie on their way here
@@ -147,14 +146,7 @@ def _begin(heard: bool, worker: int) -> None:
     # of connections that nobody needs any more
     sys.excepthook = lambda *_: None
     threading.excepthook = lambda _: None
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()  # at once where it has ended before this process came so far
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    die_with_parent()
     if heard:
         speak_alone(worker)
 

@@ -348,8 +348,9 @@ class Training:
             weights = weight if weight.numel() else None
             self.loss_of.begin(label, weights, size)
             self.optimizer.zero_grad(set_to_none=True)
+            share = len(label) // parts
             for part in range(parts):
-                cut = _part(len(label), part, parts)
+                cut = slice(part * share, (part + 1) * share)
                 images = self._input(image[cut], look[cut])
                 with alone(part):
                     with torch.autocast(device.type, as_type, enabled=as_type is not None):
@@ -590,11 +591,6 @@ def watched_miou(
     if math.isnan(miou):
         raise DataError("the watched split has no labelled pixel")
     return miou
-
-
-def _part(count: int, part: int, parts: int) -> slice:
-    size = count // parts
-    return slice(part * size, (part + 1) * size)
 
 
 def _name(recipe: Mapping[str, Any], local: Learning) -> str:

@@ -43,7 +43,9 @@ class Log:
         self._folder = folder
         self._board: Any = None
         if folder is not None and tensorboard is not None:
-            self._board = _summary_writer(tensorboard / folder.name)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard / folder.name))
 
     def settle(self) -> list[float]:
         """Bring the losses to the host and return them."""
@@ -73,15 +75,14 @@ class Log:
             text = "".join(json.dumps(m) + "\n" for m in self.metrics)
             atomic.write_bytes(self._folder / METRICS, text.encode(), sync=False)
 
-    def last_loss(self) -> float:
-        """Return the last recorded loss."""
-        return next(float(m["loss"]) for m in reversed(self.metrics) if "loss" in m)
+    def last_loss(self) -> float | None:
+        """Return the last recorded loss, None without one."""
+        return next((float(m["loss"]) for m in reversed(self.metrics) if "loss" in m), None)
 
     def note(self, pace: Pace) -> str:
         """Return what is worth seeing beside the progress."""
-        shown = next((m for m in reversed(self.metrics) if "loss" in m), None)
-        loss = "" if shown is None else f"loss {shown['loss']:.3f}, "
-        return f"{loss}{100 * pace.waiting:.0f} % waiting for data"
+        shown = "" if (loss := self.last_loss()) is None else f"loss {loss:.3f}, "
+        return f"{shown}{100 * pace.waiting:.0f} % waiting for data"
 
 
 class Pace:
@@ -166,9 +167,3 @@ class Pace:
     def load(self, state: list[Any]) -> None:
         """Go on from a checkpoint."""
         self._images, self._seconds, self._data, self._epochs = state
-
-
-def _summary_writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))

@@ -267,15 +267,20 @@ def _hold(work: Callable[[Any], Any]) -> None:
 def _become_worker(begin: Callable[..., object], *arguments: Any) -> None:
     """Leave Ctrl-C to the parent and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    begin(*arguments)
+
+
+def die_with_parent() -> None:
+    """Let this process end when the one that started it does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
-        parent.join()
+        parent.join()  # at once where it has ended before this process came so far
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    begin(*arguments)
 
 
 @contextmanager

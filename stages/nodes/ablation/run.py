@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.node import Job, Progress
 from ensdistill.stages.functional.fusion import majority
-from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse, join
+from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, fuse
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.functional.scores import confusion, iou, mean_iou, present
 from ensdistill.stages.functional.spoiling import relabel_segments
@@ -39,7 +40,7 @@ from ensdistill.stages.nodes.ablation.compositions import (
 from ensdistill.stages.nodes.ablation.plan import Ablated, Recipe
 from ensdistill.stages.nodes.evaluation.rivals import rivals
 from ensdistill.stages.nodes.evaluation.run import require_labelled
-from ensdistill.stages.nodes.label_model.run import IMAGES, spread
+from ensdistill.stages.nodes.label_model.run import IMAGES, count_votes, spread
 from ensdistill.stages.work.items import for_each
 
 SHARE: Final = 0.4
@@ -52,6 +53,7 @@ _SECONDS: Final = 10.0  # of work that an interruption may lose, where more than
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
+_Fitter = Callable[[Members], LabelModel]
 
 
 @dataclass(frozen=True)
@@ -87,25 +89,13 @@ class _Teachers:
         return np.stack([*maps, segments, np.full_like(maps[0], self.constant)])
 
 
-@dataclass(frozen=True)
-class _Counting:
-    """Counts the votes in an image to fit to."""
-
-    teachers: _Teachers
-
-    def __call__(self, stored: list[Stored]) -> Votes:
-        return count(self.teachers(stored), self.teachers.n_classes)
+def _count(teachers: _Teachers, stored: Sequence[Stored]) -> Votes:
+    return count(teachers(stored), teachers.n_classes)
 
 
-@dataclass(frozen=True)
-class _Fitting:
-    """Fits the label model to the votes of some members, of all that were counted."""
-
-    votes: Votes
-    n_classes: int
-
-    def __call__(self, members: Members) -> LabelModel:
-        return fit(self.votes.of(members), self.n_classes)
+def _fit(votes: Votes, n_classes: int, members: Members) -> LabelModel:
+    """Fit the label model to the votes of some members, of all that were counted."""
+    return fit(votes.of(members), n_classes)
 
 
 @dataclass(frozen=True)
@@ -198,7 +188,7 @@ class _Making:
             # quick beside the fits, and so not kept: 0.7 s of CamVid, 4 s with bad teachers
             votes = self._count(bad=any(self._bad(members) for members in some))
             self.job.start("compositions")
-            self._make(some, _Fitting(votes, self.size))
+            self._make(some, partial(_fit, votes, self.size))
 
     def result(self) -> dict[str, Any]:
         """Return the scores of all items."""
@@ -226,19 +216,10 @@ class _Making:
 
     def _count(self, *, bad: bool) -> Votes:
         """Count the votes in the images to fit to, with those of bad teachers or without."""
-        votes: dict[str, Votes] = {}
-        self.job.progress.start(len(self.images), 0, "images to fit to")
-        for_each(
-            [[m.find(image_id) for m in self.fitted] for image_id in self.images],
-            _Counting(self._teachers(self.fitted, bad=bad)),
-            lambda stored, found: votes.update({stored[0].id: found}),
-            workers=self.local.workers,
-            progress=self.job.progress,
-        )
-        # in the order of the ids: the sums of EM depend on it in their last digits
-        return join([votes[image_id] for image_id in self.images])
+        counting = partial(_count, self._teachers(self.fitted, bad=bad))
+        return count_votes(self.job, self.fitted, self.images, counting, "images to fit to")
 
-    def _make(self, missing: Sequence[Members], fitting: _Fitting) -> None:
+    def _make(self, missing: Sequence[Members], fitting: _Fitter) -> None:
         """Fit, fuse and journal compositions, so many together that little can be lost."""
         together = _TOGETHER
         while missing:
@@ -248,7 +229,7 @@ class _Making:
             spent = time.perf_counter() - begin
             together = max(_TOGETHER, int(len(batch) * _SECONDS / spent))
 
-    def _fuse(self, batch: Sequence[Members], fitting: _Fitting | None = None) -> None:
+    def _fuse(self, batch: Sequence[Members], fitting: _Fitter | None = None) -> None:
         """Fuse every image by some compositions, score that, and journal it.
 
         `fitting` is None for members alone, who need no label model.

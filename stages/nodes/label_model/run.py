@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.manifest import Artifact
-from ensdistill.pipeline.node import Job
+from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import OfClasses
 from ensdistill.stages.functional.labelmodel import (
     LabelModel,
@@ -34,17 +35,6 @@ IMAGES: Final = 512
 _DIGITS: Final = 6
 
 
-@dataclass(frozen=True)
-class _Counting:
-    """Counts the votes in one image."""
-
-    readers: tuple[LabelReader, ...]
-    n_classes: int
-
-    def __call__(self, stored: list[Stored]) -> Votes:
-        return count(read_all(self.readers, stored), self.n_classes)
-
-
 def run(job: Job[OfClasses, Local]) -> Modelled:
     """Count the votes in the images of a split and fit the model to them.
 
@@ -53,28 +43,45 @@ def run(job: Job[OfClasses, Local]) -> Modelled:
     DataError
         If no teacher labels any pixel.
     """
-    local = job.work.local
-    maps = [LabelMaps(job.inputs[role]) for role in job.inputs]
+    n_classes = len(job.work.local.classes)
+    maps = [LabelMaps(artifact) for artifact in job.inputs.values()]
     ids = spread(sorted(maps[0]), IMAGES)
-    votes: dict[str, Votes] = {}
-    job.progress.start(len(ids), 0, "images")
-    for_each(
-        [[m.find(image_id) for m in maps] for image_id in ids],
-        _Counting(tuple(m.reader for m in maps), len(local.classes)),
-        lambda stored, found: votes.update({stored[0].id: found}),
-        workers=local.workers,
-        progress=job.progress,
-    )
-    every = join([votes[image_id] for image_id in ids])
+    counting = partial(_count, [m.reader for m in maps], n_classes)
+    every = count_votes(job, maps, ids, counting, "images")
     if (every.patterns == IGNORE_INDEX).all():
         raise DataError(f"{job.node.id}: no teacher labels any pixel of {len(ids)} images")
-    model, met = fit(every, len(local.classes)), opinions(every, len(local.classes))
+    model, met = fit(every, n_classes), opinions(every, n_classes)
     if model.fallback is not None:
         job.progress.message(f"{job.node.id}: {model.fallback}: the majority of the votes counts")
     if (doubt := doubt_of(len(maps), met)) is not None:
         job.progress.message(f"{job.node.id}: {doubt}")
     told = {"images": len(ids), "opinions": met, **_to_json(model)}
     return Modelled.model_validate(told)
+
+
+def _count(readers: Sequence[LabelReader], n_classes: int, stored: Sequence[Stored]) -> Votes:
+    return count(read_all(readers, stored), n_classes)
+
+
+def count_votes(
+    job: Job[Told, Local],
+    maps: Sequence[LabelMaps],
+    ids: Sequence[str],
+    counting: Callable[[list[Stored]], Votes],
+    unit: str,
+) -> Votes:
+    """Return the votes in images, each as `counting` has them of where its maps lie."""
+    votes: dict[str, Votes] = {}
+    job.progress.start(len(ids), 0, unit)
+    for_each(
+        [[m.find(image_id) for m in maps] for image_id in ids],
+        counting,
+        lambda stored, found: votes.update({stored[0].id: found}),
+        workers=job.work.local.workers,
+        progress=job.progress,
+    )
+    # in the order of the ids: the sums of EM depend on it in their last digits
+    return join([votes[image_id] for image_id in ids])
 
 
 def spread(given: list[T], most: int) -> list[T]:

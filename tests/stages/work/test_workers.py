@@ -256,9 +256,8 @@ def test_artifacts_are_the_same_from_one_process_and_from_several(eager, monkeyp
 
     def once_each(ids, work, done, workers, progress, most):
         """Starting processes takes longer than the work."""
-        name = getattr(work, "__name__", type(work).__name__)
-        if name == "_Making":
-            name = work.make.func.__name__
+        made = getattr(work, "make", work)
+        name = getattr(getattr(made, "func", made), "__name__", type(made).__name__)
         if name in started:
             return for_each(ids, work, done, workers=0, progress=progress)
         started.add(name)
