@@ -54,15 +54,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Reads label maps of an artifact, in whatever process it is.
-
-    Attributes
-    ----------
-    folder : Path
-        The artifact's.
-    store : LabelStore
-        Its label maps.
-    """
+    """Reads label maps of an artifact from its folder, in whatever process it is."""
 
     folder: Path
     store: LabelStore
@@ -99,18 +91,7 @@ def read_all(readers: Sequence[LabelReader], stored: Sequence[Stored]) -> UInt8:
 
 
 class LabelMaps:
-    """The published label maps of an artifact, read by image id.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        One of the stages `infer`, `fusion` and `pixel-weights`.
-
-    Attributes
-    ----------
-    reader : LabelReader
-        Reads those that `find` finds.
-    """
+    """The published label maps of an artifact, by image id; `reader` reads what `find` finds."""
 
     def __init__(self, artifact: Artifact):
         self.records: Mapping[str, Record] = {r["id"]: r for r in artifact.items}
@@ -144,17 +125,7 @@ class LabelMaps:
 
 
 class Place(NamedTuple):
-    """Where a label map goes.
-
-    Attributes
-    ----------
-    id : str
-        The image's.
-    position : int
-        In the store.
-    size : tuple of int
-        Height and width in pixels.
-    """
+    """Where an image's label map goes: position in the store, height and width in pixels."""
 
     id: str
     position: int
@@ -200,19 +171,8 @@ class _Making(Generic[T]):
 class LabelMapsDraft:
     """Label maps being written: chunk first, journal line after.
 
-    What other artifacts hold already is taken from there first.
-
-    Parameters
-    ----------
-    job : Job
-        Its draft is filled, its items are the images.
-    sizes : mapping
-        Image id to height and width, for every item.
-
-    Attributes
-    ----------
-    missing : list of str
-        The ids of the images that are left to compute.
+    What other artifacts hold already is taken from there first. `sizes` are the height and width of
+    every item, and `missing` the ids of the images that are left to compute.
     """
 
     def __init__(self, job: Job[Told, Local], sizes: Mapping[str, tuple[int, int]]):

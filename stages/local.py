@@ -19,16 +19,9 @@ PIXELS_MARK: Final = "pixels"
 
 @dataclass(frozen=True)
 class Factory:
-    """A function that returns a network.
+    """A function that returns a network: ``"package.module:function"``, imported from `root`.
 
-    Attributes
-    ----------
-    root : Path
-        The folder that its modules are imported from.
-    function : str
-        ``"package.module:function"``.
-    kwargs : mapping
-        Its arguments; files by their absolute paths.
+    Of its arguments files are absolute paths.
     """
 
     root: Path

@@ -47,14 +47,8 @@ def aside(
 ) -> Aside | None:
     """Return what makes chains of nodes in other processes, None if `runtime` asks for none.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Whose nodes they are.
-    chains : sequence
-        Node ids (see `graph.probe_chains`).
-    announce : callable
-        Called with the decision for each node when its process begins it.
+    Chains are of node ids (see `graph.probe_chains`); `announce` is called with the decision for
+    each node when its process begins it.
     """
     runtime = experiment.config.runtime
     if runtime.jobs == 1 and runtime.scheduler is None:
@@ -63,18 +57,9 @@ def aside(
 
 
 class _Order(NamedTuple):
-    """What a process is asked for.
+    """What a process is asked for: nodes to be made in order, as they are planned here.
 
-    Attributes
-    ----------
-    experiment : Path
-        The file.
-    nodes : tuple of str
-        What is to be made, in order.
-    fingerprints : tuple of str
-        Theirs, as they are planned here.
-    files : tuple of str
-        What they are made from.
+    `experiment` is the file, `files` are what they are made from.
     """
 
     experiment: Path

@@ -33,16 +33,8 @@ class Watched(Result):
 class Trained(Result):
     """What a training publishes beside its network.
 
-    Attributes
-    ----------
-    steps : int
-        How many it took.
-    loss : float or None
-        Mean of the last logged window.
-    init : mapping
-        Which initial weights were loaded, where there were any.
-    watched : Watched
-        Where a split was watched.
+    `loss` is the mean of the last logged window, `init` which initial weights were loaded, where
+    there were any; `watched` is there where a split was watched.
     """
 
     steps: Count

@@ -39,18 +39,7 @@ def load_batches(
 ) -> Iterator[Sample]:
     """Yield the samples of each step, stacked; who loads them changes nothing.
 
-    Parameters
-    ----------
-    samples : Dataset
-        The samples.
-    numbers : Sampler
-        Those of each step.
-    workers : int
-        Processes that load them; with 0 they are loaded here.
-    pin : bool
-        Whether they are to lie where a GPU reads them.
-    name : str
-        The node, for messages.
+    With 0 workers they are loaded here; `pin` lays them where a GPU reads them.
 
     Raises
     ------
@@ -94,10 +83,7 @@ def load_batches(
 class _LostError(Exception):
     """No samples arrive any more.
 
-    Attributes
-    ----------
-    of_gpu : str or None
-        What a GPU reports: it is heard of where samples are laid ready for it.
+    `of_gpu` is what a GPU reports: it is heard of where samples are laid ready for it.
     """
 
     def __init__(self, error: Exception):

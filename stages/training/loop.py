@@ -71,18 +71,8 @@ _TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Order:
     """What a training is made of; the same at every rank.
 
-    Attributes
-    ----------
-    node : str
-        Whose training it is.
-    recipe : mapping
-        What changes the numbers.
-    local : Learning
-        What does not.
-    inputs : mapping
-        ``labels`` and, where pixels count differently, ``weights``.
-    pixels : Pixels
-        What reads the images.
+    `recipe` is what changes the numbers, `local` what does not. Of the `inputs` ``pixel_weights``
+    is there where pixels count differently.
     """
 
     node: str
@@ -126,18 +116,9 @@ def follow(order: Order) -> None:
 
 
 class Training:
-    """One training, at one rank.
+    """One training, at one rank: of `ranks` or else all processes that were started together.
 
-    Parameters
-    ----------
-    order : Order
-        What is to be trained.
-    progress : Progress
-        Where to report.
-    folder : Path or None
-        The draft; None for a rank that writes nothing.
-    ranks : Ranks, optional
-        Who trains; left out, all processes that were started together.
+    The `folder` is the draft, None for a rank that writes nothing.
 
     Raises
     ------

@@ -69,21 +69,10 @@ def learning_rate(recipe: Mapping[str, Any], step: int) -> float:
 
 
 class Average:
-    """The exponential moving average of a network's weights and buffers.
+    """The exponential moving average of a network's weights and buffers, itself a network.
 
-    Over the first steps it is the plain mean, so that the first weights are forgotten.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Where it begins.
-    decay : float
-        What is kept of the average at each step.
-
-    Attributes
-    ----------
-    network : nn.Module
-        The average.
+    Over the first steps it is the plain mean, so that the first weights are forgotten; then `decay`
+    is what is kept of it at each step.
     """
 
     def __init__(self, network: nn.Module, decay: float):

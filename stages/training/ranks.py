@@ -25,15 +25,7 @@ _STEP: Final = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share a training; by default there is one.
-
-    Attributes
-    ----------
-    rank, count : int
-        This process, and how many there are.
-    group : object
-        torch's process group, None for one process.
-    """
+    """The processes that share a training; by default there is one, without a group of torch's."""
 
     rank: int = 0
     count: int = 1

@@ -22,19 +22,8 @@ T = TypeVar("T")
 class Log:
     """What is known of a training's course: losses since the last record, and all records.
 
-    Parameters
-    ----------
-    folder : Path or None
-        Where `METRICS` is kept, and a name for TensorBoard; None writes nothing.
-    tensorboard : Path or None
-        Where TensorBoard looks for runs.
-
-    Attributes
-    ----------
-    metrics : list of dict
-        Every record written.
-    losses : list
-        Of the steps since the last one; on the device until `settle`.
+    Losses stay on the device until `settle`. The `folder` is where `METRICS` is kept, and a name
+    for TensorBoard; None writes nothing.
     """
 
     def __init__(self, folder: Path | None, tensorboard: Path | None):
@@ -88,15 +77,7 @@ class Log:
 class Pace:
     """How fast a training goes, and how much of it is waiting for data.
 
-    Parameters
-    ----------
-    batch_size : int
-        Images a step, of all ranks.
-
-    Attributes
-    ----------
-    steps : int
-        Done in this process.
+    `batch_size` is of all ranks, `steps` are those done in this process.
     """
 
     def __init__(self, batch_size: int):

@@ -187,17 +187,7 @@ class Samples(Dataset[Sample]):
 
 
 class Batches(Sampler[list[int]]):
-    """The sample numbers of a rank, step by step.
-
-    Parameters
-    ----------
-    start, steps : int
-        Steps done, and in all.
-    size : int
-        Samples a step, of all ranks together.
-    rank, ranks : int
-        Which share of each step.
-    """
+    """The sample numbers of a rank, from step `start` on; `size` is that of all ranks together."""
 
     def __init__(self, start: int, steps: int, size: int, rank: int = 0, ranks: int = 1):
         self._steps = range(start, steps)

@@ -171,18 +171,8 @@ def compute(
 ) -> None:
     """Call ``finished(k, do(items[k : k + size]))`` for every task of `size` items.
 
-    Parameters
-    ----------
-    items : sequence
-        Can be pickled.
-    do : callable
-        A function of a module: called in the pool.
-    finished : callable
-        Called in this process, in the order in which the tasks are finished.
-    pool : Executor
-        Where the tasks are done.
-    size : int
-        Items a task.
+    Items can be pickled, and `do`, a function of a module, is called in the pool; `finished` in
+    this process, in the order in which the tasks are finished.
     """
     import dask.bag
     from dask.callbacks import Callback

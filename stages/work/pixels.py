@@ -22,14 +22,7 @@ def reader(
 ) -> Pixels:
     """Return what reads images one after another, and keeps each if there is room for all.
 
-    Parameters
-    ----------
-    folder : Path or None
-        The cache's.
-    files : iterable of (str, str)
-        Path and sha256 of each image.
-    say : callable
-        Gets messages.
+    `files` are path and sha256 of each image, `folder` is the cache's.
 
     Raises
     ------
@@ -53,15 +46,6 @@ def prepare(local: Learning, name: str, progress: Progress) -> Pixels:
 
     Nothing here changes a number, and nothing that the cache lacks is a failure: what it does not
     hold is decoded for every crop.
-
-    Parameters
-    ----------
-    local : Learning
-        The images, their digests and the cache's folder.
-    name : str
-        The node, for messages.
-    progress : Progress
-        Where to report.
 
     Raises
     ------

@@ -31,16 +31,9 @@ _TO_AUTHORS: Final = (DeprecationWarning, PendingDeprecationWarning, FutureWarni
 
 
 class Warned(NamedTuple):
-    """A warning, as it travels between processes.
+    """A warning, as it travels between processes, and the code that it is about.
 
-    Attributes
-    ----------
-    text : str
-        What it says.
-    category : str
-        The nearest built-in class of warnings, or the level of what was logged.
-    file, line : str, int
-        The code that it is about.
+    Its category is the nearest built-in class of warnings, or the level of what was logged.
     """
 
     text: str

@@ -79,12 +79,8 @@ STAGE: Final = Stage("ablation", 2, Ablated, Confusions)
 class Recipe(OfClasses):
     """What decides an ablation.
 
-    Attributes
-    ----------
-    versions : mapping
-        Of stages whose arithmetic it uses without reading what they publish.
-    fit : str
-        What label models are fitted to (see `schema.LabelModel`).
+    `versions` are those of stages whose arithmetic it uses without reading what they publish, and
+    `fit` is what label models are fitted to (see `schema.LabelModel`).
     """
 
     versions: Mapping[str, int]

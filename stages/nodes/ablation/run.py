@@ -58,18 +58,9 @@ _Fitter = Callable[[Members], LabelModel]
 
 @dataclass(frozen=True)
 class _Teachers:
-    """Reads what the teachers say of an image, and makes up what bad ones would.
+    """Reads what T teachers say of an image, and makes up what bad ones would if they are asked.
 
-    Attributes
-    ----------
-    readers : tuple of LabelReader
-        Of the T teachers.
-    n_classes : int
-        C.
-    constant : int
-        The class that one bad teacher sees everywhere.
-    bad : bool
-        Whether bad ones are asked for.
+    One of these sees the class `constant` everywhere.
     """
 
     readers: tuple[LabelReader, ...]
@@ -100,16 +91,9 @@ def _fit(votes: Votes, n_classes: int, members: Members) -> LabelModel:
 
 @dataclass(frozen=True)
 class _Fusing:
-    """Fuses an image by some compositions, and counts their confusions.
+    """Fuses an image by some compositions, and counts their confusions with the `truth`.
 
-    Attributes
-    ----------
-    teachers : _Teachers
-        Of them, or with the bad ones.
-    truth : LabelReader
-        Reads ground truth.
-    models : tuple
-        Members and label model of each composition; none of a member alone, that needs no fusing.
+    `models` are members and label model of each; none of a member alone, that needs no fusing.
     """
 
     teachers: _Teachers
@@ -274,21 +258,13 @@ def with_present(
 ) -> dict[str, Any]:
     """Return a published result with what its means are over, as its confusions tell.
 
-    Parameters
-    ----------
-    result : mapping
-        See `run`.
-    records : iterable of mapping
-        The items of the same artifact.
-    classes : sequence of str
-        The experiment's.
-
     Returns
     -------
     dict
-        The result, and what follows from its items (see `_shown`). In each row ``classes``: the key
-        of each mIoU to how many classes it is over. ``classes_present``: those that occur in the
-        ground truth. ``present``: all again by the mean over these, which is over the same for all.
+        The `result`, and what follows from the items of its artifact (see `_shown`). In each row
+        ``classes``: the key of each mIoU to how many classes it is over. ``classes_present``: those
+        that occur in the ground truth. ``present``: all again by the mean over these, which is over
+        the same for all.
     """
     names = list(result["teachers"])
     made_from = [row["of"] for row in result["robustness"][1:]]
@@ -371,16 +347,9 @@ def _bad(names: Sequence[str], made_from: Sequence[str]) -> list[int]:
 def _told(
     names: Sequence[str], scores: Mapping[Members, Float64], made_from: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what there is to say of scores.
+    """Return what there is to say of scores: (2,) float64, mIoU in percent by method, of members.
 
-    Parameters
-    ----------
-    names : sequence of str
-        The T teachers.
-    scores : mapping
-        Members to (2,) float64, mIoU in percent by method.
-    made_from : sequence of str
-        What each bad teacher is a copy of, or the class that it sees everywhere.
+    `made_from` is what each bad teacher is a copy of, or the class that it sees everywhere.
     """
     alone = np.array([scores[member,][0] for member in range(len(names) + 2)])
     spoilt = [scores[members] for members in crowds(len(names))]
@@ -396,18 +365,9 @@ def _shown(
 ) -> dict[str, Any]:
     """Return what `_told` says and what follows from it, which is not kept.
 
-    Parameters
-    ----------
-    names, scores, made_from
-        See `_told`.
-    score : str
-        The key of what the scores are, ``miou`` or ``miou_present``.
-
-    Returns
-    -------
-    dict
-        Also ``beside`` (see `rivals.rivals`) of the label model of all teachers,
-        ``leave_one_out``, and in ``flexibility`` also ``on_majority``.
+    That is what stands ``beside`` the label model of all teachers (see `rivals.rivals`),
+    ``leave_one_out``, and in ``flexibility`` also ``on_majority``. `score` is the key of what the
+    scores are, ``miou`` or ``miou_present``.
     """
     told = _told(names, scores, made_from)
     return told | {
@@ -464,14 +424,7 @@ def _robustness(
 ) -> list[dict[str, Any]]:
     """Return what each further bad teacher costs.
 
-    Parameters
-    ----------
-    scores : sequence of (2,) float64
-        mIoU in percent by method without bad teachers, with one, and so on.
-    made_from : sequence of str
-        What each bad teacher is a copy of, or the class that it sees everywhere.
-    alone : (3,) float64
-        mIoU in percent of each bad teacher.
+    `scores` are without bad teachers, with one, and so on; `alone` is the mIoU in percent of each.
     """
     told: list[dict[str, Any]] = [{"added": None, "of": None, "miou": None}]
     told += [
@@ -489,14 +442,7 @@ def _flexibility(
 ) -> dict[str, Any]:
     """Return every composition beside its best member, and how often a method is no worse.
 
-    Parameters
-    ----------
-    names : sequence of str
-        The T teachers.
-    alone : float64
-        mIoU in percent of each of them, and more.
-    scores : mapping
-        Composition to (2,) float64, mIoU in percent by method.
+    `alone` is the mIoU in percent of each of the T teachers, and more.
     """
     rows, margins = [], []
     for members in compositions(len(names)):

@@ -19,16 +19,8 @@ from ensdistill.stages.nodes.stage import Stage
 class Certainty(Result):
     """By class, what the probe of a teacher makes of the training images.
 
-    Attributes
-    ----------
-    certainty : mapping
-        Mean over the pixels that it calls so; None without any.
-    support : mapping
-        How many pixels those are.
-    labelled : mapping
-        How many the teacher calls so.
-    has_class : mapping
-        Whether the teacher can call any so.
+    `certainty` is the mean over the pixels that it calls so, None without any, `support` how many
+    those are, `labelled` how many the teacher calls so, and `has_class` whether it can call any so.
     """
 
     certainty: ByClass

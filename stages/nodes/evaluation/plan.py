@@ -72,16 +72,10 @@ class Role(str):
 
 @dataclass(frozen=True)
 class Scored:
-    """A method that an evaluation scores if it is there.
+    """A method that an evaluation scores if it is there; kind and name as in ``results.json``.
 
-    Attributes
-    ----------
-    kind, name : str
-        As in ``results.json``; together its `Role`.
-    maps : NodeId
-        The node of its label maps on the split.
-    needs : NodeId or None
-        The node without which there are no such maps; None if the evaluation makes all they need.
+    `maps` are its label maps on the split. Without the node `needs` there are none; None if the
+    evaluation makes all they need.
     """
 
     kind: str

@@ -21,14 +21,9 @@ from ensdistill.stages.nodes.stage import Stage
 
 
 class FusedMaps(Labelled):
-    """Of fused label maps; shares are fractions.
+    """Of fused label maps, as fractions: `coverage` is the share of the pixels that have a label.
 
-    Attributes
-    ----------
-    coverage : float
-        The share of the pixels that have a label.
-    conflict, hole, ignored, classes
-        See `run.shares`; not there where the method does not count them.
+    The others (see `run.shares`) are not there where the method does not count them.
     """
 
     coverage: float

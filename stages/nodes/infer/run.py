@@ -105,20 +105,10 @@ def see_all(
     want: Want,
     done: Callable[..., object],
 ) -> None:
-    """Let a network see all batches in which an image is missing.
+    """Let a network see all batches in which an image is missing, and close it.
 
-    Parameters
-    ----------
-    job : Job
-        Its local's pictures are the images. What the network ran on is noted there.
-    network : FrozenNetwork or FactoryNetwork
-        The network; closed afterwards.
-    missing : set of str
-        Ids of the images that `done` is to be called for.
-    want : str
-        See `networks.stream.Want`.
-    done : callable
-        Gets an image's id and what is wanted of it, in a thread of its own, one after another.
+    `done` gets the id of each such image and what is wanted of it (see `networks.stream.Want`), in
+    a thread of its own, one after another. What the network ran on is noted in the job.
     """
     from ensdistill.stages.networks.stream import Clock, Request
 

@@ -17,12 +17,7 @@ from ensdistill.stages.nodes.stage import Stage
 class Modelled(Result):
     """The label model (see `functional.labelmodel.LabelModel`), and what it was fitted to.
 
-    Attributes
-    ----------
-    images : int
-        How many.
-    opinions : int
-        How many different ones meet at a pixel; older ones did not count them.
+    `opinions` is how many different ones meet at a pixel; older ones did not count them.
     """
 
     images: Count

@@ -20,18 +20,10 @@ from ensdistill.stages.nodes.truth.plan import truth_id
 
 
 class Policy(Result):
-    """The policy pi.
+    """The policy pi: class to teacher, None for a class that none labels.
 
-    Attributes
-    ----------
-    strategy : str
-        What it was chosen by.
-    teacher : mapping
-        Class to teacher; None for a class that none labels.
-    certainty : mapping
-        Class to what its teacher was chosen by.
-    fallback : list of str
-        Classes of which no probe is sure on enough pixels.
+    `certainty` is what each teacher was chosen by, `fallback` are classes of which no probe is sure
+    on enough pixels.
     """
 
     strategy: str
@@ -73,15 +65,7 @@ class ByReliability(ByScore):
 
 @dataclass(frozen=True)
 class ByCertainty(ByScore):
-    """A policy by the probes' certainty.
-
-    Attributes
-    ----------
-    min_support : float
-        The share of the pixels on which a probe's certainty counts.
-    evidence : mapping
-        Teacher to the result of its certainty node.
-    """
+    """A policy by teachers' certainties, which count on a share `min_support` of the pixels."""
 
     min_support: float
     evidence: Mapping[str, Certainty]
