@@ -44,7 +44,7 @@ from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
 from ensdistill.stages.training.ranks import Ranks, together
 from ensdistill.stages.training.samples import Sample
-from ensdistill.stages.work.items import portable, processes
+from ensdistill.stages.work.items import Silence, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
 _KIND: Final = "training"  # in the memory of facts; change it when what is found out changes
@@ -174,7 +174,7 @@ def tried(
     benchmark = torch.backends.cudnn.benchmark
     try:
         with redirect_stdout(sys.stderr):  # what its code prints must not get into our results
-            attempt = loop.Training(order, loop.Silence(), None, Ranks())
+            attempt = loop.Training(order, Silence(), None, Ranks())
             seconds = attempt.rehearse(_noise(smaller, len(local.classes)))
     except EnsdistillError:
         raise

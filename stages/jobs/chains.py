@@ -32,7 +32,7 @@ from ensdistill.stages.graph import build, load
 from ensdistill.stages.jobs.cluster import Unfit, make_there
 from ensdistill.stages.local import Running, local_of
 from ensdistill.stages.training import METRICS
-from ensdistill.stages.work.items import compute, portable, processes
+from ensdistill.stages.work.items import Silence, compute, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
 Announce = Callable[[Decision], Progress]
@@ -207,7 +207,7 @@ def _require_own_children(experiment: Experiment) -> None:
         )
 
 
-class _News:
+class _News(Silence):
     """Progress of a process without a terminal: what is said is kept, the rest seen in drafts."""
 
     def __init__(self, node: str):
@@ -218,12 +218,6 @@ class _News:
         """Note which node begins."""
         self.node = decision.node.id
         return self
-
-    def start(self, total: int, done: int, unit: str) -> None:
-        """Nothing: nobody sees it."""
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Nothing: nobody sees it."""
 
     def message(self, text: str) -> None:
         """Keep it for whoever asked for the chain."""

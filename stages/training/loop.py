@@ -60,6 +60,7 @@ from ensdistill.stages.training.optimizers import (
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
 from ensdistill.stages.training.records import Log, Pace
 from ensdistill.stages.training.samples import Batches, Sample, Samples
+from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
 
 _LOG_EVERY: Final = 20  # steps
@@ -305,8 +306,7 @@ class Training:
 
     def facts(self) -> dict[str, Any]:
         """Return what decided the last bits of the result, and how fast it was made."""
-        facts = platform_facts(self.device) | {"ranks": self.ranks.count}
-        return facts | self.pace.facts()
+        return platform_facts(self.device) | {"ranks": self.ranks.count} | self.pace.facts()
 
     def stepper(self) -> Callable[[int, Sample], tuple[Tensor, float]]:
         """Return what does a step: from its number and batch to its loss and learning rate."""
@@ -532,19 +532,6 @@ def require_parts(node: str, recipe: Mapping[str, Any], count: int) -> None:
             f"{node}: batch_size is {recipe['batch_size']}; expected a multiple of {share}, for "
             f"{count} processes with `accumulate: {recipe['accumulate']}`"
         )
-
-
-class Silence:
-    """Progress of a rank that reports nothing."""
-
-    def start(self, total: int, done: int, unit: str) -> None:
-        """Begin."""
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Go on."""
-
-    def message(self, text: str) -> None:
-        """Say nothing."""
 
 
 def watched_miou(

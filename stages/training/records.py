@@ -89,7 +89,7 @@ class Pace:
         self._epochs: list[float] = []
         self._epoch_seconds = self._epoch_data = 0.0
         self._wait = 0.0
-        self._last = self._second = 0.0
+        self._last = 0.0
 
     def waited(self, batches: Iterable[T]) -> Generator[T]:
         """Yield from `batches`, and take the time that each one is waited for."""

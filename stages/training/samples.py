@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -58,6 +59,7 @@ class _Cut(NamedTuple):
     weight: UInt8
 
 
+@dataclass(eq=False)
 class Samples(Dataset[Sample]):
     """Sample number k of a training, for any k.
 
@@ -65,7 +67,7 @@ class Samples(Dataset[Sample]):
     and what it is mixed with are drawn from (seed, k). So a resumed training, with any number of
     loader workers and of ranks, sees the same samples.
 
-    Parameters
+    Attributes
     ----------
     local : Learning
         The images, sorted by id.
@@ -82,36 +84,26 @@ class Samples(Dataset[Sample]):
         Of each image, how much its pixels count, in percent.
     """
 
-    def __init__(
-        self,
-        local: Learning,
-        labels: LabelMaps,
-        recipe: Mapping[str, Any],
-        pad: tuple[int, int, int],
-        pixels: Pixels,
-        weights: LabelMaps | None = None,
-    ):
-        self._pictures = local.pictures
-        self._labels = labels
-        self._weights = weights
-        self._recipe = recipe
-        self._pad = pad
-        self._digests = local.digests
-        self._pixels = pixels
+    local: Learning
+    labels: LabelMaps
+    recipe: Mapping[str, Any]
+    pad: tuple[int, int, int]
+    pixels: Pixels
+    weights: LabelMaps | None = None
 
     def __len__(self) -> int:
-        length: int = self._recipe["steps"] * self._recipe["batch_size"]
+        length: int = self.recipe["steps"] * self.recipe["batch_size"]
         return length
 
     def __getitem__(self, k: int) -> Sample:
-        recipe = self._recipe
+        recipe = self.recipe
         seed = recipe["seed"]
         cut = self._cut(*self._choose(k), _stream(seed, _CROP, k))
         if (
             recipe["class_mix"]
             and (mixing := _stream(seed, _MIX, k)).random() < recipe["class_mix"]
         ):
-            other = self._cut(int(mixing.integers(len(self._pictures))), None, mixing)
+            other = self._cut(int(mixing.integers(len(self.local.pictures))), None, mixing)
             pasted = mix_classes(mixing, other.label, cut.label, IGNORE_INDEX)
             for taker, giver in zip(cut, other, strict=True):
                 if giver.size:
@@ -121,8 +113,8 @@ class Samples(Dataset[Sample]):
 
     def _choose(self, k: int) -> tuple[int, int | None]:
         """Return the image of a sample, and the class that its crop is to hold."""
-        seed, count = self._recipe["seed"], len(self._pictures)
-        if self._recipe["rare_class_temperature"] is None:
+        seed, count = self.recipe["seed"], len(self.local.pictures)
+        if self.recipe["rare_class_temperature"] is None:
             epoch, position = divmod(k, count)
             return int(_order(seed, epoch, count)[position]), None
         random = _stream(seed, _RARE, k)
@@ -133,7 +125,8 @@ class Samples(Dataset[Sample]):
     @cached_property
     def _rare(self) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.intp]]]:
         """Chance of each class, and the images that hold it (DAFormer, Hoyer et al., eq. 4)."""
-        counts = np.array([self._labels.records[p.id]["labels"] for p in self._pictures], np.int64)
+        records = (self.labels.records[p.id] for p in self.local.pictures)
+        counts = np.array([record["labels"] for record in records], np.int64)
         total = counts.sum(axis=0)
         if not total.any():
             raise DataError(
@@ -142,17 +135,17 @@ class Samples(Dataset[Sample]):
             )
         share = total / max(1, total.sum())
         # the largest exponent is taken out, or a low temperature would overflow
-        chances = np.where(total > 0, (1 - share) / self._recipe["rare_class_temperature"], -np.inf)
+        chances = np.where(total > 0, (1 - share) / self.recipe["rare_class_temperature"], -np.inf)
         chances = np.exp(chances - chances.max())
         return chances / chances.sum(), [np.flatnonzero(column) for column in counts.T]
 
     def _cut(self, index: int, wanted: int | None, random: np.random.Generator) -> _Cut:
         """Scale an image by a random factor, cut a random window, and flip it by chance."""
-        picture = self._pictures[index]
-        whole = self._pixels.read(picture.image, self._digests[str(picture.image)])
-        labels = self._labels.read(picture.id)
-        (crop_h, crop_w), (low, high) = self._recipe["crop"], self._recipe["scale"]
-        height, width = self._recipe["input_size"] or labels.shape
+        picture = self.local.pictures[index]
+        whole = self.pixels.read(picture.image, self.local.digests[str(picture.image)])
+        labels = self.labels.read(picture.id)
+        (crop_h, crop_w), (low, high) = self.recipe["crop"], self.recipe["scale"]
+        height, width = self.recipe["input_size"] or labels.shape
         factor = float(random.uniform(low, high))
         height, width = max(1, round(height * factor)), max(1, round(width * factor))
         h, w = min(crop_h, height), min(crop_w, width)
@@ -166,7 +159,7 @@ class Samples(Dataset[Sample]):
         top = int(random.integers(tops[0], tops[1] + 1))
         left = int(random.integers(lefts[0], lefts[1] + 1))
         box = (left * across, top * down, (left + w) * across, (top + h) * down)
-        flip = self._recipe["flip"] and random.random() < 0.5
+        flip = self.recipe["flip"] and random.random() < 0.5
 
         def cut(plane: UInt8, method: Image.Resampling, pad: Any) -> UInt8:
             out = np.empty((crop_h, crop_w, *plane.shape[2:]), np.uint8)
@@ -177,10 +170,10 @@ class Samples(Dataset[Sample]):
             return torch.from_numpy(out).flip(1).numpy() if flip else out
 
         weight = np.empty((0, 0), np.uint8)
-        if self._weights is not None:
-            weight = cut(self._weights.read(picture.id), Image.Resampling.NEAREST, 0)
+        if self.weights is not None:
+            weight = cut(self.weights.read(picture.id), Image.Resampling.NEAREST, 0)
         return _Cut(
-            cut(whole, Image.Resampling.BILINEAR, self._pad),
+            cut(whole, Image.Resampling.BILINEAR, self.pad),
             cut(labels, Image.Resampling.NEAREST, IGNORE_INDEX),
             weight,
         )

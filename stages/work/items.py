@@ -47,6 +47,19 @@ class Steps(Protocol):
         """`count` further items are done."""
 
 
+class Silence:
+    """Progress that reports nothing."""
+
+    def start(self, total: int, done: int, unit: str) -> None:
+        """Begin."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Go on."""
+
+    def message(self, text: str) -> None:
+        """Say nothing."""
+
+
 class Queue:
     """Calls, one after another in a thread, while the caller goes on.
 

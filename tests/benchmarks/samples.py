@@ -18,8 +18,9 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.local import Learning
-from ensdistill.stages.training.loop import Order, Silence, Training
+from ensdistill.stages.training.loop import Order, Training
 from ensdistill.stages.training.samples import Samples
+from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
 
 from . import maps

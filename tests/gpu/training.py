@@ -12,7 +12,8 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.networks.students import build_student
-from ensdistill.stages.training.loop import Order, Silence, Training
+from ensdistill.stages.training.loop import Order, Training
+from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
 from tests.benchmarks.measure import Turns, figure
 

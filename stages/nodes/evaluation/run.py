@@ -8,7 +8,7 @@ open it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,25 +124,19 @@ def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
         ``pixel_accuracy`` in percent, ``coverage`` as a fraction; None for a class that is absent
         from both prediction and ground truth.
     """
-    values: dict[str, Any] = {}
-    treatments: tuple[tuple[str, Literal["wrong", "left_out"]], ...] = (
-        ("", "wrong"),
-        ("_covered", "left_out"),
-    )
-    for suffix, ignored in treatments:
-        per_class = iou(confmat, ignored=ignored)
-        values["miou" + suffix] = _percent(mean_iou(per_class))
-        values["iou" + suffix] = {
-            c: _percent(v) for c, v in zip(table.classes, per_class.tolist(), strict=True)
-        }
-    values["coverage"] = or_none(coverage(confmat))
-    values["pixel_accuracy"] = _percent(pixel_accuracy(confmat))
-    wrong = iou(confmat)
-    values["miou_subsets"] = {
-        name: _percent(mean_iou(wrong, [table.classes.index(c) for c in members]))
-        for name, members in table.subsets.items()
+    wrong, left_out = iou(confmat), iou(confmat, ignored="left_out")
+    return {
+        "miou": _percent(mean_iou(wrong)),
+        "iou": dict(zip(table.classes, map(_percent, wrong), strict=True)),
+        "miou_covered": _percent(mean_iou(left_out)),
+        "iou_covered": dict(zip(table.classes, map(_percent, left_out), strict=True)),
+        "coverage": or_none(coverage(confmat)),
+        "pixel_accuracy": _percent(pixel_accuracy(confmat)),
+        "miou_subsets": {
+            name: _percent(mean_iou(wrong, [table.classes.index(c) for c in members]))
+            for name, members in table.subsets.items()
+        },
     }
-    return values
 
 
 def _percent(value: float) -> float | None:

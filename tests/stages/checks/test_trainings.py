@@ -22,8 +22,8 @@ from ensdistill.stages.networks import frozen
 from ensdistill.stages.networks.frozen import pick_device
 from ensdistill.stages.networks.students import Tiny
 from ensdistill.stages.training import loop
-from ensdistill.stages.training.loop import Silence
 from ensdistill.stages.training.samples import Samples
+from ensdistill.stages.work.items import Silence
 
 CODE = """
 import torch
@@ -248,7 +248,7 @@ def test_no_label_is_opened(world):
     world.settings["fusion"] = {"method": "majority"}
     world.write()
     with opened() as paths:
-        try_trainings(load(world.file), ["student"], loop.Silence())
+        try_trainings(load(world.file), ["student"], Silence())
     assert not [p for p in paths if "/labels/" in p or "/teachers/" in p]
 
 

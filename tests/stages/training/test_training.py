@@ -138,7 +138,7 @@ def test_flip_is_a_coin(samples):
 def test_rare_classes_are_shown_as_often_as_asked_and_lie_in_the_crop(samples):
     temperature = 0.02
     found = samples(rare_class_temperature=temperature, scale=[0.6, 1.7], crop=[9, 11])
-    counts = np.array([r["labels"] for r in found._labels.records.values()])
+    counts = np.array([r["labels"] for r in found.labels.records.values()])
     share = counts.sum(0) / counts.sum()
     expected = np.exp((1 - share) / temperature)
     expected /= expected.sum()
