@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from ensdistill.stages.fusions.channel import (
-    CHANNEL,
-    CHANNEL_ORACLE,
-    CHANNEL_RELIABILITY,
-    ByOwner,
-)
+from ensdistill.stages.fusions.channel import CHANNEL, CHANNEL_ORACLE, CHANNEL_RELIABILITY
 from ensdistill.stages.fusions.label_model import LABEL_MODEL
 from ensdistill.stages.fusions.majority import MAJORITY
-from ensdistill.stages.fusions.method import Fused, Fuser, FusionMethod
+from ensdistill.stages.fusions.method import FusionMethod
 
 __all__ = [
     "CHANNEL",
-    "CHANNEL_ORACLE",
-    "CHANNEL_RELIABILITY",
     "LABEL_MODEL",
     "MAJORITY",
     "METHODS",
-    "ByOwner",
-    "Fused",
-    "Fuser",
     "FusionMethod",
     "is_yardstick",
     "method_called",

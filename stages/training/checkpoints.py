@@ -40,21 +40,10 @@ def last_checkpoint(folder: Path, say: Callable[[str], object]) -> dict[str, Any
     One that is not what was written is left out, and `say` is told.
     """
     for step, path in checkpoints(folder).items():
-        found = read_checkpoint(path)
-        if found is not None:
+        content = path.read_bytes()
+        sha256, content = content[:64], content[64:]
+        if hashlib.sha256(content).hexdigest().encode() == sha256:
+            found: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)
             return found
         say(f"{path}: the checkpoint of step {step} is damaged and left out")
     return None
-
-
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None if there is none or it is not what was written."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    sha256, content = content[:64], content[64:]
-    if hashlib.sha256(content).hexdigest().encode() != sha256:
-        return None
-    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return found

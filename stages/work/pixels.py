@@ -66,7 +66,7 @@ def prepare(local: Learning, name: str, progress: Progress) -> Pixels:
     try:
         present = sorted(_opened(cache) & paths.keys())
         if present:
-            _check(cache, present, whole, local.workers, progress, say)
+            whole |= _check(cache, present, local.workers, progress, say)
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in whole}
         if missing and _has_room(cache, missing, say):
             _fill(cache, missing, whole, local.workers, progress)
@@ -109,28 +109,22 @@ def _has_room(cache: PixelCache, missing: Mapping[str, str], say: Callable[[str]
 def _check(
     cache: PixelCache,
     present: list[str],
-    whole: set[str],
     workers: int,
     progress: Progress,
     say: Callable[[str], object],
-) -> None:
-    """Add to `whole` what is whole of what is present, and say what is not."""
-    faults: dict[str, str] = {}
-
-    def done(sha256: str, fault: str | None) -> None:
-        if fault is None:
-            whole.add(sha256)
-        else:
-            faults[sha256] = fault
-
+) -> set[str]:
+    """Return what is whole of what is present, and say what is not."""
+    found: dict[str, str | None] = {}
     progress.start(len(present), 0, "cached images")
-    for_each(present, cache.fault, done, workers=workers, progress=progress)
+    for_each(present, cache.fault, found.__setitem__, workers=workers, progress=progress)
+    faults = {sha256: fault for sha256, fault in found.items() if fault is not None}
     if faults:
         sha256 = min(faults)
         say(
             f"{len(faults)} of {len(present)} cached images are not used, such as "
             f"{cache.file(sha256)} ({faults[sha256]}); decoding them again"
         )
+    return found.keys() - faults.keys()
 
 
 def _fill(

@@ -5,6 +5,7 @@ A node of its own, so that label maps stay fresh.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from ensdistill.pipeline.node import Command, Node, Upstream, Work
@@ -38,15 +39,11 @@ STAGE: Final = Stage("confidence", 1, Scores, ScoreMap)
 def node(given: Given, teacher: Teacher) -> Node:
     """How sure a teacher is, read from PNGs or seen by its network."""
     from_files = teacher.confidence is not None
-
-    def plan(upstream: Upstream) -> Work[Settings, LabelFiles] | Work[Settings, Running]:
-        return (_from_files if from_files else by_network)(given, teacher, upstream)
-
     return STAGE.node(
         STAGE.id(teacher.name),
         f"{teacher.name}-{TRAIN}",
         [],
-        plan,
+        partial(_from_files if from_files else by_network, given, teacher),
         Command(INFER.name, teacher.name),
         run="from_files" if from_files else "by_network",
     )

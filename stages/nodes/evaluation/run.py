@@ -17,13 +17,7 @@ from ensdistill.data.classes import ClassTable
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.functional.numbers import or_none
-from ensdistill.stages.functional.scores import (
-    confusion,
-    coverage,
-    iou,
-    mean_iou,
-    pixel_accuracy,
-)
+from ensdistill.stages.functional.scores import confusion, coverage, iou, mean_iou, pixel_accuracy
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.evaluation.plan import Evaluated, Recipe, Role

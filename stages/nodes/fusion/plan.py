@@ -11,7 +11,8 @@ from typing import Final
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Count, Labelled, LabelMap
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.fusions import ByOwner, Fused, FusionMethod
+from ensdistill.stages.fusions.channel import ByOwner
+from ensdistill.stages.fusions.method import Fused, FusionMethod
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.given import Given, called, numbered
 from ensdistill.stages.nodes.infer.plan import infer_id

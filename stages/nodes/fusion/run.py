@@ -16,7 +16,8 @@ from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import FusionCounts, warm_up
 from ensdistill.stages.functional.numbers import or_none, share
-from ensdistill.stages.fusions import Fused, Fuser, method_called
+from ensdistill.stages.fusions import method_called
+from ensdistill.stages.fusions.method import Fused, Fuser
 from ensdistill.stages.labelmaps import (
     LabelMaps,
     LabelMapsDraft,

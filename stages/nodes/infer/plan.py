@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from ensdistill.data.classes import to_target_ids
@@ -14,13 +15,7 @@ from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Trainin
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.files import Hashed
 from ensdistill.stages.networks.kinds import hashed
-from ensdistill.stages.nodes.given import (
-    ALL_FUSIONS,
-    EVALUATE,
-    INFER,
-    Given,
-    settings_of,
-)
+from ensdistill.stages.nodes.given import ALL_FUSIONS, EVALUATE, INFER, Given, settings_of
 from ensdistill.stages.nodes.learning import divisor_of, running
 from ensdistill.stages.nodes.stage import Stage
 
@@ -66,16 +61,11 @@ def node(given: Given, teacher: Teacher, split: str = TRAIN) -> Node:
     if split == TRAIN:
         command = Command(INFER.name, teacher.name)
     from_files = teacher.labels is not None
-
-    def plan(upstream: Upstream) -> Work[FromFiles, LabelFiles] | Work[ByNetwork, Running]:
-        make = _from_files if from_files else _by_network
-        return make(given, teacher, split, upstream)
-
     return STAGE.node(
         infer_id(teacher.name, split),
         f"{teacher.name}-{split}",
         [],
-        plan,
+        partial(_from_files if from_files else _by_network, given, teacher, split),
         command,
         run="from_files" if from_files else "by_network",
     )

@@ -13,14 +13,7 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.contract import OfClasses
-from ensdistill.stages.functional.labelmodel import (
-    LabelModel,
-    Votes,
-    count,
-    fit,
-    join,
-    opinions,
-)
+from ensdistill.stages.functional.labelmodel import LabelModel, Votes, count, fit, join, opinions
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored, read_all
 from ensdistill.stages.local import Local
