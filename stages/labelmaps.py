@@ -179,7 +179,7 @@ class LabelMapsDraft:
         ids = [item.id for item in job.work.items]
         height = max(sizes[i][0] for i in ids)
         width = max(sizes[i][1] for i in ids)
-        self._draft = job.draft
+        self._job = job
         self._places = {i: Place(i, k, sizes[i]) for k, i in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
         self._write = LabelWriter(self._store)
@@ -189,17 +189,15 @@ class LabelMapsDraft:
                 self._take(self._places[image_id], spare)
         self.missing = job.todo()
 
-    def fill(
-        self, job: Job[Told, Local], given: Callable[[str], T], make: Callable[[T], Made]
-    ) -> None:
+    def fill(self, given: Callable[[str], T], make: Callable[[T], Made]) -> None:
         """Make what is missing of what is `given` for an image, in several processes."""
-        job.start("images")
+        self._job.start("images")
         for_each(
             [(self._places[image_id], given(image_id)) for image_id in self.missing],
             _Making(make, self._write),
             lambda item, record: self.journal(item[0], record),
-            workers=job.work.local.workers,
-            progress=job.progress,
+            workers=self._job.work.local.workers,
+            progress=self._job.progress,
         )
 
     def put(self, image_id: str, label_map: UInt8, told: Mapping[str, Any]) -> None:
@@ -209,7 +207,7 @@ class LabelMapsDraft:
 
     def journal(self, place: Place, record: Mapping[str, Any]) -> None:
         """Journal a label map that was written."""
-        self._draft.record(place.id, file=_file(place), **record)
+        self._job.draft.record(place.id, file=_file(place), **record)
 
     def _take(self, place: Place, spare: Spare) -> None:
         """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
@@ -217,12 +215,12 @@ class LabelMapsDraft:
             self._lenders[spare.folder] = LabelStore(spare.folder / STORE)
         store = self._lenders[spare.folder]
         if store.shape[1:] == self._store.shape[1:]:
-            self._draft.adopt(place.id, spare, file=_file(place))
+            self._job.draft.adopt(place.id, spare, file=_file(place))
             return
         label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
         if checksum(label_map) == spare.record["content"]:
             self._store.write(place.position, label_map)
-            self._draft.adopt(place.id, spare, file=_file(place), written=True)
+            self._job.draft.adopt(place.id, spare, file=_file(place), written=True)
 
 
 def _file(place: Place) -> str:

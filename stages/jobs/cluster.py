@@ -48,20 +48,9 @@ def make_there(
 ) -> None:
     """Have each order made by a worker, and by another one where the first is unfit for it.
 
-    Parameters
-    ----------
-    scheduler : str
-        Its address.
-    orders : sequence
-        Can be pickled.
-    make : callable
-        A function of a module: called with an order there.
-    finished, failed : callable
-        Called with the number of an order and what came of it: its result, or why there is none.
-    left : set of str
-        What is not made yet, for messages.
-    say : callable
-        Gets messages.
+    Orders can be pickled, and `make` is a function of a module, called with one there. `finished`
+    and `failed` are called with the number of an order and what came of it: its result, or why
+    there is none. `left` is what is not made yet, for messages.
 
     Raises
     ------
@@ -259,13 +248,7 @@ class _Work:
         return ", ".join(sorted(self.left))
 
     def _try_another(self, k: int, answer: _Answer, lacks: str, workers: set[str]) -> None:
-        """Send an order to workers that are not known to be unfit.
-
-        Raises
-        ------
-        EnsdistillError
-            If there is none.
-        """
+        """Send an order to workers not known to be unfit; raise an error if there is none."""
         if answer.address not in self.unfit:
             self.unfit[answer.address] = f"{answer.host} ({answer.address}) {lacks}"
             self.say(f"the dask worker on {self.unfit[answer.address]}")

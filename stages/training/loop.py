@@ -519,13 +519,7 @@ class Training:
 
 
 def require_parts(node: str, recipe: Mapping[str, Any], count: int) -> None:
-    """Refuse a batch that cannot be cut into equal parts for `count` processes.
-
-    Raises
-    ------
-    DataError
-        If it cannot.
-    """
+    """Refuse, by a `DataError`, a batch that `count` processes cannot cut into equal parts."""
     share = recipe["accumulate"] * count
     if recipe["batch_size"] % share:
         raise DataError(

@@ -207,14 +207,8 @@ def processes(
 ) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of new processes, which leave Ctrl-C to this one and die with it.
 
-    Parameters
-    ----------
-    count : int
-        Processes.
-    threads : int
-        Threads that libraries start in each.
-    begin : callable
-        A function of a module, called with `arguments` in each process before any work.
+    Libraries start so many `threads` in each. `begin`, a function of a module, is called with
+    `arguments` there before any work.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _become_worker, (begin, *arguments)) as pool:

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 def from_files(job: Job[Settings, LabelFiles]) -> Scores:
     """Read how sure a teacher is from PNGs."""
     local, sizes = job.work.local, image_sizes(job)
-    LabelMapsDraft(job, sizes).fill(
-        job, lambda image_id: (*png_of(local, image_id), sizes[image_id]), _read
-    )
+    maps = LabelMapsDraft(job, sizes)
+    maps.fill(lambda image_id: (*png_of(local, image_id), sizes[image_id]), _read)
     return Scores(images=len(job.work.items), mean=mean_of(job))
 
 

@@ -86,13 +86,7 @@ def confusions(job: Job[Told, Local]) -> dict[str, Int64]:
 
 
 def require_labelled(job: Job[Told, Local]) -> None:
-    """Refuse a ground truth without a labelled pixel, by which nothing can be judged.
-
-    Raises
-    ------
-    DataError
-        If it is one.
-    """
+    """Refuse, by a `DataError`, a ground truth without a labelled pixel: it can judge nothing."""
     if not any(job.inputs["truth"].manifest.result["labels"].values()):
         raise DataError(
             f"{job.node.id}: the ground truth has no labelled pixel, so nothing can be scored; "

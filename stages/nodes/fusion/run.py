@@ -46,7 +46,7 @@ def run(job: Job[Fused, Local]) -> FusedMaps:
     teachers = [LabelMaps(artifact) for artifact in inputs.values()]
     maps = LabelMapsDraft(job, {item.id: teachers[0].size(item.id) for item in job.work.items})
     fusing = partial(_fuse, [t.reader for t in teachers], fuser, len(classes))
-    maps.fill(job, lambda image_id: [t.find(image_id) for t in teachers], fusing)
+    maps.fill(lambda image_id: [t.find(image_id) for t in teachers], fusing)
     records = job.records()
     labelled = np.sum([record["labels"] for record in records], axis=0)
     pixels = sum(h * w for h, w in (record["size"] for record in records))

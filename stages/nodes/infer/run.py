@@ -40,7 +40,6 @@ def from_files(job: Job[Told, LabelFiles]) -> Labelled:
     local, sizes = job.work.local, image_sizes(job)
     decoder = Decoder(local.to_target, palette=local.palette)
     LabelMapsDraft(job, sizes).fill(
-        job,
         lambda image_id: (*png_of(local, image_id), sizes[image_id]),
         partial(_read, decoder, len(local.classes)),
     )

@@ -36,7 +36,7 @@ def run(job: Job[OfClasses, Local]) -> Weighed:
     sources = [*map(LabelMaps, inputs.values()), fused]
     maps = LabelMapsDraft(job, {item.id: fused.size(item.id) for item in job.work.items})
     weighing = partial(_weigh, [s.reader for s in sources], model)
-    maps.fill(job, lambda image_id: [s.find(image_id) for s in sources], weighing)
+    maps.fill(lambda image_id: [s.find(image_id) for s in sources], weighing)
     records = job.records()
     pixels = np.sum([record["labels"] for record in records], axis=0)
     sums = np.sum([record["sums"] for record in records], axis=0)

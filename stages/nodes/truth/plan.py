@@ -85,13 +85,7 @@ def truth_local(given: Given, split: str, upstream: Upstream) -> LabelFiles:
 
 
 def _digests(given: Given, split: str, stage: str) -> dict[str, str]:
-    """Return image id to the digest of its ground truth.
-
-    Raises
-    ------
-    WaitingError
-        If a file is not remembered and may not be opened for the sake of `stage`.
-    """
+    """Return image id to the digest of its ground truth; raises as `truth_digest`."""
     files = given.experiment.files
     digests = {}
     for p in given.experiment.pictures(split):
