@@ -42,9 +42,7 @@ def mark_changes(label_maps: UInt8, changes: UInt8) -> int:
 
 
 @jit
-def _place(
-    votes: UInt8, known: int, epoch: int, epochs: Int32, slots: Int32, patterns: UInt8
-) -> int:
+def _place(votes: UInt8, known: int, slots: Int32, patterns: UInt8) -> int:
     """Return where a pattern stands, entered as number `known` if it is new."""
     teachers = len(votes)
     mixed = np.uint64(0)
@@ -53,16 +51,15 @@ def _place(
         mixed ^= mixed >> np.uint64(29)
     mask = len(slots) - 1
     slot = np.int64(mixed >> np.uint64(16)) & mask
-    while epochs[slot] == epoch:
-        found = slots[slot]
+    while slots[slot]:
+        found = slots[slot] - 1
         equal = True
         for t in range(teachers):
             equal &= patterns[found, t] == votes[t]
         if equal:
             return int(found)
         slot = (slot + 1) & mask
-    epochs[slot] = epoch
-    slots[slot] = known
+    slots[slot] = known + 1
     for t in range(teachers):
         patterns[known, t] = votes[t]
     return known
@@ -74,7 +71,6 @@ def read_image(
     changes: UInt8,
     words: UInt64,
     boxes: Int64,
-    epochs: Int32,
     slots: Int32,
     patterns: UInt8,
     rows: Int64,
@@ -91,8 +87,8 @@ def read_image(
         (T, H, W), what `mark_changes` found, and the same memory as words of eight pixels.
     boxes
         (cells, 4): top, bottom, left, right.
-    epochs, slots
-        A hash table: zeros, and room for as many; a power of two, at least twice P.
+    slots
+        A hash table: zeros; a power of two, at least twice P.
     patterns
         (P, T) out: what is voted anywhere.
     rows
@@ -123,7 +119,7 @@ def read_image(
                     return -1, -1
                 for t in range(len(votes)):
                     votes[t] = label_maps[t, y, x]
-                place = _place(votes, known, 1, epochs, slots, patterns)
+                place = _place(votes, known, slots, patterns)
                 known = max(known, place + 1)
                 if rows[place] < starts[i]:
                     rows[place] = n_rows
@@ -139,11 +135,11 @@ def read_image(
 
 
 @jit
-def enrol(rows: UInt8, epochs: Int32, slots: Int32, patterns: UInt8, places: Int32) -> int:
+def enrol(rows: UInt8, slots: Int32, patterns: UInt8, places: Int32) -> int:
     """Write each row's pattern to `places`, its votes once to `patterns`; return their number."""
     known = 0
     for r in range(len(rows)):
-        places[r] = _place(rows[r], known, 1, epochs, slots, patterns)
+        places[r] = _place(rows[r], known, slots, patterns)
         known = max(known, places[r] + 1)
     return known
 
@@ -189,12 +185,10 @@ def merge(
 
 
 @jit
-def list_candidates(
-    patterns: UInt8, known: int, heard: NDArray[np.bool_], candidates: UInt8
-) -> None:
+def list_candidates(patterns: UInt8, heard: NDArray[np.bool_], candidates: UInt8) -> None:
     """Write to (P, T) the labels that `heard` (T,) teachers vote for, rising, then 255."""
     teachers = patterns.shape[1]
-    for m in range(known):
+    for m in range(len(patterns)):
         found = 0
         for t in range(teachers):
             vote = patterns[m, t]
@@ -213,12 +207,10 @@ def list_candidates(
 
 
 @jit
-def share_votes(
-    patterns: UInt8, known: int, candidates: UInt8, weights: Float64, shares: Float64
-) -> None:
+def share_votes(patterns: UInt8, candidates: UInt8, weights: Float64, shares: Float64) -> None:
     """Write to (P, T) the weight of the votes for each candidate, as a fraction."""
     teachers = patterns.shape[1]
-    for m in range(known):
+    for m in range(len(patterns)):
         total = 0.0
         for j in range(teachers):
             shares[m, j] = 0.0
@@ -234,15 +226,13 @@ def share_votes(
 
 
 @jit
-def weigh(
-    patterns: UInt8, known: int, candidates: UInt8, evidence: Float64, likelihood: Float64
-) -> None:
+def weigh(patterns: UInt8, candidates: UInt8, evidence: Float64, likelihood: Float64) -> None:
     """Write to (P, T) each candidate's likelihood, over that of the likeliest.
 
     `evidence` is (T, C, C): weight times log p(vote | class).
     """
     teachers = patterns.shape[1]
-    for m in range(known):
+    for m in range(len(patterns)):
         best = -np.inf
         for j in range(teachers):
             c = candidates[m, j]
@@ -540,7 +530,6 @@ def _compare(
 @jit
 def write_labels(
     runs: Int32,
-    n_runs: int,
     candidates: UInt8,
     likelihood: Float64,
     priors: Float64,
@@ -552,7 +541,7 @@ def write_labels(
 
     Parameters
     ----------
-    runs, n_runs
+    runs
         Of `read_image`.
     candidates, likelihood
         (P, T) of `list_candidates` and `weigh`.
@@ -569,7 +558,7 @@ def write_labels(
     height, width = fused.shape
     rows, columns = priors.shape[:2]
     found = np.empty(candidates.shape[1])
-    for i in range(n_runs):
+    for i in range(len(runs)):
         y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
         several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
         for j in range(candidates.shape[1]):
@@ -645,7 +634,6 @@ def calibrate_all(
 @jit
 def write_posterior(
     runs: Int32,
-    n_runs: int,
     patterns: UInt8,
     candidates: UInt8,
     weights: Float64,
@@ -661,7 +649,7 @@ def write_posterior(
 
     Parameters
     ----------
-    runs, n_runs, candidates, likelihood, priors, step
+    runs, candidates, likelihood, priors, step
         As in `write_labels`.
     patterns, weights
         (P, T) and (T,), for how many voices there are.
@@ -677,7 +665,7 @@ def write_posterior(
     height, width = fused.shape
     rows, columns = priors.shape[:2]
     found = np.empty(candidates.shape[1])
-    for i in range(n_runs):
+    for i in range(len(runs)):
         y, begin, end, m = runs[i, 0], runs[i, 1], runs[i, 2], runs[i, 3]
         several = candidates.shape[1] > 1 and candidates[m, 1] != _SILENT
         found[0] = total = 1.0  # of the one label that was given

@@ -83,6 +83,7 @@ _CELL_ROUNDS: Final = 20
 _STEPS: Final = 8  # steps of the prior from one cell to the next
 _ROOM: Final = 1 << 15  # patterns of an image, at first
 
+UInt8 = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
 
 
@@ -113,9 +114,8 @@ class Votes:
 
         patterns = np.empty((len(self.pixels), len(teachers)), np.uint8)
         places, merged = np.empty((2, len(self.pixels)), np.int32)
-        slots, epochs = _hash_table(len(self.pixels))
-        theirs = np.ascontiguousarray(self.patterns[:, teachers])
-        known = voting.enrol(frozen(theirs), epochs, slots, patterns, places)
+        slots = _hash_table(len(self.pixels))
+        known = voting.enrol(frozen(self.patterns[:, teachers]), slots, patterns, places)
         pixels, starts = np.empty_like(self.pixels), np.empty_like(self.starts)
         rows = voting.merge(
             self.starts, places, self.pixels, np.full(known, -1), merged, pixels, starts
@@ -294,11 +294,10 @@ def fuse(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = model.prior.shape[1]
-    settled = _settle(label_maps, model)
+    runs, _, candidates, likelihood, priors, step = _settle(label_maps, model)
     fused = np.empty(label_maps.shape[1:], np.uint8)
     counts = np.zeros((4, 256), np.int64)
-    runs, n_runs, _, candidates, likelihood, priors, step = settled
-    voting.write_labels(runs, n_runs, candidates, likelihood, priors, step, fused, counts)
+    voting.write_labels(runs, candidates, likelihood, priors, step, fused, counts)
     claimed, conflict, won, label = counts[:, :n_classes]
     return fused, FusionCounts(
         claimed=claimed,
@@ -353,22 +352,21 @@ def posterior(
     from ensdistill.stages.functional import _voting as voting
 
     n_classes = model.prior.shape[1]
-    settled = _settle(label_maps, model)
+    runs, patterns, candidates, likelihood, priors, step = _settle(label_maps, model)
     check_form("fused", fused, ndim=2)
     if fused.shape != label_maps.shape[1:]:
         raise ValueError(f"fused is {fused.shape}, the label maps are {label_maps.shape[1:]}")
     percent = np.empty(fused.shape, np.uint8)
     counts = np.zeros((2, 256), np.int64)
     voting.write_posterior(
-        settled.runs,
-        settled.n_runs,
-        settled.patterns,
-        settled.candidates,
+        runs,
+        patterns,
+        candidates,
         model.weights,
         np.array(ODDS),
-        settled.likelihood,
-        settled.priors,
-        settled.step,
+        likelihood,
+        priors,
+        step,
         frozen(fused),
         percent,
         counts,
@@ -387,7 +385,6 @@ class _Settled(NamedTuple):
     """What the model knows of an image: what `write_labels` and `write_posterior` begin with."""
 
     runs: NDArray[np.int32]
-    n_runs: int
     patterns: NDArray[np.uint8]
     candidates: NDArray[np.uint8]
     likelihood: Float64
@@ -405,25 +402,20 @@ def _settle(label_maps: NDArray[np.uint8], model: LabelModel) -> _Settled:
             f"the model knows {len(model.weights)} teachers, got label maps of {len(label_maps)}"
         )
     image = _Image(label_maps, n_classes)
-    known = len(image.patterns)
     candidates = np.empty_like(image.patterns)
-    voting.list_candidates(image.patterns, known, model.weights > 0, candidates)
-    shares, likelihood = np.empty((2, *candidates.shape))
-    voting.share_votes(image.patterns, known, candidates, model.weights, shares)
+    voting.list_candidates(image.patterns, model.weights > 0, candidates)
     priors = np.ones((len(image.bands), n_classes))
     if model.fallback is not None:
-        heard = np.where(model.weights > 0, 1.0, 0.0)
-        voting.share_votes(image.patterns, known, candidates, heard, likelihood)
+        likelihood = _shares(image.patterns, candidates, np.where(model.weights > 0, 1.0, 0.0))
     else:
-        evidence = model.weights[:, None, None] * np.log(model.confusions)
-        voting.weigh(image.patterns, known, candidates, evidence, likelihood)
+        likelihood = _likelihood(image.patterns, candidates, model.weights, model.confusions)
         voting.settle(
             image.starts,
             image.bands,
             image.places,
             image.pixels,
             candidates,
-            shares,
+            _shares(image.patterns, candidates, model.weights),
             likelihood,
             model.prior,
             HELD,
@@ -435,7 +427,6 @@ def _settle(label_maps: NDArray[np.uint8], model: LabelModel) -> _Settled:
     rows, columns = _cells(height, width)
     return _Settled(
         image.runs,
-        len(image.runs),
         image.patterns,
         candidates,
         likelihood,
@@ -460,7 +451,6 @@ class _Image:
         boxes = grid(height, width)
         room, known = _ROOM, -1
         while known < 0:  # maps of noise need more room than maps of streets
-            slots, epochs = _hash_table(room)
             patterns = np.empty((room, teachers), np.uint8)
             places, pixels = np.empty(room, np.int32), np.empty(room, np.int64)
             runs = np.empty((4 * room, 4), np.int32)
@@ -470,8 +460,7 @@ class _Image:
                 changes,
                 changes.view(np.uint64),
                 boxes,
-                epochs,
-                slots,
+                _hash_table(room),
                 patterns,
                 np.full(room, -1),
                 places,
@@ -493,24 +482,24 @@ class _Table:
         from ensdistill.stages.functional import _voting as voting
 
         check_n_classes(n_classes)
-        check_highest("votes", _highest(votes.patterns), n_classes)
-        slots, epochs = _hash_table(len(votes.patterns))
-        patterns = np.empty_like(votes.patterns)
+        labelled = votes.patterns != IGNORE_INDEX
+        check_highest("votes", int(votes.patterns.max(initial=0, where=labelled)), n_classes)
+        patterns, slots = np.empty_like(votes.patterns), _hash_table(len(votes.patterns))
         self.votes, self.n_classes = votes, n_classes
         self.places = np.empty(len(votes.patterns), np.int32)
-        known = voting.enrol(frozen(votes.patterns), epochs, slots, patterns, self.places)
+        known = voting.enrol(frozen(votes.patterns), slots, patterns, self.places)
         self.patterns = patterns[:known]
         self.pixels: Float64 = np.bincount(self.places, votes.pixels, known).astype(np.float64)
         self.candidates = np.empty_like(self.patterns)
         self.listen(np.ones(patterns.shape[1], bool))
-        if not known or (self.patterns == IGNORE_INDEX).all():
+        if not labelled.any():
             raise ValueError("no teacher votes for any pixel")
 
     def listen(self, heard: NDArray[np.bool_]) -> None:
         """Take the labels of some teachers for candidates."""
         from ensdistill.stages.functional import _voting as voting
 
-        voting.list_candidates(self.patterns, len(self.patterns), heard, self.candidates)
+        voting.list_candidates(self.patterns, heard, self.candidates)
 
 
 def _fallback(table: _Table, model: LabelModel) -> str | None:
@@ -570,8 +559,7 @@ def _em(table: _Table, weights: Float64, most: int) -> LabelModel:
     from ensdistill.stages.functional import _voting as voting
 
     votes, n_classes = table.votes, table.n_classes
-    shares = np.empty(table.candidates.shape)
-    voting.share_votes(table.patterns, len(table.patterns), table.candidates, weights, shares)
+    shares = _shares(table.patterns, table.candidates, weights)
     found = shares * table.pixels[:, None]
     mass = np.zeros((len(votes.bands), n_classes))
     voting.sum_all_shares(votes.starts, table.places, votes.pixels, table.candidates, shares, mass)
@@ -620,17 +608,24 @@ def _count(table: _Table, found: Float64) -> Float64:
     return counts
 
 
+def _shares(patterns: UInt8, candidates: UInt8, weights: Float64) -> Float64:
+    """(P, T), the weight of the votes for each candidate of a pattern, as a fraction."""
+    from ensdistill.stages.functional import _voting as voting
+
+    found = np.empty(patterns.shape)
+    voting.share_votes(patterns, candidates, weights, found)
+    return found
+
+
 def _likelihood(
-    patterns: NDArray[np.uint8],
-    candidates: NDArray[np.uint8],
-    weights: Float64,
-    confusions: Float64,
+    patterns: UInt8, candidates: UInt8, weights: Float64, confusions: Float64
 ) -> Float64:
+    """(P, T), each candidate's likelihood, over that of the likeliest."""
     from ensdistill.stages.functional import _voting as voting
 
     likelihood = np.empty(patterns.shape)
     evidence = weights[:, None, None] * np.log(confusions)
-    voting.weigh(patterns, len(patterns), candidates, evidence, likelihood)
+    voting.weigh(patterns, candidates, evidence, likelihood)
     return likelihood
 
 
@@ -657,10 +652,5 @@ def _cells(height: int, width: int) -> tuple[int, int]:
     return rows, min(max(1, round(rows * width / height)), width)
 
 
-def _hash_table(entries: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    size = 1 << (2 * max(entries, 1) - 1).bit_length()
-    return np.empty(size, np.int32), np.zeros(size, np.int32)
-
-
-def _highest(labels: NDArray[np.uint8]) -> int:
-    return int((labels + np.uint8(1)).max(initial=0)) - 1
+def _hash_table(entries: int) -> NDArray[np.int32]:
+    return np.zeros(1 << (2 * max(entries, 1) - 1).bit_length(), np.int32)
