@@ -95,8 +95,7 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
             f"label_maps and fused must have one size, got {label_maps.shape[1:]} and {fused.shape}"
         )
     teachers = len(label_maps)
-    pairs = np.empty((teachers, teachers), np.int64)
-    both = np.empty((teachers, teachers), np.int64)
+    pairs, both = np.empty((2, teachers, teachers), np.int64)
     for j in range(teachers):
         joints = confusion(label_maps[j], label_maps[j:], n_classes)[..., :n_classes]
         for k, counts in enumerate(joints, start=j):
@@ -120,25 +119,11 @@ def agreement(label_maps: NDArray[np.uint8], fused: NDArray[np.uint8], n_classes
 def joint(one: NDArray[np.uint8], other: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
     """Count how often two teachers call a pixel what; those of several images add up.
 
-    Parameters
-    ----------
-    one, other
-        (H, W) uint8 of class ids 0..C-1 or 255.
-    n_classes
-        C, 1 to 254.
-
     Returns
     -------
     joint
         (C, C) int64 of the pixels that both label: rows are the classes of `one`, columns those of
-        `other`.
-
-    Raises
-    ------
-    TypeError
-        If a label map is not uint8.
-    ValueError
-        If their shapes differ, or one holds a value that is neither a class id nor 255.
+        `other`. Both are label maps as in `confusion`, with the same errors.
     """
     return confusion(one, other[None], n_classes)[0, :, :n_classes]
 

@@ -49,17 +49,8 @@ def draw_look(random: np.random.Generator, colour: float, blur: float) -> npt.ND
 def recolour(images: Tensor, looks: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue, each image in its own way.
 
-    Parameters
-    ----------
-    images : (N, 3, H, W) float32
-        RGB, 0 to 255.
-    looks : (N, 5) float32
-        See `draw_look`.
-
-    Returns
-    -------
-    (N, 3, H, W) float32
-        RGB, 0 to 255.
+    Images are (N, 3, H, W) float32 RGB, 0 to 255, before and after; looks are (N, 5), each as of
+    `draw_look`.
     """
     brightness, contrast, saturation, hue, _ = looks.unbind(1)
     grey = torch.tensor(_GREY, device=images.device)
@@ -83,17 +74,7 @@ def recolour(images: Tensor, looks: Tensor) -> Tensor:
 def blurred(images: Tensor, looks: Tensor) -> Tensor:
     """Blur each image by a Gaussian of its own sigma; edges are continued.
 
-    Parameters
-    ----------
-    images : (N, 3, H, W) float32
-        Any range.
-    looks : (N, 5) float32
-        See `draw_look`.
-
-    Returns
-    -------
-    (N, 3, H, W) float32
-        The same range.
+    Arrays are those of `recolour`, but images may be of any range.
     """
     sigma = looks[:, 4]
     count, channels, height, width = images.shape

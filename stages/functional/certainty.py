@@ -56,11 +56,6 @@ def certainty_sums(
     n_classes
         C, 1 to 254.
 
-    Returns
-    -------
-    CertaintySums
-        Sums and pixel counts of this one image.
-
     Raises
     ------
     TypeError

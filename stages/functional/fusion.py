@@ -149,7 +149,9 @@ def channel_wise(
     from ensdistill.stages.functional import _kernels as kernels
 
     label_maps = frozen(label_maps)
-    plane, words = _tiled(height, width, kernels)
+    plane = np.empty((height, -(-width // kernels.TILE) * kernels.TILE), np.uint8)
+    plane[:, width:] = kernels.PADDING
+    words = plane.view(np.uint64)
     unsettled = np.empty((height, words.shape[1] // 8), np.uint8)
     present = np.zeros((-(-height // kernels.BAND), unsettled.shape[1]), np.uint64)
     seen, contested = np.zeros((2, 256), np.int64)
@@ -276,13 +278,6 @@ def warm_up() -> None:
     owner = np.zeros(1, np.intp)
     channel_wise(label_maps, owner, window=1, conflict="window", holes="window")
     majority(label_maps, 1)
-
-
-def _tiled(height: int, width: int, kernels: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-    """A plane of whole tiles, the padding filled, as pixels and as words of eight."""
-    plane = np.empty((height, -(-width // kernels.TILE) * kernels.TILE), np.uint8)
-    plane[:, width:] = kernels.PADDING
-    return plane, plane.view(np.uint64)
 
 
 def _claimants(

@@ -230,22 +230,11 @@ def opinions(votes: Votes, n_classes: int) -> int:
     Teachers of one opinion contradict each other on less than `COPIES` of the pixels that both
     label, as a copy does, or two that know a single class.
 
-    Parameters
-    ----------
-    votes
-        Of many images (`join`).
-    n_classes
-        C, 1 to 254.
-
     Returns
     -------
     int
-        The most opinions that pixels hold, on at least `COPIES` of those with a label.
-
-    Raises
-    ------
-    ValueError
-        If nobody votes at all.
+        The most opinions that pixels hold, on at least `COPIES` of those with a label; of votes as
+        in `fit`, with the same errors.
     """
     table = _Table(votes, n_classes)
     said = table.patterns != IGNORE_INDEX
@@ -324,12 +313,10 @@ def posterior(
 
     Parameters
     ----------
-    label_maps
-        (T, H, W) uint8 of class ids 0..C-1 or 255, in the order of the model's teachers.
+    label_maps, model
+        As in `fuse`, with the same errors.
     fused
         (H, W) uint8 of class ids or 255.
-    model
-        From `fit`.
 
     Returns
     -------
@@ -343,11 +330,8 @@ def posterior(
 
     Raises
     ------
-    TypeError
-        If `label_maps` or `fused` is not uint8.
-    ValueError
-        If `label_maps` is not (T, H, W) with the model's T, `fused` is not (H, W), or a label is
-        neither a class id nor 255.
+    TypeError, ValueError
+        If `fused` is not as above.
     """
     from ensdistill.stages.functional import _voting as voting
 

@@ -87,26 +87,9 @@ def confusion(
 
 
 def class_counts(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]:
-    """Count the pixels of each class.
+    """Return (C,) int64, the pixels of each class in a label map.
 
-    Parameters
-    ----------
-    labels
-        (H, W) uint8 of class ids 0..C-1 or 255.
-    n_classes
-        C, 1 to 254.
-
-    Returns
-    -------
-    counts
-        (C,) int64, pixels.
-
-    Raises
-    ------
-    TypeError
-        If `labels` is not uint8.
-    ValueError
-        If `labels` is not (H, W), or holds a value that is neither a class id nor 255.
+    Labels are (H, W) uint8, and refused otherwise, as by `confusion`.
     """
     check_n_classes(n_classes)
     check_form("labels", labels, ndim=2)
@@ -244,20 +227,8 @@ def cosine_similarity(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Spearman's correlation of the ranks of two vectors over classes; equals share a rank.
 
-    Parameters
-    ----------
-    a, b
-        (C,) float64, in units of their own; a class is left out unless both are finite.
-
-    Returns
-    -------
-    correlation
-        In [-1, 1]; NaN if fewer than three classes are left, or all have one value.
-
-    Raises
-    ------
-    ValueError
-        If they are not of one size (C,).
+    Of vectors as in `cosine_similarity`, in [-1, 1]; NaN if fewer than three classes are left, or
+    all have one value.
     """
     a, b = _both_finite(a, b)
     if len(a) < 3 or not np.ptp(a) or not np.ptp(b):

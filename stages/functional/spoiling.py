@@ -58,8 +58,7 @@ def relabel_segments(
 
 def _segments(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of each pixel's segment, from 1, 0 without a label; and their classes."""
-    from ensdistill.stages.functional._counting import flat
-    from ensdistill.stages.functional._segments import find_segments
+    from ensdistill.stages.functional._counting import find_segments, flat
 
     pixels = flat(labels)
     first = np.empty(pixels.shape, np.int64)

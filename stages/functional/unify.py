@@ -33,37 +33,19 @@ Output = Literal["logits", "probabilities"]
 
 
 class Piece(NamedTuple):
-    """What a network says of a part of its input.
+    """What a network says of a part of its input."""
 
-    Attributes
-    ----------
-    scores : Tensor
-        (C, h, w) floating.
-    box : tuple of int
-        Top, left, height and width of the part, in pixels of the input.
-    """
-
-    scores: Tensor
-    box: Box
+    scores: Tensor  # (C, h, w) floating
+    box: Box  # of the part, in pixels of the input
 
 
 @dataclass(frozen=True)
 class View:
-    """What a network says of an image that it saw in one way.
+    """What a network says of an image that it saw in one way."""
 
-    Attributes
-    ----------
-    pieces : sequence of Piece
-        They cover the input; where several do, their scores are averaged.
-    size : (int, int)
-        Height and width of the input in pixels.
-    flipped : bool
-        Whether the input was the image mirrored; boxes and scores are the mirrored ones.
-    """
-
-    pieces: Sequence[Piece]
-    size: tuple[int, int]
-    flipped: bool = False
+    pieces: Sequence[Piece]  # they cover the input; where several do, their scores are averaged
+    size: tuple[int, int]  # height and width of the input in pixels
+    flipped: bool = False  # the input was the image mirrored, and so are boxes and scores
 
 
 class Unified(NamedTuple):
@@ -303,23 +285,13 @@ class _Whole:
 
 
 class _Axis(NamedTuple):
-    """Rows (or columns) of the result that a part of the input covers, and what they lie between.
-
-    Attributes
-    ----------
-    start, stop : int
-        Which ones.
-    before, after : Tensor
-        The rows of the scores.
-    weight : Tensor
-        Of the latter, float32.
-    """
+    """Rows (or columns) of the result that a part of the input covers, and their neighbours."""
 
     start: int
     stop: int
-    before: Tensor
+    before: Tensor  # the rows of the scores
     after: Tensor
-    weight: Tensor
+    weight: Tensor  # of the latter, float32
 
 
 class _Parts:
