@@ -21,6 +21,11 @@ NEAR: Final = 2.2  # metres; everything nearer is behind the lens
 _OVERSAMPLING: Final = 2  # colours are painted at twice the size and averaged: smooth edges
 
 
+def inner_side(span: Span) -> float | None:
+    """Return x of the side that the camera sees of what stands beside it, None if it is ahead."""
+    return span[1] if span[1] < 0.0 else span[0] if span[0] > 0.0 else None
+
+
 class Canvas:
     """Colours and labels painted side by side, and the camera that projects metres to pixels.
 
@@ -152,8 +157,7 @@ class Canvas:
 
     def box(self, train_id: int, x: Span, y: Span, z: Span, colour: Colour) -> None:
         """Paint the faces of a box that the camera sees: the near end and the inner side."""
-        if x[1] < 0.0 or x[0] > 0.0:
-            inner = x[1] if x[1] < 0.0 else x[0]
+        if (inner := inner_side(x)) is not None:
             self.along(train_id, inner, y, z, shaded(colour, self.lit(inner)))
         self.across(train_id, x, y, z[0], shaded(colour, 0.92))
 

@@ -62,10 +62,7 @@ Bars = Callable[[Decision], Progress]
 def draw(out: Path, seed: int, bars: Bars) -> tuple[Report, dict[str, Path]]:
     """Draw the target city and one source city for each teacher.
 
-    Returns
-    -------
-    tuple
-        What ran, and the root of each city's tree by the style's name.
+    Returns what ran, and the root of each city's tree by the style's name.
     """
     nodes = [_city(style, seed) for style in (TARGET, *SOURCES.values())]
     report, made = _make(nodes, Workspace(out / "cities"), [node.id for node in nodes], bars)
@@ -75,10 +72,7 @@ def draw(out: Path, seed: int, bars: Bars) -> tuple[Report, dict[str, Path]]:
 def train_teacher(out: Path, name: str, city: Path, seed: int, bars: Bars) -> tuple[Report, Path]:
     """Train a teacher on its own city's ground truth, by an experiment of its own.
 
-    Returns
-    -------
-    tuple
-        What ran, and the folder of the teacher's network.
+    Returns what ran, and the folder of the teacher's network.
     """
     folder = out / "teachers"
     settings = {
@@ -184,13 +178,7 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder in which what the demo writes would take the place of another file.
-
-    Raises
-    ------
-    ConfigError
-        See `Output.require_free`.
-    """
+    """Refuse a folder where what the demo writes would replace another file (see `Output`)."""
     titles = {f"teachers/{name}.yaml": _TEACHER.format(name) for name in SOURCES}
     titles["experiment.yaml"] = _TITLE
     marks = {k: re.compile(rb"\A# " + re.escape(v.encode())) for k, v in titles.items()}

@@ -50,117 +50,58 @@ LABEL_IDS: Final = tuple(i for i, train_id in _TABLE.label_ids.items() if train_
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and texture of one class.
+    """Colour and texture of one class; strengths are in grey levels."""
 
-    Parameters
-    ----------
-    colours : tuple of Colour
-        What an object of the class picks its colour from, 0..255 each.
-    grain, blotch, stripes : float
-        Strength, in grey levels, of pixel-sized noise, of smooth noise some pixels wide, and of
-        a regular diagonal pattern.
-    """
-
-    colours: tuple[Colour, ...]
-    grain: float = 4.0
-    blotch: float = 3.0
-    stripes: float = 0.0
+    colours: tuple[Colour, ...]  # what an object of the class picks its colour from, 0..255 each
+    grain: float = 4.0  # strength of pixel-sized noise
+    blotch: float = 3.0  # of smooth noise some pixels wide
+    stripes: float = 0.0  # of a regular diagonal pattern
 
 
 @dataclass(frozen=True)
 class Light:
-    """The light over a scene and the camera that takes it.
+    """The light over a scene and the camera that takes it."""
 
-    Parameters
-    ----------
-    brightness, gamma : float
-        Factor on, and exponent of, intensities in 0..1.
-    cast : tuple of float
-        Factor for red, green and blue.
-    haze : float
-        Distance in metres at which 63 % of the colour is the haze's.
-    haze_colour : Colour
-        Colour of far things and of the sky at the horizon.
-    blur : float
-        Radius in pixels.
-    noise : float
-        Standard deviation of the sensor noise in grey levels.
-    contrast : float
-        How much the shady side of the street is darker, as a fraction.
-    """
-
-    brightness: float = 1.0
-    gamma: float = 1.0
-    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    haze: float = 110.0
-    haze_colour: Colour = (206, 212, 216)
-    blur: float = 0.4
-    noise: float = 3.0
-    contrast: float = 0.25
+    brightness: float = 1.0  # factor on intensities in 0..1
+    gamma: float = 1.0  # exponent of these
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors for red, green and blue
+    haze: float = 110.0  # distance in metres at which 63 % of the colour is the haze's
+    haze_colour: Colour = (206, 212, 216)  # of far things and of the sky at the horizon
+    blur: float = 0.4  # radius in pixels
+    noise: float = 3.0  # standard deviation of the sensor noise in grey levels
+    contrast: float = 0.25  # how much the shady side of the street is darker, as a fraction
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many things stand in a scene, on average, and how wide the street is.
+    """How many things stand in a scene, on average, and how wide the street is."""
 
-    Parameters
-    ----------
-    road, sidewalk : (low, high)
-        Widths in metres.
-    built : float
-        Share of the roadside taken by buildings, a fraction; the rest is gardens behind walls,
-        fences or hedges.
-    storeys : (low, high)
-        Floors of a building.
-    trees, posts, persons, riders, parked, driving : float
-        Expected numbers per scene: street trees, lamps and signs and traffic lights, people on
-        foot, people on two wheels, cars at the kerb, vehicles in the lanes.
-    large : float
-        Probability that a driving vehicle is a truck, bus or tram, a fraction.
-    """
-
-    road: tuple[float, float] = (7.0, 10.5)
+    road: tuple[float, float] = (7.0, 10.5)  # from and to, in metres
     sidewalk: tuple[float, float] = (2.0, 3.6)
-    built: float = 0.55
+    built: float = 0.55  # share of the roadside taken by buildings; the rest is gardens
     storeys: tuple[int, int] = (2, 5)
-    trees: float = 4.0
-    posts: float = 7.0
-    persons: float = 5.0
-    riders: float = 1.8
-    parked: float = 4.5
-    driving: float = 2.2
-    large: float = 0.4
+    trees: float = 4.0  # in the street
+    posts: float = 7.0  # lamps, signs and traffic lights
+    persons: float = 5.0  # on foot
+    riders: float = 1.8  # people on two wheels
+    parked: float = 4.5  # cars at the kerb
+    driving: float = 2.2  # vehicles in the lanes
+    large: float = 0.4  # probability that one of these is a truck, bus or tram, a fraction
 
 
 @dataclass(frozen=True)
 class Crude:
-    """Share of the objects of each group that are drawn with few, simple shapes, a fraction.
+    """Share of the objects of each group that are drawn with few, simple shapes, a fraction."""
 
-    Parameters
-    ----------
-    land, built, thin, actors : float
-        Bushes and trees; houses and walls; fences, poles, lights and signs; people and vehicles.
-    """
-
-    land: float = 0.0
-    built: float = 0.0
-    thin: float = 0.0
-    actors: float = 0.0
+    land: float = 0.0  # bushes and trees
+    built: float = 0.0  # houses and walls
+    thin: float = 0.0  # fences, poles, lights and signs
+    actors: float = 0.0  # people and vehicles
 
 
 @dataclass(frozen=True)
 class Style:
     """How scenes look: one simulator, or the target city.
-
-    Parameters
-    ----------
-    name : str
-        Lower-case letters; part of every scene's random stream and of the city's name.
-    looks : tuple of Look
-        One for each class of `CLASSES`, in that order.
-    light : Light
-    layout : Layout
-    crude : Crude
 
     Raises
     ------
@@ -168,8 +109,8 @@ class Style:
         If `looks` does not have one entry for each class, or the name is not lower-case letters.
     """
 
-    name: str
-    looks: tuple[Look, ...]
+    name: str  # lower-case letters; part of every scene's random stream and of the city's name
+    looks: tuple[Look, ...]  # one for each class of `CLASSES`, in that order
     light: Light = field(default_factory=Light)
     layout: Layout = field(default_factory=Layout)
     crude: Crude = field(default_factory=Crude)

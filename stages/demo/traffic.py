@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ensdistill.data.classes import Colour
-from ensdistill.stages.demo.canvas import Canvas, Span
+from ensdistill.stages.demo.canvas import Canvas, Span, inner_side
 from ensdistill.stages.demo.colours import shaded
 from ensdistill.stages.demo.street import Item, Street
 from ensdistill.stages.demo.styles import (
@@ -164,9 +164,7 @@ def _vehicle(c: Canvas, x: float, z: float, train_id: int, oncoming: bool) -> It
     tint = c.colour(train_id)
     crude = c.chance(c.style.crude.actors)
     span = (x - wide / 2, x + wide / 2)
-    inner = span[1] if x < 0 else span[0]
     lamp = (244, 240, 214) if oncoming else (170, 34, 30)
-    beside = span[1] < 0.0 or span[0] > 0.0
 
     def paint() -> None:
         shadow = c.hazed(shaded(c.style.looks[ROAD].colours[0], 0.5), z)
@@ -179,7 +177,7 @@ def _vehicle(c: Canvas, x: float, z: float, train_id: int, oncoming: bool) -> It
         else:
             _paint_large(c, train_id, span, tall, z, long, tint)
         scale = c.focal / z
-        if beside:
+        if (inner := inner_side(span)) is not None:
             for w in (z + 0.18 * long, z + 0.8 * long):
                 size = 0.34 * c.focal / w
                 narrow = size * min(0.8, max(0.12, abs(inner) / w))  # seen from ahead
@@ -200,8 +198,8 @@ def _paint_car(c: Canvas, span: Span, tall: float, z: float, long: float, tint: 
     roof = (left + 0.22, right - 0.22)
     near, far = z + 0.5, z + 0.72 * long
     # The cabin narrows towards the roof: a trapezium in front of the side glass.
-    if right < 0.0 or left > 0.0:
-        low, high = (right, roof[1]) if right < 0.0 else (left, roof[0])
+    if (low := inner_side(span)) is not None:
+        high = roof[1] if low < 0.0 else roof[0]
         corners = [
             c.at(low, 0.92, near - 0.3),
             c.at(low, 0.92, far + 0.5),
@@ -232,8 +230,6 @@ def _paint_large(
 ) -> None:
     left, right = span
     c.box(train_id, span, (0.3, tall), (z, z + long), tint)
-    inner = right if right < 0.0 else left
-    beside = right < 0.0 or left > 0.0
     if train_id == TRUCK:
         c.across(None, (left + 0.12, right - 0.12), (1.0, tall - 0.12), z, shaded(tint, 0.82))
         gap = (left + right) / 2  # between the doors
@@ -243,7 +239,7 @@ def _paint_large(
     c.across(None, (left + 0.15, right - 0.15), (1.5, tall - 0.35), z, _GLASS)
     if train_id == TRAIN:
         c.across(None, span, (tall - 0.3, tall), z, (222, 222, 216))
-    if beside:
+    if (inner := inner_side(span)) is not None:
         w = z + 0.5
         while w < z + long - 1.3:
             c.along(None, inner, (1.4, tall - 0.6), (w, w + 1.2), _GLASS)
