@@ -27,24 +27,14 @@ Colour: TypeAlias = tuple[int, int, int]
 class ClassTable:
     """The classes of an experiment or of a teacher.
 
-    Attributes
-    ----------
-    name : str
-        ``cityscapes19`` or the path of a YAML file.
-    classes : tuple of str
-        Names in train-id order.
-    colours : tuple of (int, int, int)
-        RGB, 0..255, in train-id order.
-    label_ids : mapping
-        Id in ground-truth files to train id, 255 for ids that evaluation ignores; empty where
-        train ids are the only ids.
-    subsets : mapping
-        Name of a declared subset, such as ``miou13``, to its classes.
+    By `label_ids` an id in ground-truth files is a train id, 255 for ids that evaluation ignores;
+    there are none where train ids are the only ids. By `subsets` a name, such as ``miou13``, stands
+    for several classes.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    colours: tuple[Colour, ...]
+    name: str  # `cityscapes19` or the path of a YAML file
+    classes: tuple[str, ...]  # in train-id order
+    colours: tuple[Colour, ...]  # RGB, 0..255, in train-id order
     label_ids: Mapping[int, int] = field(default_factory=dict)
     subsets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

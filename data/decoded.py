@@ -41,12 +41,8 @@ class PixelCache:
     """A folder with one file per photograph, named by the sha256 of the photograph's own file.
 
     Equal photographs of several splits and experiments share one. Any number of processes may
-    fill it at once. A file is a header and (H, W, 3) uint8 RGB.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder, which need not exist until something is written.
+    fill it at once; it need not exist until something is written. A file is a header and
+    (H, W, 3) uint8 RGB.
     """
 
     def __init__(self, folder: Path):
@@ -76,13 +72,7 @@ class PixelCache:
         return found
 
     def fault(self, sha256: str) -> str | None:
-        """Read all of a photograph's pixels and return what is wrong with them, None if nothing.
-
-        Parameters
-        ----------
-        sha256 : str
-            The digest of the photograph's file.
-        """
+        """Read all of a photograph's pixels and return what is wrong with them, None if nothing."""
         try:
             self._whole(sha256)
         except OSError as error:
@@ -117,13 +107,6 @@ class PixelCache:
 
     def write(self, sha256: str, path: Path | str) -> UInt8:
         """Return a photograph, decoded and kept in one atomic write, unless it is there whole.
-
-        Parameters
-        ----------
-        sha256 : str
-            The digest of its file.
-        path : Path or str
-            The file.
 
         Raises
         ------
@@ -164,13 +147,8 @@ class PixelCache:
     def map(self, sha256: str) -> UInt8 | None:
         """Return a photograph's (H, W, 3) uint8 RGB as a read-only map of its file.
 
-        Only what is looked at is read. The map outlives the file.
-
-        Returns
-        -------
-        array or None
-            None if there are no pixels of this size, photograph and decoder; their checksum is
-            left to `fault`.
+        Only what is looked at is read. The map outlives the file. None if there are no pixels of
+        this size, photograph and decoder; their checksum is left to `fault`.
         """
         try:
             with open_regular(self.file(sha256)) as file:
@@ -211,20 +189,7 @@ class Pixels:
         self._kept: list[str] = []
 
     def read(self, path: Path | str, sha256: str) -> UInt8:
-        """Return a photograph as (H, W, 3) uint8 RGB, perhaps read-only.
-
-        Parameters
-        ----------
-        path : Path or str
-            Its file.
-        sha256 : str
-            What the file's bytes must be.
-
-        Raises
-        ------
-        DataError
-            As `read_image`.
-        """
+        """Return a photograph as `read_image` does, perhaps read-only."""
         if self.folder is None:
             return read_image(path, sha256)
         cache = PixelCache(self.folder)
@@ -258,13 +223,7 @@ def is_free(folder: Path) -> bool:
 
 
 def cached_bytes(path: Path | str) -> int:
-    """Return what the pixels of a photograph take, from its file's header alone.
-
-    Raises
-    ------
-    DataError
-        If it is no image.
-    """
+    """Return what the pixels of a photograph take (see `image_size`)."""
     height, width = image_size(Path(path))
     return _START + 3 * height * width
 

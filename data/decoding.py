@@ -19,12 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ensdistill.pipeline.errors import DataError
-from ensdistill.pipeline.opening import (
-    NotRegularError,
-    open_regular,
-    read_regular,
-    what_instead,
-)
+from ensdistill.pipeline.opening import NotRegularError, open_regular, read_regular, what_instead
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -87,18 +82,24 @@ def _opened(
     It has `most` pixels at most. What Pillow trips over, in the block as well, is raised as a
     refusal.
     """
+    with _refused(path), open_regular(path) if content is None else io.BytesIO(content) as file:
+        try:
+            image = Image.open(file, formats=role.formats)
+        except UnidentifiedImageError as error:  # whose text names a buffer
+            file.seek(0)
+            raise _unidentified(path, file.read(16), role) from error
+        with image:
+            if most is not None:
+                _require_within(path, image, most)
+            _require_plain(path, image, role)
+            yield image
+
+
+@contextmanager
+def _refused(path: Path | str) -> Iterator[None]:
+    """Raise what reading or decoding a file trips over as a refusal."""
     try:
-        with open_regular(path) if content is None else io.BytesIO(content) as file:
-            try:
-                image = Image.open(file, formats=role.formats)
-            except UnidentifiedImageError as error:  # whose text names a buffer
-                file.seek(0)
-                raise _unidentified(path, file.read(16), role) from error
-            with image:
-                if most is not None:
-                    _require_within(path, image, most)
-                _require_plain(path, image, role)
-                yield image
+        yield
     except (DataError, MemoryError):
         raise
     except NotRegularError as error:
@@ -157,14 +158,8 @@ def _open(
 
     `fits` is asked about its height and width before it is decoded, and raises if they are wrong.
     """
-    try:
+    with _refused(path):
         content = read_regular(path)
-    except NotRegularError as error:
-        raise DataError(f"{path}: cannot be read as an image: it is {error.strerror}") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read as an image ({error}); replace the file"
-        ) from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(
             f"{path}: changed since this command looked at it; run it again (with --rehash if "
@@ -225,12 +220,7 @@ def _is_misread(image: ImageFile.ImageFile, content: bytes) -> bool:
 def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
     """Return a photograph as (H, W, 3) uint8 RGB.
 
-    Parameters
-    ----------
-    path : Path or str
-        The file.
-    sha256 : str, optional
-        What its bytes must be: the plan that is being carried out was made for these.
+    With `sha256`, its bytes must have that: the plan being carried out was made for these.
 
     Raises
     ------
@@ -242,7 +232,6 @@ def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
 
 
 def _photograph(path: Path | str, sha256: str | None) -> Image.Image:
-    """Return a photograph as it is, decoded."""
     image, layout = _open(path, _PHOTOGRAPH, sha256)
     if image.mode not in _PHOTO_MODES or layout.startswith(_DEEP):
         raise DataError(

@@ -47,20 +47,13 @@ _PICTURES: Final = (".png", ".jpg", ".jpeg")
 class Picture:
     """An image of a split.
 
-    Attributes
-    ----------
-    id : str
-        The file's stem without what data sets append to it; after its folder and ``/`` where stems
-        are not unique in the split.
-    image : Path
-        The image file.
-    labels : Path or None
-        Its ground truth, where the split declares one.
+    Its `id` is the file's stem without what data sets append to it; after its folder and ``/``
+    where stems are not unique in the split.
     """
 
     id: str
     image: Path
-    labels: Path | None = None
+    labels: Path | None = None  # its ground truth, where the split declares one
 
 
 def image_id(name: str) -> str:
@@ -253,7 +246,7 @@ def _told_apart(
         if fits:
             found[i] = fits[0]
     if not found and len(ids) > 1:
-        raise _whose(where, paths[0], *ids[:2])
+        raise _whose(where, paths[0], ids[0], ids[1])
     return found
 
 
@@ -445,8 +438,7 @@ def _twice(where: str, *paths: str) -> DataError:
     return DataError(text)
 
 
-def _whose(where: str, path: str, *ids: str) -> DataError:
-    one, other = ids
+def _whose(where: str, path: str, one: str, other: str) -> DataError:
     return DataError(
         f"{where}: {path} may belong to the image {one} or to {other}; put each file into a folder "
         f"called as that of its image, and call it as the image: {one}.png"

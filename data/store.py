@@ -44,16 +44,11 @@ class LabelStore:
         The array's folder.
     writable : bool
         Open for writing; the array must exist either way (see `create`).
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Images, and height and width of the largest one.
     """
 
     def __init__(self, path: Path, *, writable: bool = False):
         self.path = path
-        self.shape = _shape(path)
+        self.shape = _shape(path)  # images, and height and width of the largest one
         self._writable = writable
 
     @classmethod
@@ -145,16 +140,7 @@ class LabelStore:
     def decode(
         self, content: bytes, file: Path, height: int, width: int, out: UInt8 | None = None
     ) -> UInt8:
-        """Return the (height, width) train ids that a chunk's file holds.
-
-        Parameters
-        ----------
-        content, file : bytes, Path
-            What was read, and where, for messages.
-        height, width : int
-            The image's true size in pixels.
-        out : (height, width) uint8, optional
-            Where to put them.
+        """Return the (height, width) train ids, in `out` if given, that a chunk's file holds.
 
         Raises
         ------
