@@ -40,18 +40,10 @@ class UnfinishedError(LookupError):
 
 @dataclass(frozen=True)
 class Spare:
-    """A finished item of another artifact or draft, with the same key.
-
-    Attributes
-    ----------
-    folder : Path
-        Where it lies.
-    record : dict
-        Its record there.
-    """
+    """A finished item of another artifact or draft, with the same key."""
 
     folder: Path
-    record: Record
+    record: Record  # as it is there
 
     def file(self) -> bytes | None:
         """Return the bytes of the item's file, None if they are not what was written."""
@@ -116,13 +108,7 @@ class Draft:
                     yield from read_journal(path)
 
     def bind(self, made_from: Mapping[str, str]) -> None:
-        """Forget what was begun from other content: a checkpoint does not say what it has seen.
-
-        Parameters
-        ----------
-        made_from : mapping
-            Role to the content digest of each upstream artifact.
-        """
+        """Forget what was begun from other content: a checkpoint does not say what it has seen."""
         file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
         was = None
         with suppress(OSError):
@@ -151,17 +137,10 @@ class Draft:
         return [self._records[i] for i in self.keys]
 
     def record(self, item_id: str, *, file: str | None = None, **fields: Any) -> None:
-        """Journal one finished item.
+        """Journal one finished item, and the file below `path` that holds it, already written.
 
-        Parameters
-        ----------
-        item_id : str
-            One of `keys`.
-        file : str, optional
-            The file below `path` that holds it, already written.
-        **fields
-            What else is known of it; ``content`` is the digest of what it holds, made from the
-            other fields where none is given.
+        Of `fields`, ``content`` is the digest of what it holds, made from the others where none is
+        given.
         """
         if file is not None:
             whole = read_regular(inner(self.path, file))
@@ -181,16 +160,7 @@ class Draft:
     ) -> None:
         """Take a finished item over, unless its file is not what it was.
 
-        Parameters
-        ----------
-        item_id : str
-            The item.
-        spare : Spare
-            Where to take it from.
-        file : str, optional
-            The name that its file gets here.
-        written : bool
-            The file is here already, encoded anew.
+        `file` is the name that its file gets here; `written`, that it is here, encoded anew.
         """
         record = spare.record | {"id": item_id}
         if file is not None:

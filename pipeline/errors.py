@@ -48,12 +48,7 @@ class CorruptError(EnsdistillError, ValueError):
 def raise_all(problems: Sequence[str], error: type[EnsdistillError]) -> None:
     """Raise `error` with every problem at once, so that one round of mending is enough.
 
-    Parameters
-    ----------
-    problems : sequence of str
-        Texts complete in themselves; nothing happens when there are none.
-    error : type
-        The class to raise.
+    Problems are texts complete in themselves; nothing happens when there are none.
     """
     if len(problems) == 1:
         raise error(problems[0])
@@ -66,17 +61,8 @@ def raise_all(problems: Sequence[str], error: type[EnsdistillError]) -> None:
 def grouped(problems: Iterable[tuple[Hashable, str]]) -> list[str]:
     """Return lines for problems of which many share a cause, so that none hides another.
 
-    Parameters
-    ----------
-    problems : iterable of (cause, text)
-        What is mended in one go where it is shared, such as a folder and the kind of finding; and a
-        text complete in itself.
-
-    Returns
-    -------
-    list of str
-        In order: of each cause all texts where they are few, else the first, with how many more
-        there are.
+    A cause is what is mended in one go, such as a folder and the kind of finding. In order: of each
+    cause all texts where they are few, else the first, with how many more there are.
     """
     listed = list(problems)
     counts = Counter(cause for cause, _ in listed)
@@ -102,12 +88,7 @@ def shown(value: object) -> str:
 def shortened(text: str, most: int = _MESSAGE) -> str:
     """Return a text without its middle where it is long: messages begin and end with what counts.
 
-    Parameters
-    ----------
-    text : str
-        May hold what was found in a file.
-    most : int
-        Characters.
+    It may hold what was found in a file; `most` is in characters.
     """
     if len(text) <= most:
         return text

@@ -121,14 +121,7 @@ class FileCache:
     def learn(self, sha256: str, kind: str, fact: Mapping[str, Any]) -> None:
         """Remember what follows from a file's content alone.
 
-        Parameters
-        ----------
-        sha256 : str
-            The content's digest.
-        kind : str
-            What was found out; change it when the way of finding it changes.
-        fact : mapping
-            A JSON-able mapping.
+        `kind` is what was found out: another one when the way of finding it changes.
         """
         with self._lock:
             self._facts[f"{kind}:{sha256}"] = dict(fact)

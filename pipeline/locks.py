@@ -42,15 +42,9 @@ _BRIEF: Final = 0.2  # seconds for which somebody may hold a lock only to look a
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the items: those whose position leaves the remainder ``index - 1`` by `count`.
+    """A share of the items: those whose position leaves the remainder ``index - 1`` by `count`."""
 
-    Attributes
-    ----------
-    index, count : int
-        ``1 <= index <= count``.
-    """
-
-    index: int
+    index: int  # from 1 on
     count: int
 
     def __str__(self) -> str:
@@ -63,24 +57,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a command that is under way needs.
+    """What a command that is under way needs; artifacts go by the names of their locks."""
 
-    Attributes
-    ----------
-    artifacts : frozenset of str
-        Those that its plan reaches, by the names of their locks.
-    reads : frozenset of str
-        Those of them that are made, and that it takes as they are.
-    stages : frozenset of str
-        Those of which it still makes a node, which may take items from any artifact of the stage.
-    everything : bool
-        It does not know yet.
-    """
-
-    artifacts: frozenset[str] = frozenset()
-    reads: frozenset[str] = frozenset()
+    artifacts: frozenset[str] = frozenset()  # those that its plan reaches
+    reads: frozenset[str] = frozenset()  # those of them that are made, and taken as they are
+    # those of which it still makes a node, which may take items from any artifact of the stage
     stages: frozenset[str] = frozenset()
-    everything: bool = False
+    everything: bool = False  # it does not know yet
 
     def has(self, stage: str, name: str) -> bool:
         """Whether an artifact of a stage, by its lock's name, is needed."""
@@ -112,26 +95,17 @@ _EVERYTHING: Final = Needs(everything=True)
 
 
 class Claim:
-    """The right to fill an artifact, while it is held.
-
-    Attributes
-    ----------
-    took_over : str or None
-        Who held it before and is gone.
-    """
+    """The right to fill an artifact, while it is held."""
 
     def __init__(self, lock: _Lock):
         self._lock = lock
         self._checked = time.monotonic()
-        self.took_over = lock.took_over
+        self.took_over = lock.took_over  # who held it before and is gone
 
     def require(self, *, now: bool = False) -> None:
         """Refuse to go on if another machine took the claim, as after a long standstill.
 
-        Parameters
-        ----------
-        now : bool
-            Look again, even if that was done less than a beat ago.
+        With `now` it is looked at again, even if that was done less than a beat ago.
         """
         time_now = time.monotonic()
         if now or time_now - self._checked > self._lock.beat:
@@ -167,18 +141,8 @@ class Locks:
     ) -> Iterator[Claim]:
         """Hold an artifact, or a part of its items, while the block runs.
 
-        Parameters
-        ----------
-        name : str
-            The artifact's.
-        node_id : str
-            For messages.
-        part : Part, optional
-            Hold this share only; others may hold other shares of the same number.
-        say : callable
-            Told what is waited for.
-        uses : sequence of str
-            Folders that are read meanwhile (see `in_use`).
+        Others may hold other parts of the same number. `say` is told what is waited for; `uses` are
+        folders that are read meanwhile (see `in_use`).
 
         Raises
         ------
@@ -225,12 +189,8 @@ class Locks:
     def needing(self) -> Iterator[Callable[[Needs], None]]:
         """Say to other processes what this one needs, while the block runs.
 
-        Where nothing can be written, nothing is said.
-
-        Yields
-        ------
-        callable
-            Takes what is needed from then on; before it is called first, that is everything.
+        What is yielded takes what is needed from then on; before it is called first, that is
+        everything. Where nothing can be written, nothing is said.
         """
         name = f"{_COMMAND}{os.urandom(8).hex()}"
         lock = self._lock(name, "a command", lambda _: None)
@@ -263,13 +223,8 @@ class Locks:
     ) -> dict[str, Needs]:
         """Return what other commands that are under way need, by who they are.
 
-        Parameters
-        ----------
-        say : callable
-            Told what is waited for.
-        wait : bool
-            Wait, once, for a sign of life of those whose locks are not seen, and forget those that
-            give none; else they count.
+        With `wait`, those whose locks are not seen are waited for, once, and forgotten if they give
+        no sign of life; else they count.
 
         Raises
         ------
@@ -290,17 +245,22 @@ class Locks:
             except (LockedError, OSError):  # what cannot be looked at counts as well
                 _add(found, lock)
         if unseen and wait:
-            say(f"waiting {self._patience:.0f} s for a sign of life of {len(unseen)} commands")
-            before = [lock.sign() for lock in unseen]
-            time.sleep(self._patience)
-            signs = zip(unseen, before, strict=True)
-            silent = [lock for lock, sign in signs if lock.sign() in (None, sign)]
-            for lock in silent:
-                lock.remove()
-            unseen = [lock for lock in unseen if lock not in silent]
+            alive = self._alive(unseen, "commands", say)
+            for lock in unseen:
+                if lock not in alive:
+                    lock.remove()
+            unseen = alive
         for lock in unseen:
             _add(found, lock)
         return found
+
+    def _alive(self, locks: list[_Lock], what: str, say: Callable[[str], None]) -> list[_Lock]:
+        """Wait, once, for a sign of life of holders; return the locks of those that gave one."""
+        say(f"waiting {self._patience:.0f} s for a sign of life of {len(locks)} {what}")
+        before = [lock.sign() for lock in locks]
+        time.sleep(self._patience)
+        signs = zip(locks, before, strict=True)
+        return [lock for lock, sign in signs if lock.sign() not in (None, sign)]
 
     def _make(self) -> None:
         require_no_link(self.folder)
@@ -345,16 +305,9 @@ class Locks:
             lock = self._lock(path.stem, f"a part of {node_id}", say)
             if lock.refuse_if_seen():
                 unseen.append(lock)
-        if not unseen:
-            return
-        say(
-            f"waiting {self._patience:.0f} s for a sign of life of {len(unseen)} parts of {node_id}"
-        )
-        before = [lock.sign() for lock in unseen]
-        time.sleep(self._patience)
-        for lock, sign in zip(unseen, before, strict=True):
-            now = lock.sign()
-            if now is not None and now != sign:
+        alive = self._alive(unseen, f"parts of {node_id}", say) if unseen else []
+        for lock in unseen:
+            if lock in alive:
                 raise LockedError(lock.refusal())
             lock.forget_holder()  # was waited for; nobody need wait again
 
@@ -424,10 +377,7 @@ class _Lock:
     def refuse_if_seen(self) -> bool:
         """Raise `LockedError` if the lock is seen to be held.
 
-        Returns
-        -------
-        bool
-            Whether a holder is named whose lock could not be seen, so that only its beat can tell.
+        Return whether a holder is named whose lock could not be seen: only its beat can tell.
         """
         with self._flock(0.0) as seen:
             holder = _read(self._holder)

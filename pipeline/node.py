@@ -33,14 +33,8 @@ LocalT = TypeVar("LocalT", covariant=True)
 class NodeId(str):
     """What a node is called, and what that is made of: ``infer[espnet]@val``.
 
-    Attributes
-    ----------
-    stage : str
-        What is done.
-    of : str or None
-        Of what it is done, such as a teacher or a method; None where there is one of its stage.
-    at : str or None
-        The split that it is done for; None for the images that are trained on.
+    Of what it is done is a teacher or a method, say, and None where there is one of its stage; the
+    split that it is done for is None for the images that are trained on.
     """
 
     stage: str
@@ -71,19 +65,13 @@ class Command(NamedTuple):
 class Item(NamedTuple):
     """One unit of atomic work and resume, such as an image.
 
-    Attributes
-    ----------
-    id : str
-        Unique within the node.
-    made_from : mapping
-        What the item is made from, by name, such as ``image``, to its digest.
-    reads : mapping or None
-        What the item reads of the upstream artifacts, each of them whole: the item's own word for
-        it to the role. No other role and no role's name enters its key. None: all roles, and of
-        those that have items the one of the same id.
+    It is made from things by name, such as ``image``, to their digests. What it reads of the
+    upstream artifacts, each of them whole, is the item's own word for it to the role: no other role
+    and no role's name enters its key. None: all roles, and of those that have items the one of the
+    same id.
     """
 
-    id: str
+    id: str  # unique within the node
     made_from: dict[str, str] = {}  # noqa: RUF012  (nobody changes it)
     reads: Mapping[str, str] | None = None
 
@@ -223,34 +211,18 @@ class Progress(Protocol):
 class Job(Generic[RecipeT, LocalT]):
     """What a stage's `run` gets.
 
-    Attributes
-    ----------
-    node : Node
-        The node being run.
-    work : Work
-        Its work, as planned.
-    draft : Draft
-        The folder to fill and its journal.
-    inputs : dict
-        Role to published upstream artifact, for every role of `work.uses`.
-    progress : Progress
-        Where to report.
-    spares : mapping
-        Item id to a finished item of another artifact with the same key, for missing items.
-    part : Part or None
-        The share of the items to make; None for all.
-    ran_on : dict
-        Filled by the stage with what was found at run time, such as the device that ``auto``
-        stands for; recorded in the manifest's `runtime`.
+    It fills `ran_on` with what was found at run time, such as the device that ``auto`` stands for:
+    that is recorded in the manifest's `runtime`.
     """
 
     node: Node
-    work: Work[RecipeT, LocalT]
-    draft: Draft
-    inputs: Mapping[str, Artifact]
+    work: Work[RecipeT, LocalT]  # as planned
+    draft: Draft  # the folder to fill and its journal
+    inputs: Mapping[str, Artifact]  # what was published upstream, for every role of `work.uses`
     progress: Progress
+    # of missing items, by their ids: finished ones of other artifacts with the same key
     spares: Mapping[str, Spare] = field(default_factory=dict)
-    part: Part | None = None
+    part: Part | None = None  # of the items, to make; None for all
     ran_on: dict[str, Json] = field(default_factory=dict)
 
     def mine(self) -> list[str]:
@@ -285,38 +257,20 @@ class Job(Generic[RecipeT, LocalT]):
 class Node:
     """A node of the graph.
 
-    Attributes
-    ----------
-    id : NodeId
-        Unique; its stage is also the folder of its artifacts.
-    name : str
-        What the artifact's folder is called, before its fingerprint.
-    version : int
-        The stage's.
-    needs : sequence of str
-        Ids of all nodes that `plan` may ask about.
-    plan : callable
-        Makes the `Work` from what is known of the upstream nodes.
-    run : str
-        ``"module:function"``, imported only when the node runs; takes a `Job`, returns a
-        small result that is `Told`.
-    command : Command
-        What makes it.
-    unit : str
-        What its items are, for messages.
-    any_of : mapping
-        Those of `needs` of which it takes what is there, and has nothing to do where none is; each
-        to the node that decides that, None for one that can always be made with it.
+    What it runs, ``"module:function"``, is imported only then; it takes a `Job` and returns a small
+    result that is `Told`. `any_of` are those of `needs` of which it takes what is there, and has
+    nothing to do where none is; each to the node that decides that, None for one that can always be
+    made with it.
     """
 
-    id: NodeId
-    name: str
-    version: int
-    needs: Sequence[NodeId]
+    id: NodeId  # unique; its stage is also the folder of its artifacts
+    name: str  # of the artifact's folder, before its fingerprint
+    version: int  # the stage's
+    needs: Sequence[NodeId]  # all that `plan` may ask about
     plan: Callable[[Upstream], AnyWork]
     run: str
-    command: Command
-    unit: str = "images"
+    command: Command  # what makes it
+    unit: str = "images"  # what its items are, for messages
     any_of: Mapping[NodeId, NodeId | None] = field(default_factory=dict)
 
     @property

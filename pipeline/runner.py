@@ -37,27 +37,14 @@ from ensdistill.pipeline.workspace import Workspace, lock_name, now
 
 @dataclass
 class Ran:
-    """One node that was made, or of which a part was.
-
-    Attributes
-    ----------
-    node : str
-        Node id.
-    written, reused, total : int
-        Items computed in this session, items taken from other artifacts, and all items; 0 for a
-        node without items.
-    seconds : float
-        Wall time of this session.
-    open : int
-        Items that other parts have still to make; the node is published when none is left.
-    """
+    """One node that was made, or of which a part was, in this session."""
 
     node: str
-    written: int
-    reused: int
-    total: int
-    seconds: float
-    open: int = 0
+    written: int  # items that were computed; 0 for a node without
+    reused: int  # items taken from other artifacts
+    total: int  # all items
+    seconds: float  # wall time
+    open: int = 0  # items that other parts have still to make; published when none is left
 
 
 @dataclass
@@ -73,12 +60,8 @@ class Report:
 class Aside:
     """What other processes make, several chains of nodes at a time.
 
-    Attributes
-    ----------
-    chains : sequence
-        Of chains of node ids: a node needs earlier ones of its own chain, and no other chain.
-    make : callable
-        Makes what it is given of each chain, and returns what was made.
+    A node needs earlier ones of its own chain, and no other chain. `make` makes what it is given of
+    each.
     """
 
     chains: Sequence[Sequence[str]]
@@ -102,11 +85,7 @@ def run(
     Parameters
     ----------
     nodes : sequence of Node
-        The graph, each node after all that it needs.
-    workspace : Workspace
-        Where the artifacts are.
-    targets : sequence of str
-        Ids of the nodes wanted.
+        The graph (see `plan`).
     progress : callable
         Called with the decision for each node that is about to run.
     upstream : bool
@@ -372,7 +351,7 @@ class _Making:
             self.progress.message(
                 f"{self.node.id}: {len(spares)} of {len(draft.keys)} are taken from other artifacts"
             )
-        job = Job(self.node, self.work, draft, self.inputs, self.progress, spares, part, job.ran_on)
+        job = replace(job, spares=spares)
         module, function = self.node.run.split(":")
         total = len(draft.keys)
         missing, result = 0, dict[str, Json]()
