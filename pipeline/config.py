@@ -76,15 +76,10 @@ class _Loader(yaml.SafeLoader):
             self._count = before + count
             self._require_bounds(event, self._depth + height - 1)
         else:
-            self._sizes[node] = (
-                self._count - before,
-                1 + max(map(self._height, _inside(node)), default=0),
-            )
+            height = 1 + max((self._sizes[part][1] for part in _inside(node)), default=0)
+            self._sizes[node] = self._count - before, height
         self._depth -= 1
         return node
-
-    def _height(self, node: yaml.Node) -> int:
-        return self._sizes[node][1]
 
     def _require_bounds(self, event: yaml.Event, depth: int) -> None:
         if self._count > _MOST_VALUES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.locks import Part
-from ensdistill.pipeline.manifest import SHORT, Artifact
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.runner import item_keys
 from ensdistill.pipeline.workspace import Snapshot, Workspace
@@ -17,22 +17,12 @@ from ensdistill.pipeline.workspace import Snapshot, Workspace
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do for a node.
+    """What a run would do for a node."""
 
-    Attributes
-    ----------
-    compute, reuse : int
-        Items to compute, and items to take from other artifacts; 0 for a node without items.
-    bytes : int or None
-        About what it would write to disk; None if nothing tells.
-    at_most : bool
-        Upstream nodes have to run first, so some of the items may turn out to be there.
-    """
-
-    compute: int
-    reuse: int
-    bytes: int | None
-    at_most: bool
+    compute: int  # items; 0 for a node without
+    reuse: int  # items to take from other artifacts
+    bytes: int | None  # about what it would write to disk; None if nothing tells
+    at_most: bool  # upstream nodes have to run first, so some of the items may turn out to be there
 
 
 def estimate(
@@ -93,29 +83,19 @@ def unfinished(
 
 def own_folder(decision: Decision, snapshot: Snapshot) -> Path | None:
     """Return the draft or artifact of a node's present fingerprint."""
-    if decision.fingerprint is None:
+    if decision.fingerprint is None or decision.key is None:
         return None
     published = snapshot.published.get(decision.fingerprint)
-    if published is not None:
-        return published.path
-    return snapshot.drafts.get((decision.node.stage, decision.fingerprint[:SHORT]))
+    return snapshot.drafts.get(decision.key) if published is None else published.path
 
 
 @dataclass(frozen=True)
 class ItemChanges:
-    """How a list of items differs from that of the last artifact.
-
-    Attributes
-    ----------
-    new, gone : list of str
-        Item ids.
-    changed : dict
-        Item id to the names of what changed, such as ``image``.
-    """
+    """How a list of items differs from that of the last artifact, by their ids."""
 
     new: list[str]
     gone: list[str]
-    changed: dict[str, list[str]]
+    changed: dict[str, list[str]]  # the names of what changed, such as `image`
 
 
 def item_changes(decision: Decision, previous: Artifact | None) -> ItemChanges | None:

@@ -15,7 +15,7 @@ Json: TypeAlias = (
 )
 
 KEYS: Final = 1  # how keys are made: another number, and nothing that was made is found again
-HEX: Final = 16  # digits of a checksum that guards against accidents, not against forgery
+_HEX: Final = 16  # digits of a checksum that guards against accidents, not against forgery
 
 
 def canonical_json(value: Json) -> bytes:
@@ -61,26 +61,24 @@ def digest(value: Json) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def checksum(content: bytes) -> str:
+    """Return the checksum of bytes, as it is written beside them."""
+    return hashlib.sha256(content).hexdigest()[:_HEX]
+
+
 def fingerprint(
     stage: str, version: int, recipe: Mapping[str, Json], inputs: Mapping[str, str]
 ) -> str:
-    """Name an artifact by everything that determines its content.
+    """Return the name of an artifact, 64 hex digits: all that determines its content.
 
     Parameters
     ----------
-    stage : str
-        The kind of node, such as ``"infer"``.
-    version : int
-        The stage's, raised whenever its numerics change.
+    stage, version : str, int
+        The kind of node, such as ``"infer"``, and its version, raised when its numerics change.
     recipe : mapping
         All settings that change the numbers; device, paths and worker counts are not among them.
     inputs : mapping
         Role to fingerprint (or content digest) of each upstream artifact.
-
-    Returns
-    -------
-    str
-        64 hex digits.
     """
     return digest(
         {

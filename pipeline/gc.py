@@ -15,43 +15,24 @@ from ensdistill.pipeline.draft import unpublish
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.pipeline.explain import own_folder, unfinished
 from ensdistill.pipeline.locks import Needs
-from ensdistill.pipeline.manifest import SHORT
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.ownership import is_own
 from ensdistill.pipeline.plan import Decision, State, left_out
-from ensdistill.pipeline.workspace import Snapshot, Workspace, lock_name, mark_of
-
-Key = tuple[str, str]
+from ensdistill.pipeline.workspace import Snapshot, Workspace, key_of, lock_name, mark_of
 
 _CACHED: Final = re.compile(r"[0-9a-f]{64}\.rgb(\..+\.partial)?")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of the workspace, or files of one, and whether and why it stays.
-
-    Attributes
-    ----------
-    path : Path
-        The folder.
-    kind : str
-        ``artifact``, ``draft``, ``corrupt`` or ``cache``.
-    node : str or None
-        The node it was made for, where that is known.
-    bytes : int
-        What it takes on disk.
-    reason : str or None
-        Why it stays; None if nothing needs it.
-    files : tuple of str
-        The files of a cache that this is about.
-    """
+    """A folder of the workspace, or files of one, and whether and why it stays."""
 
     path: Path
     kind: Literal["artifact", "draft", "corrupt", "cache"]
-    node: str | None
-    bytes: int
-    reason: str | None
-    files: tuple[str, ...] = ()
+    node: str | None  # that it was made for, where that is known
+    bytes: int  # on disk
+    reason: str | None  # why it stays; None if nothing needs it
+    files: tuple[str, ...] = ()  # those of a cache that this is about
 
 
 def survey(
@@ -70,8 +51,6 @@ def survey(
 
     Parameters
     ----------
-    workspace : Workspace
-        The folder of artifacts.
     plans : sequence of mapping
         A plan for each experiment that uses the workspace.
     keep_last : int
@@ -84,11 +63,7 @@ def survey(
     needed = workspace.locks.needed(say)
     snapshot = workspace.scan()
     decisions = [(d, found) for found in plans for d in found.values()]
-    reached = {
-        (d.node.stage, d.fingerprint[:SHORT]): f"is {d.node.id}"
-        for d, _ in decisions
-        if d.fingerprint is not None
-    }
+    reached = {d.key: f"is {d.node.id}" for d, _ in decisions if d.key is not None}
     waiting = [
         d.node
         for d, found in decisions
@@ -99,11 +74,13 @@ def survey(
     for d, found in decisions:
         if d.state is not State.FRESH:
             lenders |= dict.fromkeys(_lenders(d, found, workspace, snapshot), d.node.id)
-    last = _last(snapshot, {a.manifest.node for a in snapshot.published.values()}, keep_last)
+    made = {artifact.manifest.node for artifact in snapshot.published.values()}
+    last = {a.path for node in made for a in snapshot.of_node(node)[:keep_last]}
     paths = [real_path(path) for path in named]
     in_use = {real_path(folder): who for folder, who in workspace.locks.in_use().items()}
 
-    def reason(folder: Path, key: Key, node: str | None) -> str | None:
+    def reason(folder: Path, node: str | None) -> str | None:
+        key = key_of(folder)
         if workspace.is_linked(folder):
             return "lies behind a link; delete it there"
         if key in reached:
@@ -123,37 +100,32 @@ def survey(
             return "is named in an experiment"
         return f"is read by {in_use[real]}" if real in in_use else None
 
+    def unmarked(folder: Path) -> str | None:
+        ours = is_own(folder, mark_of(folder))
+        return None if ours else "does not bear our mark; delete it yourself"
+
     kept = []
-    for artifact in snapshot.published.values():
-        node = artifact.manifest.node
-        key = (artifact.manifest.stage, artifact.manifest.fingerprint[:SHORT])
-        why = reason(artifact.path, key, node)
-        kept.append(Kept(artifact.path, "artifact", node, disk_usage(artifact.path), why))
-    for key, folder in snapshot.drafts.items():
-        why = reason(folder, key, None) or _unmarked(folder)
-        kept.append(Kept(folder, "draft", None, disk_usage(folder), why))
-    for folder in workspace.folders():
-        key = (folder.parent.name, folder.name[-SHORT:])
-        if key in snapshot.corrupt:
-            why = reason(folder, key, None) or _unmarked(folder)
-            kept.append(Kept(folder, "corrupt", None, disk_usage(folder), why))
+    for path, node in ((a.path, a.manifest.node) for a in snapshot.published.values()):
+        kept.append(Kept(path, "artifact", node, disk_usage(path), reason(path, node)))
+    for path in snapshot.drafts.values():
+        why = reason(path, None) or unmarked(path)
+        kept.append(Kept(path, "draft", None, disk_usage(path), why))
+    for path in workspace.folders():
+        if key_of(path) in snapshot.corrupt:
+            why = reason(path, None) or unmarked(path)
+            kept.append(Kept(path, "corrupt", None, disk_usage(path), why))
     return sorted(kept, key=lambda one: one.path)
-
-
-def _unmarked(folder: Path) -> str | None:
-    ours = is_own(folder, mark_of(folder))
-    return None if ours else "does not bear our mark; delete it yourself"
 
 
 def _needing(needed: Mapping[str, Needs], folder: Path) -> str | None:
     """Return why a command that is under way keeps an artifact, None if it does not."""
-    name = lock_name(folder.parent.name, folder.name[-SHORT:])
+    name = lock_name(*key_of(folder))
     who = next((who for who, needs in needed.items() if needs.has(folder.parent.name, name)), None)
     return None if who is None else f"is needed by a command under way ({who})"
 
 
 def survey_cache(folder: Path, what: str, wanted: Collection[str], reason: str) -> list[Kept]:
-    """Say which files of a cache stay.
+    """Say which files of a cache stay: one at most for these, and one for the others.
 
     Parameters
     ----------
@@ -162,15 +134,8 @@ def survey_cache(folder: Path, what: str, wanted: Collection[str], reason: str) 
         in it, and a folder without our mark, are none of ours.
     what : str
         What its mark says (see `ownership.own`).
-    wanted : collection of str
-        The keys of those that stay.
-    reason : str
-        Why they do.
-
-    Returns
-    -------
-    list of Kept
-        At most one for what stays and one for what does not.
+    wanted, reason : collection of str, str
+        The digests of those that stay, and why they do.
     """
     sizes: dict[bool, dict[str, int]] = {True: {}, False: {}}
     if is_own(folder, what):
@@ -206,20 +171,14 @@ def _lenders(
 
 
 def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | None]:
-    """Delete what nothing needs.
-
-    Returns
-    -------
-    dict
-        Each to why it was left after all, such as a process that works on it; None if it is gone.
-    """
+    """Delete what nothing needs, and return why each was left after all; None if it is gone."""
     outcome: dict[Kept, str | None] = {}
     for kept in garbage:
         folder = kept.path
         if kept.kind == "cache":  # whoever misses a file of it makes it again
             outcome[kept] = _delete(folder, kept.files)
             continue
-        name = lock_name(folder.parent.name, folder.name[-SHORT:])
+        name = lock_name(*key_of(folder))
         try:
             with workspace.locks.hold(name, folder.name):
                 with workspace.locks.clearing():  # no command begins meanwhile
@@ -255,10 +214,3 @@ def disk_usage(folder: Path) -> int:
             except OSError:  # gone meanwhile
                 continue
     return total
-
-
-def _last(snapshot: Snapshot, nodes: Iterable[str], count: int) -> set[Path]:
-    kept: set[Path] = set()
-    for node in nodes if count else ():
-        kept |= {a.path for a in snapshot.of_node(node)[:count]}
-    return kept

@@ -7,7 +7,6 @@ without anything else to compare it with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ensdistill.pipeline.fingerprint import HEX
+from ensdistill.pipeline.fingerprint import checksum
 from ensdistill.pipeline.opening import is_inner, parse_json, read_regular
 
 Record = dict[str, Any]
@@ -31,7 +30,7 @@ def seal(record: Record) -> bytes:
     """Return a record as one line that ends with a checksum of all that stands before it."""
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     body = text.encode(errors="surrogatepass")
-    return body[:-1] + b', "check": "' + _check(body) + b'"}\n'
+    return body[:-1] + f', "check": "{checksum(body)}"}}\n'.encode()
 
 
 def unseal(line: bytes) -> Record | None:
@@ -40,7 +39,7 @@ def unseal(line: bytes) -> Record | None:
     if found is None:
         return None
     body = line[: found.start()] + b"}"
-    if _check(body) != found[1]:
+    if checksum(body) != found[1].decode():
         return None
     try:
         record = parse_json(body)
@@ -74,10 +73,6 @@ def _is_file(found: Any) -> bool:
 def is_count(found: Any) -> bool:
     """Whether a JSON value is a whole number, not below 0, that anything can be counted by."""
     return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < _MOST
-
-
-def _check(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest()[:HEX].encode()
 
 
 class Journal:

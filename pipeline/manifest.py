@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import CorruptError, shown
-from ensdistill.pipeline.fingerprint import HEX, Json, digest, fingerprint
+from ensdistill.pipeline.fingerprint import Json, canonical_json, checksum, fingerprint
 from ensdistill.pipeline.journal import Record, is_count, numbered_lines
 from ensdistill.pipeline.opening import (
     StrayNameError,
@@ -40,18 +39,10 @@ _WHOLE: Final = re.compile(rb',\n "check": "([0-9a-f]{16})"\n\}\n\Z')
 
 @dataclass(frozen=True)
 class Form:
-    """What a stage's result, and the records of its items, are by type.
+    """What a stage's result, and the records of its items, are by type."""
 
-    Attributes
-    ----------
-    version : int
-        The stage's version that writes them so; of others nothing is known.
-    result, record : callable
-        Return what does not fit, None if all does.
-    """
-
-    version: int
-    result: Callable[[object], str | None]
+    version: int  # of the stage that writes them so; of others nothing is known
+    result: Callable[[object], str | None]  # returns what does not fit, None if all does
     record: Callable[[object], str | None]
 
 
@@ -121,7 +112,7 @@ class Manifest:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         checks = {name: _check(value) for name, value in values.items()}
         body = atomic.json_bytes(values | {"checks": checks}, indent=1)[: -len(_END)]
-        return body + b',\n "check": "' + _sum(body) + b'"' + _END
+        return body + f',\n "check": "{checksum(body)}"'.encode() + _END
 
 
 def _is_text(found: Any) -> bool:
@@ -224,20 +215,12 @@ RECORDED: Final = (
 
 
 class SpoiltManifestError(CorruptError):
-    """A manifest that does not prove itself.
-
-    Attributes
-    ----------
-    spoilt : list of str
-        The fields that do not fit their checksums, where the file can be read so far.
-    found : Manifest or None
-        What can be read, where only such fields are spoilt that nothing depends on (`RECORDED`,
-        emptied here).
-    """
+    """A manifest that does not prove itself."""
 
     def __init__(self, text: str, spoilt: list[str], found: Manifest | None = None):
         super().__init__(text)
-        self.spoilt = spoilt
+        self.spoilt = spoilt  # fields that do not fit their checksums, if it can be read so far
+        # where only such are spoilt that nothing depends on (`RECORDED`, emptied here)
         self.found = found
 
 
@@ -246,14 +229,7 @@ class ForeignManifestError(SpoiltManifestError):
 
 
 def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manifest:
-    """Return the manifest of an artifact's folder.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    forms : mapping, optional
-        Stage to what its results are.
+    """Return the manifest of an artifact's folder; `forms` says what results are, by stage.
 
     Raises
     ------
@@ -273,7 +249,7 @@ def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manife
     except OSError as error:
         raise SpoiltManifestError(f"{file}: cannot be read ({error.strerror})", []) from error
     end = _WHOLE.search(raw)
-    if end is None or _sum(raw[: end.start()]) != end[1]:
+    if end is None or checksum(raw[: end.start()]) != end[1].decode():
         raise _spoilt(file, raw)
     values = _value(raw)
     if not isinstance(values, dict):
@@ -325,13 +301,7 @@ def is_manifest(path: Path) -> bool:
 
 
 def _require_forms(file: Path, values: dict[str, Any]) -> None:
-    """Refuse fields that are missing or of another type.
-
-    Raises
-    ------
-    SpoiltManifestError
-        If there is one; the text names it.
-    """
+    """Refuse fields that are missing or of another type."""
     spoilt = [name for name in _FORMS if not _fits(name, values)]
     if not spoilt:
         return
@@ -416,30 +386,16 @@ def _safe_check(value: Any) -> str | None:
 
 
 def _check(value: Json) -> str:
-    return digest(value)[:HEX]
-
-
-def _sum(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest()[:HEX].encode()
+    return checksum(canonical_json(value))
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact: never edited.
-
-    Attributes
-    ----------
-    path : Path
-        Its folder.
-    manifest : Manifest
-        Its manifest.
-    form : Form or None
-        What its records are.
-    """
+    """A published artifact: never edited."""
 
     path: Path
     manifest: Manifest
-    form: Form | None = None
+    form: Form | None = None  # what its records are
 
     def misfit(self, record: Record) -> str | None:
         """Return in what a whole record is not of its type, None if it is."""

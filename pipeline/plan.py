@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from ensdistill.pipeline.fingerprint import canonical_json, fingerprint
 from ensdistill.pipeline.manifest import SHORT, Artifact
 from ensdistill.pipeline.node import AnyWork, Node, WaitingError
-from ensdistill.pipeline.workspace import Snapshot
+from ensdistill.pipeline.workspace import Key, Snapshot
 
 T = TypeVar("T")
 
@@ -36,53 +36,32 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One field that differs from the nearest published artifact of the node.
+    """One field that differs from the nearest published artifact of the node."""
 
-    Attributes
-    ----------
-    field : str
-        Dotted path, such as ``recipe.window`` or ``inputs.labels``.
-    old, new : object
-        Values, None where the field did not or does not exist.
-    """
-
-    field: str
-    old: Any
+    field: str  # its dotted path, such as `recipe.window` or `inputs.labels`
+    old: Any  # None where it did not exist
     new: Any
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was found out about one node.
-
-    Attributes
-    ----------
-    node : Node
-        The node.
-    state : State
-        See there.
-    reason : str
-        Why it is not fresh, in words; empty when it is.
-    changes : tuple of Change
-        For a stale node, the fields that changed.
-    done, total : int
-        Finished and all items; both 0 for a node without items.
-    work, fingerprint, artifact
-        None as long as they are not known.
-    previous : Artifact or None
-        What `changes` compares with: the artifact of the node that differs in the fewest fields.
-    """
+    """What was found out about one node; None is what is not known yet."""
 
     node: Node
     state: State
-    reason: str = ""
-    changes: tuple[Change, ...] = ()
-    done: int = 0
-    total: int = 0
+    reason: str = ""  # why it is not fresh, in words
+    changes: tuple[Change, ...] = ()  # for a stale node, the fields that changed
+    done: int = 0  # items
+    total: int = 0  # all items; 0 for a node without
     work: AnyWork | None = None
     fingerprint: str | None = None
     artifact: Artifact | None = None
-    previous: Artifact | None = None
+    previous: Artifact | None = None  # of the node: that with the fewest `changes`
+
+    @property
+    def key(self) -> Key | None:
+        """Stage and short fingerprint."""
+        return None if self.fingerprint is None else (self.node.stage, self.fingerprint[:SHORT])
 
 
 @dataclass
@@ -112,20 +91,7 @@ class _Known:
 
 
 def plan(nodes: Iterable[Node], snapshot: Snapshot) -> dict[str, Decision]:
-    """Decide every node's state.
-
-    Parameters
-    ----------
-    nodes : iterable of Node
-        The graph, each node after all that it needs.
-    snapshot : Snapshot
-        What the workspace holds.
-
-    Returns
-    -------
-    dict
-        Node id to decision, in the order of `nodes`.
-    """
+    """Decide the state of every node of a graph, each after all that it needs, in that order."""
     decisions: dict[str, Decision] = {}
     known = _Known(decisions)
     for node in nodes:
@@ -199,11 +165,8 @@ def _planned(node: Node, known: _Known, snapshot: Snapshot, but: Collection[str]
 
 def _begun(decision: Decision, snapshot: Snapshot) -> bool:
     """Whether there is anything under a node's present fingerprint, whole or not."""
-    if decision.fingerprint is None:
-        return False
-    key = (decision.node.stage, decision.fingerprint[:SHORT])
     made = decision.fingerprint in snapshot.published
-    return made or key in snapshot.drafts or key in snapshot.corrupt
+    return made or decision.key in snapshot.drafts or decision.key in snapshot.corrupt
 
 
 def _decide(

@@ -6,36 +6,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensdistill.pipeline.manifest import (
-    SHORT,
-    ForeignManifestError,
-    SpoiltManifestError,
-    read_manifest,
-)
+from ensdistill.pipeline.manifest import ForeignManifestError, SpoiltManifestError, read_manifest
 from ensdistill.pipeline.node import Node, Progress
 from ensdistill.pipeline.plan import Decision, State, closure, plan
 from ensdistill.pipeline.runner import Ran, run
-from ensdistill.pipeline.verify import Damage, damages, withdraw
-from ensdistill.pipeline.workspace import Workspace, lock_name
+from ensdistill.pipeline.verify import Damage, damages, readable_manifest, withdraw
+from ensdistill.pipeline.workspace import Workspace, key_of, lock_name
 
 
 @dataclass
 class Repair:
-    """What came of a repair.
-
-    Attributes
-    ----------
-    ran : list of Ran
-        What was made again.
-    different : list of str
-        Nodes that came out different from before; what is below them is stale now.
-    left : dict
-        Folder to why it was left as it is.
-    """
+    """What came of a repair."""
 
     ran: list[Ran] = field(default_factory=list)
+    # nodes that came out different from before; what is below them is stale now
     different: list[str] = field(default_factory=list)
-    left: dict[Path, str] = field(default_factory=dict)
+    left: dict[Path, str] = field(default_factory=dict)  # folder to why it was left as it is
 
 
 def repair(
@@ -120,7 +106,7 @@ def _repair(
     with workspace.locks.hold(lock, node.id):
         # another process may have made it good meanwhile
         found = damages(folder, forms=workspace.forms)
-        was = _content(folder)
+        was = readable_manifest(folder)
         with workspace.locks.clearing():  # no command begins meanwhile
             needed = workspace.locks.needed(wait=False)
             who = next((who for who, needs in needed.items() if needs.takes(lock)), None)
@@ -131,20 +117,14 @@ def _repair(
         )
     if again:
         report.ran += run(nodes, workspace, [node.id], progress, about=about).ran
-        if was is not None and _content(folder) != was:
+        now = readable_manifest(folder)
+        if was is not None and (now is None or now.content != was.content):
             report.different.append(node.id)
 
 
 def _folder(decision: Decision, damaged: Mapping[Path, list[Damage]]) -> Path | None:
     """Return the damaged folder that a node makes."""
-    return next((f for f in damaged if _makes(decision, f)), None)
-
-
-def _makes(decision: Decision, folder: Path) -> bool:
-    if decision.fingerprint is None:
-        return False
-    key = (decision.node.stage, decision.fingerprint[:SHORT])
-    return (folder.parent.name, folder.name[-SHORT:]) == key
+    return next((folder for folder in damaged if key_of(folder) == decision.key), None)
 
 
 def made_from(decisions: Mapping[str, Decision], damaged: Iterable[Path]) -> set[str]:
@@ -156,7 +136,7 @@ def made_from(decisions: Mapping[str, Decision], damaged: Iterable[Path]) -> set
     found = [
         node_id
         for node_id, d in decisions.items()
-        if any(_makes(d, f) if d.fingerprint else d.node.names(f) for f in damaged)
+        if any(key_of(f) == d.key if d.key else d.node.names(f) for f in damaged)
     ]
     return {decisions[node_id].node.stage for node_id in closure(decisions, found)}
 
@@ -171,20 +151,9 @@ def _missing(
     )
 
 
-def _content(folder: Path) -> str | None:
-    try:
-        return read_manifest(folder).content
-    except FileNotFoundError:
-        return None
-    except SpoiltManifestError as error:
-        return None if error.found is None else error.found.content
-
-
 def _is_foreign(folder: Path) -> bool:
     try:
         read_manifest(folder)
-    except ForeignManifestError:
-        return True
-    except (FileNotFoundError, SpoiltManifestError):
-        return False
+    except (FileNotFoundError, SpoiltManifestError) as error:
+        return isinstance(error, ForeignManifestError)
     return False

@@ -30,27 +30,13 @@ from ensdistill.pipeline.opening import StrayNameError, inner
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not what was written.
+    """One thing that is not what was written."""
 
-    Attributes
-    ----------
-    folder : Path
-        The artifact's.
-    file : str
-        The file in it.
-    reason : str
-        What was found.
-    item : str or None
-        The item, such as an image, that is lost with it.
-    field : str or None
-        The field of the manifest.
-    """
-
-    folder: Path
-    file: str
-    reason: str
-    item: str | None = None
-    field: str | None = None
+    folder: Path  # the artifact's
+    file: str  # in it
+    reason: str  # what was found
+    item: str | None = None  # what is lost with it, such as an image
+    field: str | None = None  # of the manifest
 
     def __str__(self) -> str:
         of = f" (item {self.item})" if self.item else f" (field {self.field})" if self.field else ""
@@ -64,14 +50,7 @@ def damages(
 ) -> list[Damage]:
     """Return all damage of a published artifact, or that its repair was not finished.
 
-    Parameters
-    ----------
-    folder : Path
-        Its folder.
-    checked : callable
-        Told the bytes that were read, file by file.
-    forms : mapping, optional
-        Stage to what its results and records are (see `Workspace`).
+    `checked` is told the bytes that were read, file by file; for `forms` see `Workspace`.
     """
     forms = forms or {}
     try:
@@ -168,20 +147,12 @@ def _damage(folder: Path, name: str, size: int, sha256: str) -> str | None:
 
 
 def withdraw(folder: Path, found: list[Damage], forms: Mapping[str, Form] | None = None) -> bool:
-    """Take the damaged parts out of an artifact, under its lock.
+    """Take the damaged parts that `damages` found out of an artifact, under its lock.
 
-    Parameters
-    ----------
-    folder, found, forms
-        What `damages` was given, and what it found.
-
-    Returns
-    -------
-    bool
-        True if it is a draft now and has to be made good by a run; False if only fields that
-        nothing depends on were spoilt: it is published again without them.
+    Return whether it is a draft now and has to be made good by a run; if only fields that nothing
+    depends on were spoilt, it is published again without them.
     """
-    manifest = _only_recorded(folder, forms)
+    manifest = readable_manifest(folder, forms)
     if manifest is not None and all(d.file == MANIFEST for d in found):
         atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
         return False
@@ -190,7 +161,8 @@ def withdraw(folder: Path, found: list[Damage], forms: Mapping[str, Form] | None
     return True
 
 
-def _only_recorded(folder: Path, forms: Mapping[str, Form] | None) -> Manifest | None:
+def readable_manifest(folder: Path, forms: Mapping[str, Form] | None = None) -> Manifest | None:
+    """Return a manifest of which nothing else than `RECORDED` fields are spoilt, None without."""
     try:
         return read_manifest(folder, forms)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, is_begun, progress_of
@@ -27,29 +28,19 @@ from ensdistill.pipeline.manifest import (
 )
 from ensdistill.pipeline.ownership import cut_links, is_own, own, require_no_link
 
+Key: TypeAlias = tuple[str, str]  # stage and short fingerprint
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a workspace holds at one moment.
+    """What a workspace holds at one moment."""
 
-    Attributes
-    ----------
-    published : dict
-        Fingerprint to artifact.
-    drafts : dict
-        ``(stage, short fingerprint)`` to folder.
-    corrupt : dict
-        ``(stage, short fingerprint)`` to what is wrong with the manifest.
-    busy : dict
-        ``(stage, short fingerprint)`` of a draft to the process that fills it.
-    """
+    published: Mapping[str, Artifact]  # by fingerprint
+    drafts: Mapping[Key, Path]
+    corrupt: Mapping[Key, str]  # what is wrong with the manifest
+    busy: Mapping[Key, str] = field(default_factory=dict)  # of drafts, the process that fills it
 
-    published: Mapping[str, Artifact]
-    drafts: Mapping[tuple[str, str], Path]
-    corrupt: Mapping[tuple[str, str], str]
-    busy: Mapping[tuple[str, str], str] = field(default_factory=dict)
-
-    def progress(self, key: tuple[str, str]) -> int:
+    def progress(self, key: Key) -> int:
         """Return how many items a draft has journalled."""
         return progress_of(self.drafts[key])
 
@@ -62,14 +53,7 @@ class Snapshot:
 class Workspace:
     """The folder that holds all artifacts of an experiment.
 
-    Attributes
-    ----------
-    root : Path
-        The folder.
-    locks : Locks
-        Who fills what.
-    forms : mapping
-        Stage to what its results and records are, by type; of others nothing is known.
+    By `forms` a stage has the types of its results and records; of others nothing is known.
     """
 
     def __init__(
@@ -82,9 +66,9 @@ class Workspace:
         self.locks = locks or Locks(root / ".locks")
         self.forms = forms or {}
 
-    def folders(self, stage: str = "*") -> Iterator[Path]:
+    def folders(self, stage: str = "*", short: str = "[0-9a-f]" * SHORT) -> Iterator[Path]:
         """Yield the folders of all artifacts and drafts; others may be called as ours are."""
-        for folder in sorted(self.root.glob(f"{stage}/*-{'[0-9a-f]' * SHORT}")):
+        for folder in sorted(self.root.glob(f"{stage}/*-{short}")):
             if not folder.parent.name.startswith(".") and (
                 is_own(folder, mark_of(folder)) or is_manifest(folder) or is_begun(folder)
             ):
@@ -109,10 +93,10 @@ class Workspace:
         """Read all manifests, each checked against itself."""
         self._require_readable()
         published: dict[str, Artifact] = {}
-        drafts: dict[tuple[str, str], Path] = {}
-        corrupt: dict[tuple[str, str], str] = {}
+        drafts: dict[Key, Path] = {}
+        corrupt: dict[Key, str] = {}
         for folder in self.folders():
-            key = (folder.parent.name, folder.name[-SHORT:])
+            key = key_of(folder)
             found = self._read(folder)
             if found is None:
                 drafts[key] = folder
@@ -126,8 +110,7 @@ class Workspace:
 
     def published(self, stage: str, fingerprint: str) -> Artifact | None:
         """Read the one manifest of a fingerprint; None if nothing whole is published under it."""
-        short = fingerprint[:SHORT]
-        found = (self._read(f) for f in self.folders(stage) if f.name.endswith(f"-{short}"))
+        found = map(self._read, self.folders(stage, fingerprint[:SHORT]))
         whole = (a for a in found if isinstance(a, Artifact))
         return next((a for a in whole if a.manifest.fingerprint == fingerprint), None)
 
@@ -145,7 +128,7 @@ class Workspace:
         if gone is not None:
             return f"{folder / gone}: is gone; {REPAIR}"
         short = manifest.fingerprint[:SHORT]
-        if (manifest.stage, short) != (folder.parent.name, folder.name[-SHORT:]):
+        if (manifest.stage, short) != key_of(folder):
             return (
                 f"{folder}: holds {manifest.stage} {short}, not what the folder is named for; "
                 "rename or delete it"
@@ -183,29 +166,16 @@ class Workspace:
             If its folder is a link.
         """
         short = fingerprint[:SHORT]
-        earlier = (f for f in self.folders(stage) if f.name.endswith(f"-{short}"))
-        path = next(earlier, self.root / stage / f"{name}-{short}")
+        path = next(self.folders(stage, short), self.root / stage / f"{name}-{short}")
         self.own(path)
         cut_links(path)
         atomic.sync_folder(path.parent)
         return Draft(path, keys, made_from, self.forms.get(stage))
 
     def spares(self, stage: str, wanted: Mapping[str, str], but: Path | None) -> dict[str, Spare]:
-        """Return finished items of other artifacts and drafts.
+        """Return finished items of all artifacts and drafts of a stage but one that is asking.
 
-        Parameters
-        ----------
-        stage : str
-            The stage.
-        wanted : mapping
-            Item id to key.
-        but : Path
-            The folder that is asking.
-
-        Returns
-        -------
-        dict
-            Item id to an item with the same key, where there is one.
+        Of `wanted`, item id to key, those are found of which there is an item with the same key.
         """
         form = self.forms.get(stage)
         found: dict[str, Spare] = {}
@@ -231,9 +201,14 @@ class Workspace:
         return found
 
 
+def key_of(folder: Path) -> Key:
+    """Return what tells the folder of an artifact or a draft from all others."""
+    return folder.parent.name, folder.name[-SHORT:]
+
+
 def mark_of(folder: Path) -> str:
     """Return what the mark of an artifact's folder says; a copy in another place says the same."""
-    return f"{folder.parent.name} {folder.name[-SHORT:]}"
+    return " ".join(key_of(folder))
 
 
 def lock_name(stage: str, fingerprint: str) -> str:
