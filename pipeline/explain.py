@@ -9,7 +9,7 @@ from pathlib import Path
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.locks import Part
-from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.manifest import SHORT, Artifact
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.runner import item_keys
 from ensdistill.pipeline.workspace import Snapshot, Workspace
@@ -83,10 +83,12 @@ def unfinished(
 
 def own_folder(decision: Decision, snapshot: Snapshot) -> Path | None:
     """Return the draft or artifact of a node's present fingerprint."""
-    if decision.fingerprint is None or decision.key is None:
+    if decision.fingerprint is None:
         return None
     published = snapshot.published.get(decision.fingerprint)
-    return snapshot.drafts.get(decision.key) if published is None else published.path
+    if published is not None:
+        return published.path
+    return snapshot.drafts.get((decision.node.stage, decision.fingerprint[:SHORT]))
 
 
 @dataclass(frozen=True)

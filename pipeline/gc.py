@@ -100,21 +100,23 @@ def survey(
             return "is named in an experiment"
         return f"is read by {in_use[real]}" if real in in_use else None
 
-    def unmarked(folder: Path) -> str | None:
-        ours = is_own(folder, mark_of(folder))
-        return None if ours else "does not bear our mark; delete it yourself"
-
     kept = []
-    for path, node in ((a.path, a.manifest.node) for a in snapshot.published.values()):
+    for artifact in snapshot.published.values():
+        path, node = artifact.path, artifact.manifest.node
         kept.append(Kept(path, "artifact", node, disk_usage(path), reason(path, node)))
     for path in snapshot.drafts.values():
-        why = reason(path, None) or unmarked(path)
+        why = reason(path, None) or _unmarked(path)
         kept.append(Kept(path, "draft", None, disk_usage(path), why))
     for path in workspace.folders():
         if key_of(path) in snapshot.corrupt:
-            why = reason(path, None) or unmarked(path)
+            why = reason(path, None) or _unmarked(path)
             kept.append(Kept(path, "corrupt", None, disk_usage(path), why))
     return sorted(kept, key=lambda one: one.path)
+
+
+def _unmarked(folder: Path) -> str | None:
+    ours = is_own(folder, mark_of(folder))
+    return None if ours else "does not bear our mark; delete it yourself"
 
 
 def _needing(needed: Mapping[str, Needs], folder: Path) -> str | None:
@@ -174,34 +176,26 @@ def clear(workspace: Workspace, garbage: Iterable[Kept]) -> dict[Kept, str | Non
     """Delete what nothing needs, and return why each was left after all; None if it is gone."""
     outcome: dict[Kept, str | None] = {}
     for kept in garbage:
-        folder = kept.path
-        if kept.kind == "cache":  # whoever misses a file of it makes it again
-            outcome[kept] = _delete(folder, kept.files)
-            continue
-        name = lock_name(*key_of(folder))
         try:
-            with workspace.locks.hold(name, folder.name):
-                with workspace.locks.clearing():  # no command begins meanwhile
-                    why = _needing(workspace.locks.needed(wait=False), folder)
-                    if why is None:
-                        workspace.own(folder)  # so that a kill leaves a draft of ours
-                        unpublish(folder)  # from here on nothing takes it for whole
-                if why is None:
-                    shutil.rmtree(folder)
-            outcome[kept] = why
+            for name in kept.files:  # whoever misses one of a cache makes it again
+                (kept.path / name).unlink(missing_ok=True)
+            outcome[kept] = None if kept.kind == "cache" else _clear(workspace, kept.path)
         except (EnsdistillError, OSError) as error:
             outcome[kept] = str(error)
     return outcome
 
 
-def _delete(folder: Path, names: Iterable[str]) -> str | None:
-    """Delete files and return why one could not be, None if all are gone."""
-    try:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        return str(error)
-    return None
+def _clear(workspace: Workspace, folder: Path) -> str | None:
+    """Delete a folder, unless a command under way needs it: return why."""
+    with workspace.locks.hold(lock_name(*key_of(folder)), folder.name):
+        with workspace.locks.clearing():  # no command begins meanwhile
+            why = _needing(workspace.locks.needed(wait=False), folder)
+            if why is None:
+                workspace.own(folder)  # so that a kill leaves a draft of ours
+                unpublish(folder)  # from here on nothing takes it for whole
+        if why is None:
+            shutil.rmtree(folder)
+    return why
 
 
 def disk_usage(folder: Path) -> int:

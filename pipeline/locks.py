@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -165,12 +165,11 @@ class Locks:
             yield Claim(own)
 
     @contextmanager
-    def turn(self, name: str, node_id: str) -> Iterator[Claim]:
+    def turn(self, name: str, node_id: str) -> Iterator[None]:
         """Hold what parts take turns in, such as publishing; their own locks do not matter."""
         self._make()
-        whole = self._lock(name, node_id, lambda _: None)
-        with whole.held(wait=TURN):
-            yield Claim(whole)
+        with self._lock(name, node_id).held(wait=TURN):
+            yield
 
     def in_use(self) -> dict[str, str]:
         """Return the folders that holders read, and by whom.
@@ -181,8 +180,7 @@ class Locks:
         found: dict[str, str] = {}
         for path in self.folder.glob("*.json"):
             holder = _read(path) or {}
-            uses = holder.get("uses")
-            found |= dict.fromkeys(_texts(uses), _name(holder))
+            found |= dict.fromkeys(_texts(holder.get("uses")), _name(holder))
         return found
 
     @contextmanager
@@ -193,7 +191,7 @@ class Locks:
         everything. Where nothing can be written, nothing is said.
         """
         name = f"{_COMMAND}{os.urandom(8).hex()}"
-        lock = self._lock(name, "a command", lambda _: None)
+        lock = self._lock(name, "a command")
         with ExitStack() as stack:
             try:
                 with self.clearing():  # what is being deleted is gone before we look
@@ -212,11 +210,9 @@ class Locks:
                 stack.close()
                 lock.remove()
 
-    @contextmanager
-    def clearing(self) -> Iterator[None]:
+    def clearing(self) -> AbstractContextManager[None]:
         """Hold what commands begin under, and what is deleted."""
-        with self.turn("clearing", "clearing of the workspace"):
-            yield
+        return self.turn("clearing", "clearing of the workspace")
 
     def needed(
         self, say: Callable[[str], None] = lambda _: None, *, wait: bool = True
@@ -281,14 +277,18 @@ class Locks:
             if holder is None:
                 continue
             try:
-                if self._lock(path.stem, "", lambda _: None).refuse_if_seen():
+                if self._lock(path.stem, "").refuse_if_seen():
                     return _name(holder)
             except LockedError:
                 return _name(holder)
         return None
 
     def _lock(
-        self, name: str, what: str, say: Callable[[str], None], uses: Sequence[str] = ()
+        self,
+        name: str,
+        what: str,
+        say: Callable[[str], None] = lambda _: None,
+        uses: Sequence[str] = (),
     ) -> _Lock:
         path = self.folder / f"{name}.lock"
         return _Lock(path, what, self._beat, self._patience, say, uses)

@@ -31,15 +31,11 @@ LocalT = TypeVar("LocalT", covariant=True)
 
 
 class NodeId(str):
-    """What a node is called, and what that is made of: ``infer[espnet]@val``.
+    """What a node is called, and what that is made of: ``infer[espnet]@val``."""
 
-    Of what it is done is a teacher or a method, say, and None where there is one of its stage; the
-    split that it is done for is None for the images that are trained on.
-    """
-
-    stage: str
-    of: str | None
-    at: str | None
+    stage: str  # what is done
+    of: str | None  # of what, such as a teacher or a method; None where there is one of its stage
+    at: str | None  # for which split; None for the images that are trained on
 
     def __new__(cls, stage: str, of: str | None = None, at: str | None = None) -> NodeId:
         """Spell an id."""
@@ -65,10 +61,9 @@ class Command(NamedTuple):
 class Item(NamedTuple):
     """One unit of atomic work and resume, such as an image.
 
-    It is made from things by name, such as ``image``, to their digests. What it reads of the
-    upstream artifacts, each of them whole, is the item's own word for it to the role: no other role
-    and no role's name enters its key. None: all roles, and of those that have items the one of the
-    same id.
+    What it is made from goes by names, such as ``image``, to digests. What it reads of the upstream
+    artifacts, each of them whole, goes by the item's own words to roles: no other role and no
+    role's name enters its key. None: all roles, and of those that have items that of the same id.
     """
 
     id: str  # unique within the node
@@ -257,10 +252,10 @@ class Job(Generic[RecipeT, LocalT]):
 class Node:
     """A node of the graph.
 
-    What it runs, ``"module:function"``, is imported only then; it takes a `Job` and returns a small
-    result that is `Told`. `any_of` are those of `needs` of which it takes what is there, and has
-    nothing to do where none is; each to the node that decides that, None for one that can always be
-    made with it.
+    `run`, ``"module:function"``, is imported only when it runs; it takes a `Job` and returns a
+    small result that is `Told`. `any_of` are those of `needs` of which it takes what is there, and
+    has nothing to do where none is; each to the node that decides that, None for one that can
+    always be made with it.
     """
 
     id: NodeId  # unique; its stage is also the folder of its artifacts
