@@ -150,10 +150,11 @@ def _show(experiment: Experiment, teacher: Teacher, batch_size: int) -> _Show:
 
 
 def _try(experiment: Experiment, teacher: Teacher, work: AnyWork) -> dict[str, Any]:
-    from ensdistill.stages.networks.frozen import here, pick_device
+    from ensdistill.stages.networks.frozen import here, pick_device, set_threads
     from ensdistill.stages.networks.stream import Request
 
     local = local_of(work, Running)
+    set_threads(local.threads)  # before `here` asks how many: as the network that is looked at does
     show = _show(experiment, teacher, local.batch_size)
     first = show.batch[0]
     batch, alone = (
