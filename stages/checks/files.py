@@ -26,7 +26,7 @@ from ensdistill.data.splits import Picture, predictions
 from ensdistill.pipeline.errors import DataError, EnsdistillError, grouped, raise_all
 from ensdistill.pipeline.node import Progress
 from ensdistill.stages.checks import labels
-from ensdistill.stages.checks.labels import LabelFiles
+from ensdistill.stages.checks.labels import LabelFolder
 from ensdistill.stages.checks.networks import require_declared
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
@@ -47,13 +47,13 @@ class _Expected(NamedTuple):
         The key of the experiment file that names them, such as ``teachers[a].labels.train``.
     kind : str
         As the memory of facts calls it: ``photograph``, ``confidences``, ``ids`` or ``colours``.
-    declared : LabelFiles or None
+    declared : LabelFolder or None
         What ids and colours mean, of no file yet.
     """
 
     of: str
     kind: str
-    declared: LabelFiles | None = None
+    declared: LabelFolder | None = None
 
 
 class _Job(NamedTuple):
@@ -167,7 +167,7 @@ def _of_labels(teacher: str, split: str) -> str:
     return f"teachers[{teacher}].labels.{split}"
 
 
-def _encoded(of: str, declared: LabelFiles) -> _Expected:
+def _encoded(of: str, declared: LabelFolder) -> _Expected:
     return _Expected(of, "colours" if declared.ids == "palette" else "ids", declared)
 
 
@@ -175,7 +175,7 @@ def _truth(experiment: Experiment, split: str) -> _Expected:
     """Return what the ground truth of a split must be."""
     table, encoding = experiment.classes, experiment.config.target[split].encoding
     goals = {c: c for c in table.classes}
-    return _encoded(_of_truth(split), LabelFiles(f"target.{split}", encoding, table, goals))
+    return _encoded(_of_truth(split), LabelFolder(f"target.{split}", encoding, table, goals))
 
 
 def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Expected, Path]]:
@@ -184,7 +184,7 @@ def _folders(experiment: Experiment, split: str) -> Iterator[tuple[_Expected, Pa
         where = f"teachers[{teacher.name}]"
         if teacher.labels is not None and split in teacher.labels:
             table, goals = experiment.teacher_table(teacher), experiment.teacher_map(teacher)
-            declared = LabelFiles(where, teacher.ids, table, goals)
+            declared = LabelFolder(where, teacher.ids, table, goals)
             expected = _encoded(_of_labels(teacher.name, split), declared)
             yield expected, experiment.folder(teacher.labels[split])
         if teacher.confidence is not None and split in teacher.confidence:
@@ -364,7 +364,7 @@ def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
     )
 
 
-def _legal(declared: LabelFiles) -> str:
+def _legal(declared: LabelFolder) -> str:
     if declared.ids == "train_ids":
         return f"0..{len(declared.table) - 1} and 255"
     if declared.ids == "palette":
@@ -373,7 +373,7 @@ def _legal(declared: LabelFiles) -> str:
     return f"{known[0]}..{known[-1]} and 255"
 
 
-def _remedy(declared: LabelFiles, strange: int, found: Mapping[str, int]) -> str:
+def _remedy(declared: LabelFolder, strange: int, found: Mapping[str, int]) -> str:
     """Return what to do about values outside the table, of which `strange` is the lowest."""
     table, where = declared.table, declared.where
     own = "`ids: label_ids` and a class table of your own with a `label_id` for each class"
@@ -400,9 +400,9 @@ def _remedy(declared: LabelFiles, strange: int, found: Mapping[str, int]) -> str
     return f"{remedy}; if {strange} is no class, {own} and `ignored_label_ids: [{strange}]`"
 
 
-def _counted(experiment: Experiment, jobs: Sequence[_Job]) -> dict[str, LabelFiles]:
+def _counted(experiment: Experiment, jobs: Sequence[_Job]) -> dict[str, LabelFolder]:
     """Return what the label files of each folder hold together, by the key that names them."""
-    found: dict[str, LabelFiles] = {}
+    found: dict[str, LabelFolder] = {}
     values: dict[str, Counter[int]] = defaultdict(Counter)
     for job in jobs:
         of, kind, declared = job.expected
@@ -442,7 +442,7 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
 
 
 def _split_summary(
-    experiment: Experiment, split: str, counted: Mapping[str, LabelFiles]
+    experiment: Experiment, split: str, counted: Mapping[str, LabelFolder]
 ) -> dict[str, Any]:
     pictures = experiment.pictures(split)
     facts = [experiment.files.recall(p.image, "photograph") for p in pictures]
@@ -457,7 +457,7 @@ def _split_summary(
 
 
 def _teacher_summary(
-    experiment: Experiment, teacher: Teacher, counted: Mapping[str, LabelFiles]
+    experiment: Experiment, teacher: Teacher, counted: Mapping[str, LabelFolder]
 ) -> dict[str, Any]:
     mapping = experiment.teacher_map(teacher)
     kind = "labels" if teacher.network is None else teacher.network.kind

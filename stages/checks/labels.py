@@ -20,7 +20,7 @@ _NAMED: Final = 3  # classes that are left out
 
 
 @dataclass(frozen=True)
-class LabelFiles:
+class LabelFolder:
     """The label files of one split, counted.
 
     Attributes
@@ -83,7 +83,7 @@ class LabelFiles:
         return [name for name, n in self.classes.items() if not n]
 
 
-def described(found: LabelFiles) -> dict[str, Any]:
+def described(found: LabelFolder) -> dict[str, Any]:
     """Return what they hold as JSON-able data; shares and coverage are fractions of all pixels."""
     return {
         "files": found.files,
@@ -94,14 +94,14 @@ def described(found: LabelFiles) -> dict[str, Any]:
     }
 
 
-def without_label(found: LabelFiles) -> str | None:
+def without_label(found: LabelFolder) -> str | None:
     """Return why no pixel of any file has a label, None if some has."""
     if found.labelled:
         return None
     return f"no labelled pixel in any of its {found.files} files: {_lost(found)}"
 
 
-def warnings(found: LabelFiles) -> list[str]:
+def warnings(found: LabelFolder) -> list[str]:
     """Return what is likely to be another thing than what was declared."""
     said = []
     raw = {value for value, pixels in found.values.items() if pixels}
@@ -132,7 +132,7 @@ def warnings(found: LabelFiles) -> list[str]:
     return said
 
 
-def _are_train_ids(found: LabelFiles, raw: set[int]) -> bool:
+def _are_train_ids(found: LabelFolder, raw: set[int]) -> bool:
     """Whether files that are declared as label ids look like train ids.
 
     Label ids of street scenes begin with what evaluation ignores, so that most would be lost; and
@@ -143,7 +143,7 @@ def _are_train_ids(found: LabelFiles, raw: set[int]) -> bool:
     return found.ids == "label_ids" and lost and raw <= train_ids and raw != {IGNORE_INDEX}
 
 
-def _lost(found: LabelFiles) -> str:
+def _lost(found: LabelFolder) -> str:
     """Return where the pixels without a label are, in words."""
     pixels = found.pixels
     left_out = {c: n for c, n in found.classes.items() if n and found.goals[c] is None}

@@ -50,10 +50,10 @@ def build_from_code(factory: Factory) -> nn.Module:
         raise DataError(
             f"{factory.root}: {factory.function} failed ({type(error).__name__}: {error})"
         ) from error
-    return require_module(found, factory.function)
+    return require_network(found, factory.function)
 
 
-def require_module(found: object, function: str) -> nn.Module:
+def require_network(found: object, function: str) -> nn.Module:
     """Return what a user's function returned; DataError if it is no network."""
     if not isinstance(found, nn.Module):
         raise DataError(

@@ -244,7 +244,7 @@ def _answer(answers: BinaryIO, header: Mapping[str, Any], *content: memoryview) 
 
 
 def _load(order: Mapping[str, Any]) -> FrozenNetwork:
-    from ensdistill.stages.networks.code import require_module
+    from ensdistill.stages.networks.code import require_network
     from ensdistill.stages.networks.frozen import freeze, pick_device, set_threads
     from ensdistill.stages.networks.reads import Reads
     from ensdistill.stages.networks.state_dicts import load_weights
@@ -254,7 +254,7 @@ def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     name, function = order["function"].split(":")
     with Reads(order["hashed"], Path(order["root"])) as reads:
         found = getattr(importlib.import_module(name), function)(**order["kwargs"])
-    module = require_module(found, order["function"])
+    module = require_network(found, order["function"])
     recipe = order["recipe"]
     if "state_dict" in order:
         ignore = recipe.get("ignore_keys", ())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ensdistill.cli.__main__ import cli
 from ensdistill.data.classes import TABLES, ClassTable
-from ensdistill.stages.checks.labels import LabelFiles, described, warnings, without_label
+from ensdistill.stages.checks.labels import LabelFolder, described, warnings, without_label
 
 WIDE = TABLES["cityscapes19"]
 TWO = ClassTable("two", ("ground", "thing"), ((0, 0, 0), (255, 255, 255)))
@@ -15,7 +15,7 @@ TWO = ClassTable("two", ("ground", "thing"), ((0, 0, 0), (255, 255, 255)))
 
 def files(values, ids="train_ids", table=WIDE, **goals):
     goals = {c: c for c in table.classes} | goals
-    return LabelFiles("teachers[a]", ids, table, goals, 4, values)
+    return LabelFolder("teachers[a]", ids, table, goals, 4, values)
 
 
 def said(values, *more, **goals):
