@@ -34,9 +34,9 @@ class Method(Result):
     iou: ByClass
     miou_covered: float | None
     iou_covered: ByClass
-    miou_subsets: ByClass | None = None
     coverage: float | None
     pixel_accuracy: float | None
+    miou_subsets: ByClass | None = None
     confmat: Counts | None = None
 
 
