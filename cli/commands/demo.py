@@ -77,8 +77,7 @@ def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
-    render.results.policy(results.policy(decisions), results.certainty(experiment, decisions))
-    render.results.reliability(results.reliability(experiment, decisions), results.doubt(decisions))
+    render.results.trust(results.trust(experiment, decisions))
     echo()
     render.results.scores(found)
     seconds = time.perf_counter() - begin

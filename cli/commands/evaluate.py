@@ -12,6 +12,7 @@ from ensdistill.cli.execute import Look, execute, say
 from ensdistill.cli.screen import echo, echo_json
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.node import Node
 from ensdistill.pipeline.plan import makeable
 from ensdistill.stages.experiment.experiment import Experiment
@@ -20,11 +21,10 @@ from ensdistill.stages.graph import evaluation_ids
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
 from ensdistill.stages.reading.outputs import TABLES, Output
 from ensdistill.stages.reading.results import (
-    confmats,
     file_of,
     not_scored,
+    with_confmats,
     write_results,
-    write_tables,
 )
 from ensdistill.stages.reading.tables import WRITERS, missing
 
@@ -134,8 +134,9 @@ def command(
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
-    if output:
-        write_tables(found, confmats(split, decisions), outputs(experiment))
+    for file in outputs(experiment):
+        table = WRITERS[file.path.suffix](with_confmats(found, decisions))
+        file.write(as_utf8(table))
     if every and found["estimates"]:
         from ensdistill.cli import charts
 

@@ -61,13 +61,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     render.engine.report(report)
     if report.ran:
         render.results.fused(decisions)
-    chosen = results.policy(decisions)
-    if report.ran and chosen is not None:
-        render.results.policy(chosen, results.certainty(experiment, decisions))
-    if report.ran:
-        render.results.reliability(
-            results.reliability(experiment, decisions), results.doubt(decisions)
-        )
+        render.results.trust(results.trust(experiment, decisions))
     for scores in found.values():
         render.results.scores(scores)
     artifact = decisions["student"].artifact

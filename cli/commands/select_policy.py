@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -67,17 +66,9 @@ def command(
     if dry_run or names:
         say(done, as_json=as_json)
         return
-    chosen, certainty = results.policy(decisions), results.certainty(experiment, decisions)
-    reliability, doubt = results.reliability(experiment, decisions), results.doubt(decisions)
+    found = results.trust(experiment, decisions)
     if as_json:
-        found: dict[str, Any] = {
-            "policy": chosen,
-            "certainty": certainty,
-            "reliability": reliability,
-        }
-        found |= {"doubt": doubt, **report_json(report)}
-        echo_json(found)
+        echo_json(found.to_json() | report_json(report))
         return
     render.engine.report(report)
-    render.results.policy(chosen, certainty)
-    render.results.reliability(reliability, doubt)
+    render.results.trust(found)

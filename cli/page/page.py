@@ -77,13 +77,13 @@ def _template(name: str) -> str:
 
 def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what is known of each teacher at each class, without ground truth (paper, Fig. 4)."""
-    chosen = content["policy"] or {"teacher": {}, "strategy": None}
+    policy = content["policy"]
     found = []
     for kind, text, of in (
         (
             "certainty",
             "Mean certainty of the probe that was trained on a teacher's labels alone",
-            {t: v["certainty"] for t, v in content["certainty"].items()},
+            content["certainty"],
         ),
         ("reliability", "IoU that the label model expects of a teacher", content["reliability"]),
     ):
@@ -97,7 +97,7 @@ def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "values": of,
                     "low": low,
                     "high": high,
-                    "chosen": chosen["teacher"] if chosen["strategy"] == kind else {},
+                    "chosen": policy.teacher if policy and policy.strategy == kind else {},
                     "seldom": content["seldom"] if kind == "certainty" else {},
                 }
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
@@ -13,8 +13,8 @@ from ensdistill.cli.screen import echo
 from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, is_yardstick
-from ensdistill.stages.nodes.fusion.plan import fusion_id
-from ensdistill.stages.nodes.pixel_weights.plan import pixel_weights_id
+from ensdistill.stages.nodes.fusion.plan import FusedMaps, fusion_id
+from ensdistill.stages.nodes.pixel_weights.plan import Weighed, pixel_weights_id
 from ensdistill.stages.reading.tables import (
     covered,
     means,
@@ -24,6 +24,12 @@ from ensdistill.stages.reading.tables import (
     rivals_note,
     score_label,
 )
+
+if TYPE_CHECKING:
+    from ensdistill.stages.contract import ByClass
+    from ensdistill.stages.nodes.certainty.plan import Certainty
+    from ensdistill.stages.nodes.policy.plan import Policy
+    from ensdistill.stages.reading.results import Trust
 
 _ABLATED: Final = (LABEL_MODEL.name, MAJORITY.name)
 
@@ -51,14 +57,14 @@ def fused(decisions: Mapping[str, Decision]) -> None:
     """Print how much of the pixels the published fusion labels."""
     artifact = decisions[fusion_id()].artifact
     assert artifact is not None
-    result = artifact.manifest.result
-    text = f"{result['coverage']:.1%} of the pixels are labelled"
-    if "conflict" in result:
-        text += f"; {result['conflict']:.1%} were in conflict, {result['hole']:.1%} in a hole"
+    found = FusedMaps.told_by(artifact)
+    text = f"{found.coverage:.1%} of the pixels are labelled"
+    if found.conflict is not None:
+        text += f"; {found.conflict:.1%} were in conflict, {found.hole:.1%} in a hole"
     weighed = decisions.get(pixel_weights_id())
     weights = None if weighed is None else weighed.artifact
-    if weights is not None and weights.manifest.result["mean"] is not None:
-        text += f"; the mean weight of a label is {weights.manifest.result['mean']:.3f}"
+    if weights is not None and (mean := Weighed.told_by(weights).mean) is not None:
+        text += f"; the mean weight of a label is {mean:.3f}"
     echo(text)
 
 
@@ -75,36 +81,36 @@ def agrees(found: Mapping[str, Any]) -> str:
     return f"on {images}, of the pixels that both label it agrees on: {', '.join(shares)}"
 
 
-def policy(chosen: Mapping[str, Any] | None, certainty: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the policy, class by class, with the probe certainty of every teacher."""
-    if chosen is None:
-        return
+def trust(found: Trust) -> None:
+    """Print the policy, with the certainty of every probe, and what the label model expects."""
+    if found.policy is not None:
+        _policy(found.policy, found.certainty)
+    if found.doubt is not None:
+        echo(f"label model: {found.doubt}")
+    if found.reliability:
+        _reliability(found.reliability)
+
+
+def _policy(chosen: Policy, certainty: Mapping[str, Certainty]) -> None:
     table = Table(title="policy, and certainty of each teacher's probe")
     table.add_column("class")
     table.add_column("teacher")
-    for teacher in certainty:
-        table.add_column(teacher, justify="right")
-    for name, teacher in chosen["teacher"].items():
-        cells = []
-        for t, values in certainty.items():
-            value = values["certainty"][name]
-            cells.append(Text(number(value, 3), style="bold" if t == teacher else ""))
-        mark = " (fallback)" if name in chosen["fallback"] else ""
+    for t in certainty:
+        table.add_column(t, justify="right")
+    for name, teacher in chosen.teacher.items():
+        cells = [
+            Text(number(of.certainty[name], 3), style="bold" if t == teacher else "")
+            for t, of in certainty.items()
+        ]
+        mark = " (fallback)" if name in chosen.fallback else ""
         table.add_row(name, Text((teacher or "-") + mark), *cells)
     print_table(table)
-    if chosen["fallback"]:
+    if chosen.fallback:
         echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
-def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | None) -> None:
-    """Print the IoU per class that the label model expects of every teacher, in percent.
-
-    `doubt` says why it expects nothing, where it cannot tell.
-    """
-    if doubt is not None:
-        echo(f"label model: {doubt}")
-    if not found:
-        return
+def _reliability(found: Mapping[str, ByClass]) -> None:
+    """Print the IoU per class that the label model expects of every teacher, in percent."""
     table = Table(title="what the label model expects, IoU in percent")
     table.add_column("class")
     for teacher in found:
@@ -112,9 +118,8 @@ def reliability(found: Mapping[str, Mapping[str, float | None]], doubt: str | No
     for name in next(iter(found.values())):
         values = [found[t][name] for t in found]
         best = max((v for v in values if v is not None), default=None)
-        cells = [_percent(v) for v in values]
-        styles = ["bold" if v == best else "" for v in values]
-        table.add_row(name, *(Text(c, style=s) for c, s in zip(cells, styles, strict=True)))
+        cells = [Text(_percent(v), style="bold" if v == best else "") for v in values]
+        table.add_row(name, *cells)
     print_table(table)
 
 

@@ -14,8 +14,9 @@ from ensdistill.stages.experiment.writing import from_settings
 from ensdistill.stages.export.guides import classes_table
 from ensdistill.stages.fusions import method_called
 from ensdistill.stages.networks.preprocessing import Preprocessing
-from ensdistill.stages.nodes.evaluation.plan import evaluation_id
-from ensdistill.stages.nodes.policy.plan import policy_id
+from ensdistill.stages.nodes.evaluation.plan import Evaluated, evaluation_id
+from ensdistill.stages.nodes.learning import Trained
+from ensdistill.stages.nodes.policy.plan import Policy, policy_id
 
 _HEAD = """---
 library_name: transformers
@@ -92,7 +93,7 @@ def _facts(
         "network": _network(description["architecture"]),
         "images": f"{items['count']}, digest of the list `{items['sha256']}`",
         "label maps trained on": f"digest `{fusion.manifest.content}`",
-        "ground truth of the target": _truth(experiment, made.result),
+        "ground truth of the target": _truth(experiment, Trained.told_by(artifact)),
         "made with": versions or "not recorded",
         "fingerprint": f"`{made.fingerprint}`",
         "digest": f"`{made.content}`",
@@ -114,7 +115,7 @@ def _fusion(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
         return method.told
     policy = decisions[policy_id()].artifact
     assert policy is not None
-    chosen = policy.manifest.result["teacher"]
+    chosen = Policy.told_by(policy).teacher
     classes = "; ".join(f"{c}: {t or 'none'}" for c, t in chosen.items())
     return (
         f"{method.told}, window {settings.window}, conflicts: {settings.conflict}, holes: "
@@ -130,11 +131,11 @@ def _network(architecture: Any) -> str:
     return f"{architecture['hf_config']['model_type']} of transformers"
 
 
-def _truth(experiment: Experiment, result: Mapping[str, Any]) -> str:
+def _truth(experiment: Experiment, trained: Trained) -> str:
     watch = experiment.config.student.watch
     if watch is None:
         return "none was used"
-    if result["watched"]["kept"] == "best":
+    if trained.watched is not None and trained.watched.kept == "best":
         return f"**the checkpoint that scored best on the labelled split {watch} was kept**"
     return f"the labelled split {watch} was watched; the last step was kept whatever it scored"
 
@@ -203,20 +204,18 @@ def _scores(experiment: Experiment, decisions: Mapping[str, Decision]) -> str:
     for split in experiment.labelled:
         decision = decisions[evaluation_id(split)]
         if decision.state is State.FRESH and decision.artifact is not None:
-            methods = decision.artifact.manifest.result["methods"]
-            (columns[split],) = [m for m in methods if m["kind"] == "student"]
+            methods = Evaluated.told_by(decision.artifact).methods
+            (columns[split],) = [m for m in methods if m.kind == "student"]
     if not columns:
         return ""
     lines = [
         "| IoU in percent | " + " | ".join(f"split {split}" for split in columns) + " |",
         "| --- |" + " --- |" * len(columns),
         *(
-            f"| {in_a_cell(c)} | "
-            + " | ".join(_percent(m["iou"][c]) for m in columns.values())
-            + " |"
+            f"| {in_a_cell(c)} | " + " | ".join(_percent(m.iou[c]) for m in columns.values()) + " |"
             for c in experiment.classes.classes
         ),
-        "| **mean** | " + " | ".join(_percent(m["miou"]) for m in columns.values()) + " |",
+        "| **mean** | " + " | ".join(_percent(m.miou) for m in columns.values()) + " |",
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,6 +16,7 @@ from ensdistill.pipeline.opening import real_path
 from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.graph import load
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
+from ensdistill.stages.nodes.policy.plan import Policy, policy_id
 from ensdistill.stages.reading import results
 from ensdistill.stages.reading.tables import Mean, means, missing
 
@@ -330,13 +331,13 @@ def _of_file(file: Path, split: str | None) -> Summary:
     scores = None
     if split is not None and decisions[evaluation_id(split)].artifact is not None:
         scores = results.results(experiment, split, decisions)
-    chosen = results.policy(decisions)
+    chosen = results.told(Policy, policy_id(), decisions)
     return Summary(
         source=file,
         classes=experiment.classes.classes,
         teachers=tuple(t.name for t in experiment.teachers),
         fusion=experiment.config.fusion.method,
-        policy={} if chosen is None else chosen["teacher"],
+        policy={} if chosen is None else chosen.teacher,
         scores=scores,
         cost=_cost(results.costs(decisions)),
     )

@@ -18,7 +18,7 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.pipeline.config import Foreign, described
 from ensdistill.pipeline.errors import CorruptError, NotReadyError
 from ensdistill.pipeline.manifest import REPAIR, SHORT, Artifact, Manifest
-from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.node import NodeId, Progress
 from ensdistill.pipeline.opening import parse_json, read_regular
 from ensdistill.pipeline.plan import Decision, State
 from ensdistill.pipeline.verify import damaged_files
@@ -27,12 +27,14 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.functional.agreement import Agreement
 from ensdistill.stages.fusions import method_called
+from ensdistill.stages.graph import uncovered
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Local, local_of
 from ensdistill.stages.nodes.evaluation.plan import evaluation_id
-from ensdistill.stages.nodes.fusion.plan import fusion_id
+from ensdistill.stages.nodes.fusion.plan import FusedMaps, fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
-from ensdistill.stages.nodes.label_model.plan import label_model_id
+from ensdistill.stages.nodes.label_model.plan import Modelled, label_model_id
+from ensdistill.stages.nodes.policy.plan import Policy, policy_id
 from ensdistill.stages.nodes.truth.plan import truth_id
 from ensdistill.stages.reading import results
 from ensdistill.stages.reading.gallery import Gallery, Shot, agreements, owner_of, total, unanimity
@@ -82,7 +84,8 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
             "run` first"
         )
     manifests = {n: a.manifest for n, a in made.items()}
-    chosen = results.policy(decisions)
+    trust = results.trust(experiment, decisions)
+    fused = results.told(FusedMaps, fusion_id(), decisions)
     scores = _scores(experiment, split, decisions)
     pairs, gallery = _looked_at(experiment, TRAIN, decisions, bars)
     _, scored_gallery = (
@@ -100,17 +103,17 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
         ],
         "nodes": _nodes(decisions),
         "cost": _cost(manifests),
-        "warnings": _warnings(experiment, decisions, chosen, pairs, scores),
+        "warnings": _warnings(experiment, decisions, trust, fused, scores),
         "messages": [
             {"node": n, "text": text.removeprefix(f"{n}: ")}
             for n, m in manifests.items()
             for text in m.provenance.get("messages", ())
         ],
-        "policy": chosen,
-        "certainty": results.certainty(experiment, decisions),
-        "seldom": _seldom(experiment, decisions),
-        "reliability": results.reliability(experiment, decisions),
-        "fused": _fused(experiment, manifests),
+        "policy": trust.policy,
+        "certainty": {t: found.certainty for t, found in trust.certainty.items()},
+        "seldom": _seldom(experiment, trust),
+        "reliability": trust.reliability,
+        "fused": None if fused is None else _with_shares(fused),
         "agreement": None if pairs is None else _agreement(experiment, pairs),
         "gallery": gallery,
         "curves": _curves(made),
@@ -227,8 +230,8 @@ def _later(one: str, other: str) -> bool:
 def _warnings(
     experiment: Experiment,
     decisions: Mapping[str, Decision],
-    chosen: Mapping[str, Any] | None,
-    pairs: Agreement | None,
+    trust: results.Trust,
+    fused: FusedMaps | None,
     scores: Mapping[str, Any] | None,
 ) -> list[str]:
     """Return all that a reader should know before believing the figures."""
@@ -245,57 +248,48 @@ def _warnings(
         found.append(
             f"the student was trained watching the ground truth of {student.watch}{selected}"
         )
-    if chosen is not None and method_called(experiment.config.fusion.method).policy is not None:
-        for c in chosen["fallback"]:
-            found.append(
-                f"policy: no probe is sure of {c} on enough pixels; it goes to "
-                f"{chosen['teacher'][c]} (fallback)"
-            )
-        for c, teacher in chosen["teacher"].items():
-            if teacher is None:
-                found.append(f"policy: no teacher labels {c}")
-    model = decisions.get(label_model_id())
-    if model is not None and model.artifact is not None:
-        result = model.artifact.manifest.result
-        if not result["converged"]:
-            found.append(f"the label model did not settle in {result['rounds']} rounds")
-        if (doubt := results.doubt(decisions)) is not None:
-            found.append(f"label model: {doubt}")
-    fusion = decisions["fusion"].artifact
-    if fusion is not None:
-        result = fusion.manifest.result
-        absent = [c for c, pixels in result["labels"].items() if not pixels]
-        if absent:
+    policy = trust.policy
+    if policy is not None and method_called(experiment.config.fusion.method).policy is not None:
+        found += [
+            f"policy: no probe is sure of {c} on enough pixels; it goes to {policy.teacher[c]} "
+            "(fallback)"
+            for c in policy.fallback
+        ]
+        found += [f"policy: no teacher labels {c}" for c, t in policy.teacher.items() if t is None]
+    model = results.told(Modelled, label_model_id(), decisions)
+    if model is not None and not model.converged:
+        found.append(f"the label model did not settle in {model.rounds} rounds")
+    if trust.doubt is not None:
+        found.append(f"label model: {trust.doubt}")
+    if fused is not None:
+        if absent := [c for c, pixels in fused.labels.items() if not pixels]:
             found.append(f"in no fused label: {', '.join(absent)}")
-        if 1 - result["coverage"] > _UNLABELLED:
-            found.append(f"{1 - result['coverage']:.1%} of the pixels have no fused label")
+        if 1 - fused.coverage > _UNLABELLED:
+            found.append(f"{1 - fused.coverage:.1%} of the pixels have no fused label")
     for name, of in published(experiment, decisions).items():
         found += [f"{name} {text}" for text in of["warnings"]]
     if scores is not None:
         if note := overlap_note(scores):
             found.append(f"{scores['split']}: {note}")
-        if missing := results.not_covered(experiment, scores["split"], decisions):
+        if missing := uncovered(experiment, scores["split"]):
             found.append(f"without label maps on {scores['split']}: {', '.join(missing)}")
     return found
 
 
-def _seldom(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, list[str]]:
+def _seldom(experiment: Experiment, trust: results.Trust) -> dict[str, list[str]]:
     """Return of each teacher the classes whose certainty has less support than a policy asks."""
-    found = {}
-    for teacher, result in results.certainty(experiment, decisions).items():
-        least = experiment.config.policy.min_support * sum(result["support"].values())
-        found[teacher] = [c for c, pixels in result["support"].items() if pixels < least]
-    return found
+    least = experiment.config.policy.min_support
+    return {
+        t: [c for c, pixels in of.support.items() if pixels < least * sum(of.support.values())]
+        for t, of in trust.certainty.items()
+    }
 
 
-def _fused(experiment: Experiment, manifests: Mapping[str, Manifest]) -> dict[str, Any] | None:
+def _with_shares(fused: FusedMaps) -> dict[str, Any]:
     """Return the result of the fusion, with each class's share of the pixels."""
-    if "fusion" not in manifests:
-        return None
-    result = manifests["fusion"].result
-    pixels = sum(result["labels"].values()) / result["coverage"] if result["coverage"] else 0
-    shares = {c: count / pixels if pixels else 0.0 for c, count in result["labels"].items()}
-    return {"method": experiment.config.fusion.method, **result, "shares": shares}
+    pixels = sum(fused.labels.values()) / fused.coverage if fused.coverage else 0
+    shares = {c: count / pixels if pixels else 0.0 for c, count in fused.labels.items()}
+    return {**fused.to_json(), "shares": shares}
 
 
 def _agreement(experiment: Experiment, found: Agreement) -> dict[str, Any]:
@@ -346,7 +340,9 @@ def _looked_at(
     made = {f"fused ({method})": fused}
     if split != TRAIN and (student := _maps(decisions, infer_id("student", split))) is not None:
         made["student"] = student
-    chosen = results.policy(decisions) if method_called(method).policy is not None else None
+    chosen = None
+    if method_called(method).policy is not None:
+        chosen = results.told(Policy, policy_id(), decisions)
     work = decisions[fusion].work
     assert work is not None
     gallery = Gallery(
@@ -357,14 +353,14 @@ def _looked_at(
         teachers=present,
         made=made,
         fused=fused,
-        owner=None if chosen is None else owner_of(chosen["teacher"], names),
+        owner=None if chosen is None else owner_of(chosen.teacher, names),
         truth=None if split == TRAIN else _maps(decisions, truth_id(split)),
     )
     return total(found), gallery.draw(found, bars(f"pictures of {split}"))
 
 
-def _maps(decisions: Mapping[str, Decision], node_id: str) -> LabelMaps | None:
-    artifact = decisions[node_id].artifact if node_id in decisions else None
+def _maps(decisions: Mapping[str, Decision], node_id: NodeId) -> LabelMaps | None:
+    artifact = results.made(node_id, decisions)
     return None if artifact is None else LabelMaps(artifact)
 
 
@@ -424,8 +420,4 @@ def _scores(
     """Return ``results.json`` with confusion matrices, None without a published evaluation."""
     if split is None or decisions[evaluation_id(split)].artifact is None:
         return None
-    found = results.results(experiment, split, decisions)
-    matrices = results.confmats(split, decisions)
-    for method in found["methods"]:
-        method["confmat"] = matrices[method["kind"], method["name"]]
-    return found
+    return results.with_confmats(results.results(experiment, split, decisions), decisions)

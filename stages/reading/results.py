@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import NotReadyError
-from ensdistill.pipeline.escaping import as_utf8
-from ensdistill.pipeline.manifest import Artifact, Manifest
+from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import NodeId
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages.checks import suspicion
+from ensdistill.stages.contract import ByClass, Result
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, method_called
 from ensdistill.stages.graph import build, scored, uncovered
 from ensdistill.stages.nodes.ablation.plan import ablation_id
-from ensdistill.stages.nodes.certainty.plan import certainty_id
-from ensdistill.stages.nodes.evaluation.plan import evaluation_id
+from ensdistill.stages.nodes.certainty.plan import Certainty, certainty_id
+from ensdistill.stages.nodes.evaluation.plan import Evaluated, Method, evaluation_id
 from ensdistill.stages.nodes.evaluation.rivals import rivals
-from ensdistill.stages.nodes.fusion.plan import fusion_id
-from ensdistill.stages.nodes.infer.plan import infer_id
-from ensdistill.stages.nodes.label_model.plan import doubt_of, label_model_id, model_id
-from ensdistill.stages.nodes.policy.plan import policy_id
+from ensdistill.stages.nodes.fusion.plan import FusedMaps, fusion_id
+from ensdistill.stages.nodes.label_model.plan import Modelled, doubt_of, label_model_id, model_id
+from ensdistill.stages.nodes.policy.plan import Policy, policy_id
 from ensdistill.stages.nodes.truth.plan import truth_id
-from ensdistill.stages.reading import tables
-from ensdistill.stages.reading.outputs import RESULTS, Output, write_fixed
+from ensdistill.stages.reading.outputs import RESULTS, write_fixed
+
+ResultT = TypeVar("ResultT", bound=Result)
 
 FORMAT: Final = 1  # of ``results.json`` and its like; later keys are read past
 _DIGITS: Final = 6
@@ -40,50 +40,63 @@ _NOT_MADE: Final = {
 }
 
 
-def policy(decisions: Mapping[str, Decision]) -> dict[str, Any] | None:
-    """Return the result of the policy node, None where the experiment has none."""
-    artifact = _made(policy_id(), decisions)
-    return None if artifact is None else artifact.manifest.result
+class Trust(NamedTuple):
+    """What is known without ground truth of which teacher to trust with which class.
 
-
-def _made(node_id: NodeId, decisions: Mapping[str, Decision]) -> Artifact | None:
-    return decisions[node_id].artifact if node_id in decisions else None
-
-
-def certainty(experiment: Experiment, decisions: Mapping[str, Decision]) -> dict[str, Any]:
-    """Return teacher to the result of its certainty node, where there is one."""
-    found = {}
-    for teacher in experiment.teachers:
-        artifact = _made(certainty_id(teacher.name), decisions)
-        if artifact is not None:
-            found[teacher.name] = artifact.manifest.result
-    return found
-
-
-def reliability(
-    experiment: Experiment, decisions: Mapping[str, Decision]
-) -> dict[str, dict[str, float | None]]:
-    """Return teacher to the IoU per class that the label model expects of it.
-
-    Empty where there is no model, or it cannot tell (see `doubt`).
+    Attributes
+    ----------
+    policy : Policy or None
+        None where the experiment has none.
+    certainty : dict
+        Teacher to how sure its probe is, where it has one.
+    reliability : dict
+        Teacher to the IoU per class that the label model expects of it; empty where there is no
+        model, or it cannot tell.
+    doubt : str or None
+        Why the label model cannot tell which teacher errs; None where it can, or is none.
     """
-    artifact = _made(label_model_id(), decisions)
-    if artifact is None or doubt(decisions) is not None:
-        return {}
-    rows = artifact.manifest.result["reliability"]
-    return {
-        t.name: dict(zip(experiment.classes.classes, row, strict=True))
-        for t, row in zip(experiment.teachers, rows, strict=True)
-    }
+
+    policy: Policy | None
+    certainty: dict[str, Certainty]
+    reliability: dict[str, ByClass]
+    doubt: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return self._asdict() | {
+            "policy": self.policy and self.policy.to_json(),
+            "certainty": {t: found.to_json() for t, found in self.certainty.items()},
+        }
 
 
-def doubt(decisions: Mapping[str, Decision]) -> str | None:
-    """Return why the label model cannot tell which teacher errs; None where it can, or is none."""
-    artifact = _made(label_model_id(), decisions)
-    if artifact is None:
-        return None
-    found = artifact.manifest.result
-    return doubt_of(len(found["weights"]), found.get("opinions"))  # older ones did not count
+def trust(experiment: Experiment, decisions: Mapping[str, Decision]) -> Trust:
+    """Return what is published of which teacher to trust."""
+    names = [t.name for t in experiment.teachers]
+    found = {t: told(Certainty, certainty_id(t), decisions) for t in names}
+    certainty = {t: of for t, of in found.items() if of is not None}
+    reliability, doubt = {}, None
+    model = told(Modelled, label_model_id(), decisions)
+    if model is not None:
+        doubt = doubt_of(len(model.weights), model.opinions)
+        if doubt is None:
+            rows = [
+                dict(zip(experiment.classes.classes, r, strict=True)) for r in model.reliability
+            ]
+            reliability = dict(zip(names, rows, strict=True))
+    return Trust(told(Policy, policy_id(), decisions), certainty, reliability, doubt)
+
+
+def told(
+    result: type[ResultT], node_id: NodeId, decisions: Mapping[str, Decision]
+) -> ResultT | None:
+    """Return what a node published; None where it is not there."""
+    artifact = made(node_id, decisions)
+    return None if artifact is None else result.told_by(artifact)
+
+
+def made(node_id: NodeId, decisions: Mapping[str, Decision]) -> Artifact | None:
+    """Return the artifact of a node; None where it is not there, or there is no such node."""
+    return decisions[node_id].artifact if node_id in decisions else None
 
 
 def evaluated(
@@ -127,46 +140,44 @@ def results(
         ``truth``: a digest of the ground truth as it was decoded. ``nodes``: see `costs`.
     """
     classes = list(experiment.classes.classes)
-    found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m["kind"]), m["name"]))
-    made = {n: d.artifact.manifest for n, d in decisions.items() if d.artifact is not None}
+    found = sorted(_methods(split, decisions), key=lambda m: (_ORDER.index(m.kind), m.name))
     methods = [_with_present(m) for m in found]
-    there = {(m["kind"], m["name"]) for m in found}
+    there = {(m.kind, m.name) for m in found}
     missing = not_scored(experiment, split, decisions)
-    fusions = {
-        m["name"]: made[node_id]
-        for m in methods
-        if m["kind"] == "fusion" and (node_id := fusion_id(m["name"], split)) in made
-    }
-    chosen = policy(decisions) or {"teacher": {}, "fallback": []}
-    sure = {t: r["certainty"] for t, r in certainty(experiment, decisions).items()}
-    reliable = reliability(experiment, decisions)
+    names = [m.name for m in found if m.kind == "fusion"]
+    fusions = {name: a for name in names if (a := made(fusion_id(name, split), decisions))}
+    trusted = trust(experiment, decisions)
+    sure = {t: of.certainty for t, of in trusted.certainty.items()}
+    truth = made(truth_id(split), decisions)
     student = experiment.config.student
     shared = len(experiment.overlap(split))
     return {
         "format": FORMAT,
         "experiment": experiment.path.name,
         "split": split,
-        "truth": made[truth_id(split)].content if truth_id(split) in made else None,
+        "truth": truth and truth.manifest.content,
         "overlap": {TRAIN: shared} if shared else {},
         "classes": classes,
-        "classes_present": _present(found, classes),
+        "classes_present": [
+            c for c, row in zip(classes, found[0].confmat, strict=True) if sum(row)
+        ],
         "subsets": {name: list(members) for name, members in experiment.classes.subsets.items()},
         "fusion": experiment.config.fusion.method,
         "methods": methods,
         "beside": _beside(experiment.config.fusion.method, methods),
         "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
         "student_selected_on": student.watch if student.checkpoint == "best" else None,
-        "conflict": {name: m.result.get("conflict") for name, m in fusions.items()},
-        "policy": chosen["teacher"],
-        "policy_fallback": chosen["fallback"],
+        "conflict": {name: FusedMaps.told_by(a).conflict for name, a in fusions.items()},
+        "policy": trusted.policy.teacher if trusted.policy else {},
+        "policy_fallback": trusted.policy.fallback if trusted.policy else [],
         "certainty": sure,
-        "reliability": reliable,
-        "doubt": doubt(decisions),
-        "label_model": _rule(experiment, split, made),
+        "reliability": trusted.reliability,
+        "doubt": trusted.doubt,
+        "label_model": _rule(experiment, split, decisions),
         "suspicions": _of_truth(split, found, classes),
-        "estimates": estimates(methods, {"certainty": sure, "reliability": reliable}),
+        "estimates": estimates(methods, {"certainty": sure, "reliability": trusted.reliability}),
         "nodes": costs(decisions),
-        "seconds_per_image": {name: _per_image(m) for name, m in fusions.items()},
+        "seconds_per_image": {name: _per_image(a) for name, a in fusions.items()},
     }
 
 
@@ -192,15 +203,15 @@ def costs(decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
 
 
 def _rule(
-    experiment: Experiment, split: str, made: Mapping[str, Manifest]
+    experiment: Experiment, split: str, decisions: Mapping[str, Decision]
 ) -> dict[str, Any] | None:
     """Return what the label model of a split is fitted to, and why it is none; None without one."""
-    model = made.get(model_id(experiment, split))
+    model = told(Modelled, model_id(experiment, split), decisions)
     if model is None:
         return None
+    rule = MAJORITY if model.fallback else LABEL_MODEL
     fit = experiment.config.label_model.fit
-    fallback = model.result["fallback"]
-    return {"fit": fit, "rule": (MAJORITY if fallback else LABEL_MODEL).name, "because": fallback}
+    return {"fit": fit, "rule": rule.name, "because": model.fallback}
 
 
 def _beside(own: str, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -212,44 +223,36 @@ def _beside(own: str, methods: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
     return rivals(own, "miou_present", fusions, teachers)
 
 
-def _with_present(method: Mapping[str, Any]) -> dict[str, Any]:
+def _with_present(method: Method) -> dict[str, Any]:
     """Return a method as it stands in ``results.json``, of which an evaluation holds most."""
     import numpy as np
 
     from ensdistill.stages.functional.numbers import or_none
     from ensdistill.stages.functional.scores import iou, mean_iou, present
 
-    confmat = np.array(method["confmat"], np.int64)
+    confmat = np.array(method.confmat, np.int64)
     mean = mean_iou(iou(confmat), np.flatnonzero(present(confmat)).tolist())
     means = {
-        "miou": method["miou"],
-        "miou_classes": sum(v is not None for v in method["iou"].values()),
+        "miou": method.miou,
+        "miou_classes": sum(v is not None for v in method.iou.values()),
         "miou_present": or_none(100 * mean),
     }
-    kept = {k: v for k, v in method.items() if k != "confmat"}
-    return {"name": method["name"], "kind": method["kind"], **means} | kept
+    kept = method.model_dump(exclude={"confmat"}, exclude_unset=True)
+    return {"name": method.name, "kind": method.kind, **means} | kept
 
 
-def _of_truth(
-    split: str, methods: Sequence[Mapping[str, Any]], classes: Sequence[str]
-) -> list[str]:
+def _of_truth(split: str, methods: Sequence[Method], classes: Sequence[str]) -> list[str]:
     """Return what is suspicious about the ground truth, by what the teachers say."""
     import numpy as np
 
     from ensdistill.stages.functional.agreement import kappa, turned
 
-    confmats = [np.array(m["confmat"], np.int64) for m in methods if m["kind"] == "teacher"]
+    confmats = [np.array(m.confmat, np.int64) for m in methods if m.kind == "teacher"]
     joints = [confmat[:, : len(classes)] for confmat in confmats]
     if not joints:
         return []
     names = {classes[c]: classes[d] for c, d in turned(np.sum(joints, axis=0)).items()}
     return suspicion.of_truth(split, [kappa(joint) for joint in joints], names)
-
-
-def _present(methods: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
-    """Return the classes that occur in the ground truth, which is that of every method."""
-    rows = methods[0]["confmat"]
-    return [c for c, row in zip(classes, rows, strict=True) if sum(row)]
 
 
 def not_scored(
@@ -364,36 +367,14 @@ def write_results(
     return found
 
 
-def confmats(split: str, decisions: Mapping[str, Decision]) -> dict[tuple[str, str], Any]:
-    """Return the confusion matrix of every method of a split's evaluation.
+def with_confmats(found: Mapping[str, Any], decisions: Mapping[str, Decision]) -> dict[str, Any]:
+    """Return ``results.json``'s content with the confusion matrix, ``confmat``, of every method.
 
-    Returns
-    -------
-    dict
-        Kind and name of the method to C lists of C + 1 pixel counts, ``[target][prediction]``; the
-        last is of predictions of 255.
+    C lists of C + 1 pixel counts, ``[target][prediction]``; the last is of predictions of 255.
     """
-    return {(m["kind"], m["name"]): m["confmat"] for m in _methods(split, decisions)}
-
-
-def write_tables(
-    found: Mapping[str, Any], matrices: Mapping[tuple[str, str], Any], outputs: Sequence[Output]
-) -> None:
-    """Write scores as tables, each in the format that the file's suffix names.
-
-    Parameters
-    ----------
-    found : mapping
-        The content of ``results.json``.
-    matrices : mapping
-        Of the same evaluation, see `confmats`; only JSON holds them.
-    outputs : sequence of Output
-        The suffixes of their paths are among those of `tables.WRITERS`.
-    """
-    methods = [{**m, "confmat": matrices[m["kind"], m["name"]]} for m in found["methods"]]
-    for output in outputs:
-        text = tables.WRITERS[output.path.suffix]({**found, "methods": methods})
-        output.write(as_utf8(text))
+    of = {(m.kind, m.name): m.confmat for m in _methods(found["split"], decisions)}
+    methods = [{**m, "confmat": of[m["kind"], m["name"]]} for m in found["methods"]]
+    return {**found, "methods": methods}
 
 
 def write_ablation(
@@ -420,24 +401,17 @@ def file_of(experiment: Experiment, split: str, stem: str, suffix: str) -> Path:
     return experiment.workspace.root / f"{name}.{suffix}"
 
 
-def _methods(split: str, decisions: Mapping[str, Decision]) -> list[dict[str, Any]]:
+def _methods(split: str, decisions: Mapping[str, Decision]) -> list[Method]:
     """Return all that the published evaluations of a split scored; that of its own must be one."""
-    found = []
-    for beside in (False, True):
-        node_id = evaluation_id(split, beside=beside)
-        artifact = decisions[node_id].artifact if node_id in decisions else None
-        if artifact is not None:
-            found += artifact.manifest.result["methods"]
-        elif not beside:
-            raise NotReadyError(f"{node_id} is not there any more; run again")
-    return found
+    own, beside = (evaluation_id(split, beside=beside) for beside in (False, True))
+    found = [told(Evaluated, node_id, decisions) for node_id in (own, beside)]
+    if found[0] is None:
+        raise NotReadyError(f"{own} is not there any more; run again")
+    return [method for evaluated in found if evaluated is not None for method in evaluated.methods]
 
 
-def _per_image(made: Manifest) -> float | None:
+def _per_image(fusion: Artifact) -> float | None:
     """The seconds an image took; None where not all were made at once."""
-    return made.seconds / made.written if made.written == made.result["images"] else None
-
-
-def not_covered(experiment: Experiment, split: str, decisions: Mapping[str, Decision]) -> list[str]:
-    """Return the teachers without label maps on a split."""
-    return [t.name for t in experiment.teachers if infer_id(t.name, split) not in decisions]
+    made = fusion.manifest
+    images = FusedMaps.told_by(fusion).images
+    return made.seconds / made.written if made.written == images else None

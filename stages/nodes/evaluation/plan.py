@@ -37,7 +37,7 @@ class Method(Result):
     coverage: float | None
     pixel_accuracy: float | None
     miou_subsets: ByClass | None = None
-    confmat: Counts | None = None
+    confmat: Counts
 
 
 class Evaluated(Result):

@@ -53,7 +53,7 @@ def test_it_tells_what_was_run(finished):
         ("train", 3, False),
         ("val", 2, True),
     ]
-    assert found["policy"]["strategy"] == "certainty"
+    assert found["policy"].strategy == "certainty"
     assert set(found["certainty"]) == {"mapped", "own", "segformer"}
     assert found["warnings"] == [w for w in found["warnings"] if "is stale" not in w]
     assert {c["node"] for c in found["curves"]} == {
