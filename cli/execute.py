@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ensdistill.cli import render
+from ensdistill.cli.options import Asked
 from ensdistill.cli.progress import Bar, Display, display
 from ensdistill.cli.screen import echo_json
 from ensdistill.pipeline.errors import ConfigError
@@ -49,12 +49,9 @@ class Done(NamedTuple):
 
 
 def execute(
-    config: Path,
+    asked: Asked,
     choose: Choose,
     *,
-    dry_run: bool,
-    upstream: bool,
-    rehash: bool,
     part: Part | None = None,
     splits: Callable[[Experiment], Sequence[str]] = lambda _: (TRAIN,),
     opens: Collection[str] = (),
@@ -65,16 +62,11 @@ def execute(
 
     Parameters
     ----------
-    config : Path
-        The experiment file.
+    asked : Asked
+        Which experiment file; and whether to plan only (`dry_run`), to make what they need as well
+        (`upstream`), and to ignore remembered digests (`rehash`).
     choose : callable
         From experiment, graph and what makes the plan to the ids of the nodes wanted.
-    dry_run : bool
-        Plan only.
-    upstream : bool
-        Also make what they need.
-    rehash : bool
-        Ignore remembered digests.
     part : Part, optional
         Make this share of the images only.
     splits : callable
@@ -86,9 +78,9 @@ def execute(
     ablation : bool
         Also know the ablations.
     """
-    experiment = load(config, rehash=rehash)
+    experiment = load(asked.config, rehash=asked.rehash)
     with display() as shown:
-        if not dry_run:
+        if not asked.dry_run:
             from ensdistill.stages.checks.files import check, warnings_of
 
             found = check(experiment, splits(experiment), shown.bar("check"), opens=opens)
@@ -96,7 +88,7 @@ def execute(
                 shown.say(f"warning: {text}")
         nodes = build(
             experiment,
-            opens=() if dry_run else opens,
+            opens=() if asked.dry_run else opens,
             all_fusions=all_fusions,
             ablation=ablation,
         )
@@ -104,10 +96,10 @@ def execute(
         snapshot = cache(workspace.scan)
         look = cache(lambda: plan(nodes, snapshot()))
         targets = choose(experiment, nodes, look)
-        if dry_run:
+        if asked.dry_run:
             decisions = look()
             experiment.files.save()
-            wanted = closure(decisions, targets) if upstream else set(targets)
+            wanted = closure(decisions, targets) if asked.upstream else set(targets)
             planned = {n: awaiting(d, wanted) for n, d in decisions.items() if n in wanted}
             costs = {
                 n: estimate(d, decisions, workspace, snapshot(), part) for n, d in planned.items()
@@ -117,13 +109,13 @@ def execute(
         bar = announced(shown)
         try:
             if part is None:
-                _look_ahead(experiment, look(), targets, shown, upstream=upstream)
+                _look_ahead(experiment, look(), targets, shown, upstream=asked.upstream)
             report = run(
                 nodes,
                 workspace,
                 targets,
                 bar,
-                upstream=upstream,
+                upstream=asked.upstream,
                 part=part,
                 about=experiment.base,
                 aside=aside(experiment, list(probe_chains(nodes).values()), bar),

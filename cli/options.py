@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -85,8 +86,24 @@ def output(text: str, kind: click.Path = FILE, **settings: Any) -> Callable[[F],
     return click.option("-o", "--output", type=kind, show_default=True, help=text, **settings)
 
 
-def stage(function: F) -> F:
-    """Add the options of commands that make artifacts."""
+class Asked(NamedTuple):
+    """What the options of commands that make artifacts say."""
+
+    config: Path
+    dry_run: bool
+    upstream: bool
+    rehash: bool
+    as_json: bool
+
+
+def stage(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of commands that make artifacts, which the function gets as `asked`."""
+
+    @wraps(function)
+    def gathered(**given: Any) -> None:
+        asked = Asked(*(given.pop(name) for name in Asked._fields))
+        function(asked=asked, **given)
+
     for option in (as_json, rehash, upstream, dry_run, config):
-        function = option(function)
-    return function
+        gathered = option(gathered)
+    return gathered

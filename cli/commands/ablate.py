@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ensdistill.cli import options, render
@@ -25,9 +23,7 @@ from ensdistill.stages.reading.results import file_of, write_ablation
 @click.command()
 @click.option("--split", help="The labelled split; needed where there are several.")
 @options.stage
-def command(
-    split: str | None, config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool
-) -> None:
+def command(split: str | None, asked: options.Asked) -> None:
     """Say which teachers help, and what bad ones cost, by the ground truth of a labelled split.
 
     The label model and majority voting fuse the split's label maps by every composition of at
@@ -45,17 +41,14 @@ def command(
       ensdistill ablate --split val --upstream
     """
     done = execute(
-        config,
+        asked,
         lambda exp, *_: _targets(exp, _pick(exp, split)),
-        dry_run=dry_run,
-        upstream=upstream,
-        rehash=rehash,
         splits=lambda exp: (TRAIN, _pick(exp, split)),
         opens=("truth",),
         ablation=True,
     )
-    if dry_run:
-        say(done, as_json=as_json)
+    if asked.dry_run:
+        say(done, as_json=asked.as_json)
         return
 
     from ensdistill.cli import charts
@@ -64,7 +57,7 @@ def command(
     found = write_ablation(done.experiment, split, done.decisions)
     chart = charts.png(charts.ablation(found))
     atomic.update_bytes(file_of(done.experiment, split, "ablation", "png"), chart)
-    if as_json:
+    if asked.as_json:
         echo_json(found)
     else:
         render.engine.report(done.report)

@@ -62,11 +62,8 @@ def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
             report.ran += trained.ran
     experiment_file = experiments.target_experiment(out, cities[TARGET.name], teachers, seed)
     experiment, ran, decisions, _ = execute(
-        experiment_file,
+        options.Asked(experiment_file, False, True, False, as_json),
         lambda _, nodes, __: ["student", *evaluation_ids(nodes, SPLIT)],
-        dry_run=False,
-        upstream=True,
-        rehash=False,
         splits=lambda exp: tuple(exp.config.target),
         opens=("truth",),
         all_fusions=True,

@@ -61,11 +61,7 @@ def command(
     fusions: str,
     output: tuple[Path, ...],
     overwrite: bool,
-    config: Path,
-    dry_run: bool,
-    upstream: bool,
-    rehash: bool,
-    as_json: bool,
+    asked: options.Asked,
 ) -> None:
     """Score teachers, fusions, probes and student against ground truth, class by class.
 
@@ -106,7 +102,7 @@ def command(
             file.require_free()
         picked = pick_split(experiment, split)
         wanted = evaluation_ids(nodes, picked)
-        if upstream:
+        if asked.upstream:
             return wanted
         found = makeable(look(), wanted)
         lacking.extend(not_scored(experiment, picked, look()))
@@ -118,18 +114,15 @@ def command(
         return found
 
     experiment, report, decisions, _ = done = execute(
-        config,
+        asked,
         choose,
-        dry_run=dry_run,
-        upstream=upstream,
-        rehash=rehash,
         splits=lambda exp: (TRAIN, pick_split(exp, split)),
         opens=("student", "truth"),
         all_fusions=every,
     )
-    if dry_run:
-        say(done, as_json=as_json)
-        for text in missing(lacking) if not as_json else ():
+    if asked.dry_run:
+        say(done, as_json=asked.as_json)
+        for text in missing(lacking) if not asked.as_json else ():
             echo(text)
         return
     split = pick_split(experiment, split)
@@ -142,7 +135,7 @@ def command(
 
         chart = charts.png(charts.estimates(found))
         atomic.update_bytes(file_of(experiment, split, "estimates", "png"), chart)
-    if as_json:
+    if asked.as_json:
         echo_json(found)
     else:
         render.engine.report(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ensdistill.cli import options, render
@@ -14,7 +12,7 @@ from ensdistill.stages.nodes.given import FUSE
 
 @click.command()
 @options.stage
-def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
+def command(asked: options.Asked) -> None:
     """Fuse the teachers' label maps into pseudo-labels.
 
     `fusion.method` says how: by the label model, or as in the paper each class from the teacher
@@ -25,13 +23,7 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
     Example:
       ensdistill fuse --upstream
     """
-    done = execute(
-        config,
-        lambda _, nodes, __: made_by(nodes, FUSE),
-        dry_run=dry_run,
-        upstream=upstream,
-        rehash=rehash,
-    )
-    say(done, as_json=as_json)
-    if not dry_run and not as_json:
+    done = execute(asked, lambda _, nodes, __: made_by(nodes, FUSE))
+    say(done, as_json=asked.as_json)
+    if not asked.dry_run and not asked.as_json:
         render.results.fused(done.decisions)

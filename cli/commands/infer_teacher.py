@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -21,15 +20,7 @@ from ensdistill.stages.nodes.given import INFER
 @click.argument("names", nargs=-1)
 @options.part
 @options.stage
-def command(
-    names: tuple[str, ...],
-    part: Part | None,
-    config: Path,
-    dry_run: bool,
-    upstream: bool,
-    rehash: bool,
-    as_json: bool,
-) -> None:
+def command(names: tuple[str, ...], part: Part | None, asked: options.Asked) -> None:
     """Write the argmax label maps of each teacher (or of those NAMED) on the target images.
 
     Only missing images are computed; a killed run goes on where it was. The tasks of a cluster
@@ -46,16 +37,14 @@ def command(
         named = teachers_named(experiment, names)
         return [node_id for node_id in made_by(nodes, INFER) if node_id.of in named]
 
-    experiment, report, decisions, _ = done = execute(
-        config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash, part=part
-    )
-    if dry_run or part is not None:
-        say(done, as_json=as_json)
+    experiment, report, decisions, _ = done = execute(asked, choose, part=part)
+    if asked.dry_run or part is not None:
+        say(done, as_json=asked.as_json)
         return
     from ensdistill.stages.checks.teachers import published
 
     found = published(experiment, decisions)
-    if as_json:
+    if asked.as_json:
         echo_json(report_json(report) | {"teachers": found})
     else:
         render.engine.report(report)

@@ -41,11 +41,8 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         return [*kept, "student", *evaluated]
 
     experiment, report, decisions, _ = done = execute(
-        config,
+        options.Asked(config, dry_run, True, rehash, as_json),
         choose,
-        dry_run=dry_run,
-        upstream=True,
-        rehash=rehash,
         splits=splits,
         opens=("student",) if no_evaluate else ("student", "truth"),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -22,14 +21,7 @@ from ensdistill.stages.reading import results
 @click.command()
 @click.argument("names", nargs=-1)
 @options.stage
-def command(
-    names: tuple[str, ...],
-    config: Path,
-    dry_run: bool,
-    upstream: bool,
-    rehash: bool,
-    as_json: bool,
-) -> None:
+def command(names: tuple[str, ...], asked: options.Asked) -> None:
     """Find out, without ground truth, which teacher is to be trusted with which class.
 
     For the fusion `label-model` it fits that model to all teachers' labels. For `channel`, the
@@ -49,7 +41,7 @@ def command(
             teachers = teachers_named(experiment, names)
             if not chains:
                 raise ConfigError(
-                    f"{config}: no teacher has a probe of its own, since these are for "
+                    f"{asked.config}: no teacher has a probe of its own, since these are for "
                     f"`fusion: {{method: {CHANNEL.name}}}` with `policy: "
                     "{strategy: certainty}`; run `ensdistill select-policy` without names"
                 )
@@ -57,17 +49,15 @@ def command(
         wanted = made_by(nodes, SELECT_POLICY)
         if not wanted:
             own = experiment.config.fusion.method
-            raise ConfigError(f"{config}: fusion.method is {own}, which needs no policy")
+            raise ConfigError(f"{asked.config}: fusion.method is {own}, which needs no policy")
         return wanted
 
-    experiment, report, decisions, _ = done = execute(
-        config, choose, dry_run=dry_run, upstream=upstream, rehash=rehash
-    )
-    if dry_run or names:
-        say(done, as_json=as_json)
+    experiment, report, decisions, _ = done = execute(asked, choose)
+    if asked.dry_run or names:
+        say(done, as_json=asked.as_json)
         return
     found = results.trust(experiment, decisions)
-    if as_json:
+    if asked.as_json:
         echo_json(found.to_json() | report_json(report))
         return
     render.engine.report(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from ensdistill.cli import options
@@ -13,7 +11,7 @@ from ensdistill.cli.screen import echo
 
 @click.command()
 @options.stage
-def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: bool) -> None:
+def command(asked: options.Asked) -> None:
     """Train the student on the fused labels.
 
     Says after a few steps what a step and what the whole costs. A killed training goes on from its
@@ -24,15 +22,8 @@ def command(config: Path, dry_run: bool, upstream: bool, rehash: bool, as_json: 
       ensdistill train-student --upstream
       torchrun --nproc-per-node 4 -m ensdistill.cli train-student
     """
-    done = execute(
-        config,
-        lambda *_: ["student"],
-        dry_run=dry_run,
-        upstream=upstream,
-        rehash=rehash,
-        opens=("student",),
-    )
-    say(done, as_json=as_json)
+    done = execute(asked, lambda *_: ["student"], opens=("student",))
+    say(done, as_json=asked.as_json)
     artifact = done.decisions["student"].artifact
-    if not dry_run and not as_json and artifact is not None:
+    if not asked.dry_run and not asked.as_json and artifact is not None:
         echo(f"student: {artifact.path}")
