@@ -28,16 +28,25 @@ class Table(table.Table):
 
     Parameters
     ----------
+    *columns : str
+        Of texts; of numbers see `add_numbers`.
     title : str, optional
         What stands above it.
     """
 
-    def __init__(self, title: str | None = None):
+    def __init__(self, *columns: str, title: str | None = None):
         super().__init__(box=None, pad_edge=False, title=None if title is None else _cell(title))
+        for header in columns:
+            self.add_column(header)
 
     def add_column(self, header: Any = "", *arguments: Any, **more: Any) -> None:
         """Add a column."""
         super().add_column(_cell(header), *arguments, **more)
+
+    def add_numbers(self, *columns: str) -> None:
+        """Add columns whose ends stand below each other."""
+        for header in columns:
+            self.add_column(header, justify="right")
 
     def add_row(self, *cells: Any, **more: Any) -> None:
         """Add a row, of texts or styled ones."""

@@ -44,9 +44,7 @@ def command(config: Path | None, as_json: bool) -> None:
         found = {"findings": [asdict(f) for f in findings], "facts": asdict(facts)}
         echo_json(found)
     else:
-        table = Table()
-        for column in ("", "about", "found"):
-            table.add_column(column)
+        table = Table("", "about", "found")
         for f in findings:
             table.add_row(Text(f.level, style=_STYLES[f.level]), Text(f.about), Text(f.text))
             if f.remedy is not None:

@@ -41,9 +41,7 @@ def decisions(found: Mapping[str, Decision], *, as_json: bool, verbose: bool = F
     if as_json:
         echo_json([decision_json(d, verbose=verbose) for d in found.values()])
         return
-    table = Table()
-    for column in ("node", "state", "items", "why"):
-        table.add_column(column)
+    table = Table("node", "state", "items", "why")
     for d in found.values():
         items = f"{d.done}/{d.total}" if d.total else ""
         without = left_out(d)
@@ -112,9 +110,10 @@ def planned(
         ]
         echo_json(rows)
         return
-    table = Table()
-    for column in ("node", "state", "compute", "reuse", "disk", "why"):
-        table.add_column(column, justify="right" if column in ("compute", "reuse") else "left")
+    table = Table("node", "state")
+    table.add_numbers("compute", "reuse")
+    table.add_column("disk")
+    table.add_column("why")
     for node_id, d in found.items():
         cost = costs[node_id]
         compute, reuse, disk = _cost(d, cost)
@@ -229,9 +228,10 @@ def repaired(outcome: Repair) -> None:
 
 def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete: bool) -> None:
     """Print what nothing reaches, and what became of it."""
-    table = Table()
-    for column in ("folder", "kind", "node", "disk", "outcome")[: 4 + delete]:
-        table.add_column(column, justify="right" if column == "disk" else "left")
+    table = Table("folder", "kind", "node")
+    table.add_numbers("disk")
+    if delete:
+        table.add_column("outcome")
     for kept in (k for k in found if k.reason is None):
         name = f"{kept.path.parent.name}/{kept.path.name}"
         if kept.files:

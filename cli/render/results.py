@@ -35,13 +35,7 @@ _ABLATED: Final = (LABEL_MODEL.name, MAJORITY.name)
 
 
 def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what the label maps of each teacher hold, and how far they agree.
-
-    Parameters
-    ----------
-    found : mapping
-        See `stages.checks.teachers.published`.
-    """
+    """Print what is `checks.teachers.published`: what label maps hold, and how far they agree."""
     for name, of in found.items():
         shares = some([f"{c} {100 * share:.0f} %" for c, share in of["shares"].items()])
         echo(f"{name}: {shares}; {100 * of['coverage']:.1f} % of the pixels labelled")
@@ -69,13 +63,7 @@ def fused(decisions: Mapping[str, Decision]) -> None:
 
 
 def agrees(found: Mapping[str, Any]) -> str:
-    """Return how far a teacher agrees with each of the others, in words.
-
-    Parameters
-    ----------
-    found : mapping
-        Of that teacher, see `stages.checks.teachers.compared`.
-    """
+    """Return in words how far a teacher agrees with each other (see `checks.teachers.compared`)."""
     shares = [f"{t} {'-' if s is None else f'{100 * s:.0f} %'}" for t, s in found["agrees"].items()]
     images = "one image" if found["images"] == 1 else f"{found['images']} images"
     return f"on {images}, of the pixels that both label it agrees on: {', '.join(shares)}"
@@ -92,11 +80,8 @@ def trust(found: Trust) -> None:
 
 
 def _policy(chosen: Policy, certainty: Mapping[str, Certainty]) -> None:
-    table = Table(title="policy, and certainty of each teacher's probe")
-    table.add_column("class")
-    table.add_column("teacher")
-    for t in certainty:
-        table.add_column(t, justify="right")
+    table = Table("class", "teacher", title="policy, and certainty of each teacher's probe")
+    table.add_numbers(*certainty)
     for name, teacher in chosen.teacher.items():
         cells = [
             Text(number(of.certainty[name], 3), style="bold" if t == teacher else "")
@@ -111,10 +96,8 @@ def _policy(chosen: Policy, certainty: Mapping[str, Certainty]) -> None:
 
 def _reliability(found: Mapping[str, ByClass]) -> None:
     """Print the IoU per class that the label model expects of every teacher, in percent."""
-    table = Table(title="what the label model expects, IoU in percent")
-    table.add_column("class")
-    for teacher in found:
-        table.add_column(Text(teacher), justify="right")
+    table = Table("class", title="what the label model expects, IoU in percent")
+    table.add_numbers(*found)
     for name in next(iter(found.values())):
         values = [found[t][name] for t in found]
         best = max((v for v in values if v is not None), default=None)
@@ -124,19 +107,11 @@ def _reliability(found: Mapping[str, ByClass]) -> None:
 
 
 def scores(results: Mapping[str, Any]) -> None:
-    """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong.
-
-    Parameters
-    ----------
-    results : mapping
-        The content of ``results.json``.
-    """
+    """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong."""
     methods: Sequence[Mapping[str, Any]] = results["methods"]
     shown = [c for c in results["classes"] if any(m["iou"][c] is not None for m in methods)]
-    table = Table(title=f"IoU on {results['split']}, percent")
-    table.add_column("class")
-    for m in methods:
-        table.add_column(Text(method_label(m)), justify="right")
+    table = Table("class", title=f"IoU on {results['split']}, percent")
+    table.add_numbers(*map(method_label, methods))
     for c in shown:
         table.add_row(c, *(number(m["iou"][c]) for m in methods))
     table.add_section()
@@ -170,22 +145,13 @@ def scores(results: Mapping[str, Any]) -> None:
 
 
 def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
-    """Print how well the estimates of each teacher's classes go with their IoU, if there are any.
-
-    Parameters
-    ----------
-    found : mapping
-        The `estimates` of ``results.json``.
-    """
+    """Print how well what was estimated of each teacher's classes goes with their IoU."""
     kinds = [k for k in ("certainty", "reliability") if any(k in of for of in found.values())]
     if not kinds:
         return
-    table = Table(title="estimates against IoU, over the classes")
-    table.add_column("teacher")
+    table = Table("teacher", title="estimates against IoU, over the classes")
     measures = {"cosine": "cosine similarity", "rank": "rank correlation", "classes": "classes"}
-    for kind in kinds:
-        for text in measures.values():
-            table.add_column(f"{kind}: {text}", justify="right")
+    table.add_numbers(*(f"{kind}: {text}" for kind in kinds for text in measures.values()))
     for teacher, of in found.items():
         values = [(m, of.get(k, {}).get(m)) for k in kinds for m in measures]
         table.add_row(Text(teacher), *(number(v, 0 if m == "classes" else 3) for m, v in values))
@@ -193,13 +159,7 @@ def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> 
 
 
 def ablation(found: Mapping[str, Any]) -> None:
-    """Print what bad teachers cost, what real ones give, and which compositions beat their best.
-
-    Parameters
-    ----------
-    found : mapping
-        The content of ``ablation.json``.
-    """
+    """Print what bad teachers cost, what real ones give, and which compositions beat their best."""
     split, present = found["split"], len(found["classes_present"])
     rows = [*found["robustness"], *found["leave_one_out"]["teachers"]]
     rows += found["flexibility"]["compositions"]
@@ -233,11 +193,10 @@ def _ablated(found: Mapping[str, Any], split: str, score: str, present: int) -> 
 def _spoilt(rows: Sequence[Mapping[str, Any]], title: str, score: str, present: int) -> None:
     """Print what each further bad teacher costs."""
     table = Table(title=title)
-    table.add_column("bad", justify="right")
-    for column in ("the last of them", "made from"):
-        table.add_column(column)
-    for column in (f"its {score}", *_ABLATED, *(f"{m} loses" for m in _ABLATED)):
-        table.add_column(column, justify="right")
+    table.add_numbers("bad")
+    table.add_column("the last of them")
+    table.add_column("made from")
+    table.add_numbers(f"its {score}", *_ABLATED, *(f"{m} loses" for m in _ABLATED))
     for row in rows:
         texts = [Text(row[key] or "-") for key in ("added", "of")]
         losses = [number(row["loss"][m]) for m in _ABLATED]
@@ -251,15 +210,9 @@ def _left_out(found: Mapping[str, Any], score: str, present: int) -> None:
     if not rows:
         echo("none is left out: of fewer than four teachers fewer than three would be left")
         return
-    table = Table(title=f"without one of the teachers, {score}, what gives most first")
-    table.add_column("without")
-    columns = [
-        f"its {score}",
-        *(f"{m} without" for m in _ABLATED),
-        *(f"gives {m}" for m in _ABLATED),
-    ]
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = Table("without", title=f"without one of the teachers, {score}, what gives most first")
+    table.add_numbers(f"its {score}", *(f"{m} without" for m in _ABLATED))
+    table.add_numbers(*(f"gives {m}" for m in _ABLATED))
     for row in sorted(rows, key=lambda r: r["gives"][_ABLATED[0]] or 0, reverse=True):
         gives = [signed(row["gives"][m]) for m in _ABLATED]
         table.add_row(Text(row["teacher"]), *_over(row, ("miou", *_ABLATED), present), *gives)
@@ -276,10 +229,8 @@ def _composed(found: Mapping[str, Any], score: str, present: int) -> None:
     if not rows:
         echo("compositions are of at least three teachers: there are none")
         return
-    table = Table(title=f"compositions, {score}, label model's best first")
-    table.add_column("teachers")
-    for column in (*_ABLATED, "best member's"):
-        table.add_column(column, justify="right")
+    table = Table("teachers", title=f"compositions, {score}, label model's best first")
+    table.add_numbers(*_ABLATED, "best member's")
     table.add_column("best member")
     for row in sorted(rows, key=lambda r: r[_ABLATED[0]] or 0, reverse=True):
         numbers = _over(row, (*_ABLATED, "best_miou"), present)
@@ -304,24 +255,16 @@ def _over(row: Mapping[str, Any], keys: Sequence[str], present: int) -> Iterator
 
 
 def comparison(found: Mapping[str, Any]) -> None:
-    """Print experiments side by side.
-
-    Parameters
-    ----------
-    found : mapping
-        See `stages.comparison.compare`.
-    """
+    """Print experiments side by side (see `reading.comparison.compare`)."""
     labels = [e["label"] for e in found["experiments"]]
     for method in found["methods"]:
         # the same teacher has the same label maps as a rule: then there is nothing to see
         if method["method"] not in ("fusion", "student") and not _differs(method["delta"]):
             continue
-        table = Table(title=_compared(method))
-        table.add_column("class")
-        table.add_column(Text(labels[0]), justify="right")
+        table = Table("class", title=_compared(method))
+        table.add_numbers(labels[0])
         for label in labels[1:]:
-            table.add_column(Text(label), justify="right")
-            table.add_column("", justify="right")
+            table.add_numbers(label, "")
         for name, values in method["iou"].items():
             if any(v is not None for v in values):
                 table.add_row(name, *_with_deltas(values, method["delta"]["iou"][name]))
@@ -334,25 +277,20 @@ def comparison(found: Mapping[str, Any]) -> None:
                 table.add_row("  over classes", first, *(c for o in others for c in (o, "")))
         print_table(table)
         echo()
-    table = Table(title="teachers")
-    for column in ("teacher", *labels):
-        table.add_column(Text(column))
+    table = Table("teacher", *labels, title="teachers")
     for teacher, has in found["teachers"].items():
         table.add_row(Text(teacher), *("yes" if h else "-" for h in has))
     print_table(table)
     if found["policy"]:
         echo()
-        table = Table(title="policy (* where it differs)")
-        for column in ("class", *labels):
-            table.add_column(Text(column))
+        table = Table("class", *labels, title="policy (* where it differs)")
         for name, chosen in found["policy"].items():
             mark = " *" if len(set(chosen)) > 1 else ""
             table.add_row(name + mark, *(Text(t or "-") for t in chosen))
         print_table(table)
     echo()
-    table = Table(title="seconds (images computed, reused)")
-    for column in ("stage", *labels):
-        table.add_column(Text(column), justify="left" if column == "stage" else "right")
+    table = Table("stage", title="seconds (images computed, reused)")
+    table.add_numbers(*labels)
     costs = [e["cost"] for e in found["experiments"]]
     for stage in dict.fromkeys(stage for cost in costs for stage in cost):
         table.add_row(stage, *(_spent(cost.get(stage)) for cost in costs))
