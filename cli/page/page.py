@@ -22,13 +22,7 @@ _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's pag
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Return the page of a report.
-
-    Parameters
-    ----------
-    content : mapping
-        See `stages.report.gather`.
-    """
+    """Return the page of a report (see `stages.reading.report.gather`)."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -47,18 +41,11 @@ def page(content: Mapping[str, Any]) -> str:
         "shade": _shade,
     }
     scores = content["scores"]
-    groups = _groups(scores)
     return environment.get_template("report.html").render(
         content,
         matrices=_matrices(content),
         pair_range=_pair_range(content["agreement"]),
-        shown=_shown(scores),
-        groups=groups,
-        columns=_columns(scores),
-        notes=[] if scores is None else notes(scores),
-        compared=_compared(scores),
-        own=next(iter(_own(scores)), None),
-        student=next((m for _, m in groups.get("student", [])), None),
+        **({} if scores is None else _scored(scores)),
         charts=charts,
         method_label=method_label,
         by_policy=method_called(content["about"]["method"]).policy is not None,
@@ -116,34 +103,41 @@ def _pair_range(agreement: Mapping[str, Any] | None) -> tuple[float, float]:
     return min(values, default=0.0), max(values, default=1.0)
 
 
-def _groups(scores: Mapping[str, Any] | None) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
-    """Return the methods by kind, in their order, each with its place among all."""
-    found: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for k, method in enumerate(() if scores is None else scores["methods"]):
-        found.setdefault(method["kind"], []).append((k, method))
-    return found
+def _scored(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is shown of scores."""
+    methods: Sequence[Mapping[str, Any]] = scores["methods"]
+    shown = [c for c in scores["classes"] if any(m["iou"][c] is not None for m in methods)]
+    groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for k, method in enumerate(methods):
+        groups.setdefault(method["kind"], []).append((k, method))
+    # not there where a teacher lacks the split
+    own = [m for m in methods if m["kind"] == "fusion" and m["name"] == scores["fusion"]]
+    student = [m for m in methods if m["kind"] == "student"]
+    majority = [m for m in methods if m["name"] == MAJORITY.name and m not in own]
+    teachers = [m for m in methods if m["kind"] == "teacher" and m["miou_present"] is not None]
+    best = sorted(teachers, key=lambda m: -m["miou_present"])[:1]
+    return {
+        "shown": shown,
+        "groups": groups,
+        "columns": _columns(scores, shown),
+        "notes": notes(scores),
+        "compared": [*own, *student, *majority, *best],
+        "own": next(iter(own), None),
+        "student": next(iter(student), None),
+    }
 
 
-def _shown(scores: Mapping[str, Any] | None) -> list[str]:
-    """Return the classes that any method has a score for."""
-    if scores is None:
-        return []
-    return [c for c in scores["classes"] if any(m["iou"][c] is not None for m in scores["methods"])]
-
-
-def _columns(scores: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _columns(scores: Mapping[str, Any], shown: Sequence[str]) -> list[dict[str, Any]]:
     """Return the columns of the table of scores: those of the classes shown, and the means.
 
     Each has its ``label`` and ``values``, a method each, of which the ``best`` is not the oracle's;
     a mean has ``over``, of how many classes it is, where these are not the same for all. Nothing
     is best then.
     """
-    if scores is None:
-        return []
     methods = scores["methods"]
     found: list[dict[str, Any]] = [
         {"label": c, "values": [m["iou"][c] for m in methods], "over": None, "mean": False}
-        for c in _shown(scores)
+        for c in shown
     ]
     for mean in means(scores).values():
         over = None if mean.alike else [len(of) for of in mean.classes]
@@ -154,25 +148,6 @@ def _columns(scores: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         # of a class that nobody hits, nothing is
         column["best"] = None if column["over"] else max(values, default=0) or None
     return found
-
-
-def _own(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Return the experiment's own fusion, which is not there where a teacher lacks the split."""
-    if scores is None:
-        return []
-    return [m for m in scores["methods"] if m["kind"] == "fusion" and m["name"] == scores["fusion"]]
-
-
-def _compared(scores: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Return the methods whose bars stand beside each other: what is made, and its rivals."""
-    if scores is None:
-        return []
-    methods: Sequence[Mapping[str, Any]] = scores["methods"]
-    own = _own(scores)
-    majority = [m for m in methods if m["name"] == MAJORITY.name and m not in own]
-    teachers = [m for m in methods if m["kind"] == "teacher" and m["miou_present"] is not None]
-    best = sorted(teachers, key=lambda m: -m["miou_present"])[:1]
-    return [*own, *[m for m in methods if m["kind"] == "student"], *majority, *best]
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
