@@ -36,22 +36,10 @@ def card(
     form: str,
     name: str,
 ) -> str:
-    """Return the text.
+    """Return the text about a student that is fresh in the plan.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Whose student it is.
-    decisions : mapping
-        Node id to decision, of a plan in which the student is fresh.
-    artifact : Artifact
-        The student.
-    description : mapping
-        Its ``network.json``.
-    form : str
-        ``hf``, ``onnx`` or ``state-dict``.
-    name : str
-        Of the folder or file.
+    `description` is its ``network.json``, `form` is ``hf``, ``onnx`` or ``state-dict``, and `name`
+    that of the folder or file.
     """
     recipe = artifact.manifest.recipe
     training = {k: v for k, v in recipe.items() if k not in _NOT_TRAINING}

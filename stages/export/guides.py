@@ -20,24 +20,10 @@ def guide(
     about: Mapping[str, Any],
     name: str,
 ) -> str:
-    """Return the text, in which all paths start from the exported folder.
+    """Return the text, in which all paths start from the exported folder, called `name`.
 
-    Parameters
-    ----------
-    experiment : str
-        The name of its file.
-    manifest : Manifest
-        Of the label maps.
-    table : ClassTable
-        Their classes.
-    layout : Layout
-        Where they lie.
-    ids : str
-        What the pixels are.
-    about : mapping
-        ``split``, ``images``, ``pixels``, ``ignored`` and ``converted``.
-    name : str
-        Of the exported folder.
+    `experiment` is the name of its file; `about` has the label maps' ``split``, ``images``,
+    ``pixels``, ``ignored`` and ``converted``.
     """
     method = manifest.recipe.get("method") or manifest.recipe["source"]
     rows = [

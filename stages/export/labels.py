@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from PIL import Image
 
 from ensdistill.data.classes import IGNORE_INDEX, ClassTable
 from ensdistill.data.decoding import UInt8, read_image
-from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import ConfigError, DataError
 from ensdistill.pipeline.escaping import as_utf8
 from ensdistill.pipeline.manifest import Artifact
@@ -36,6 +35,7 @@ from ensdistill.stages.export.target import (
     drafted,
     require_absent,
     require_fresh,
+    summed,
     write,
 )
 from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
@@ -65,33 +65,15 @@ def _name(image_id: str) -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be exported.
+    """The label maps that are to be exported: to a folder, or the zip for Cityscapes' server.
 
-    Attributes
-    ----------
-    experiment : Experiment
-        Whose labels these are.
-    artifact : Artifact
-        The label maps.
-    table : ClassTable
-        Their classes.
-    pictures : sequence of Picture
-        Their images, sorted by id.
-    digests : mapping
-        Path of an image to what it must hold.
-    split, ids : str
-        Which images, and what the pixels are to be.
-    target : Path
-        The folder, or the zip for the server of Cityscapes.
-    copy_images : bool
-        Whether images are copied and not linked.
+    `local` has their images, sorted by id, and what these must hold. With `copy_images` they are
+    copied and not linked.
     """
 
     experiment: Experiment
     artifact: Artifact
-    table: ClassTable
-    pictures: Sequence[Picture]
-    digests: Mapping[str, str]
+    local: Local
     split: str
     ids: Ids
     target: Path
@@ -109,24 +91,25 @@ class Order:
             return None
         split = self.split
         if all(
-            p.image.name == p.id + _IMAGE and _CITYSCAPES.fullmatch(p.id) for p in self.pictures
+            p.image.name == p.id + _IMAGE and _CITYSCAPES.fullmatch(p.id)
+            for p in self.local.pictures
         ):
             suffix = _SUFFIXES[self.ids]
             return Layout(f"leftImg8bit/{split}", f"gtFine/{split}", _IMAGE, suffix, True)
-        suffixes = {p.image.suffix for p in self.pictures}
+        suffixes = {p.image.suffix for p in self.local.pictures}
         if len(suffixes) > 1:
             suffixes = {kind_of(suffix) for suffix in suffixes}
         # no loader reads a folder of several; PNG loses nothing
         suffix = next(iter(suffixes)) if len(suffixes) == 1 else ".png"
-        nested = any("/" in p.id for p in self.pictures)
+        nested = any("/" in p.id for p in self.local.pictures)
         return Layout(f"images/{split}", f"labels/{split}", suffix, ".png", False, nested)
 
     @cached_property
     def converted(self) -> list[str]:
         """The images that are written as PNG, as the folder's images end differently."""
-        layout = self.layout
-        images = [] if layout is None else [p.image for p in self.pictures]
-        return [image.name for image in images if layout is not None and not layout.takes(image)]
+        if (layout := self.layout) is None:
+            return []
+        return [p.image.name for p in self.local.pictures if not layout.takes(p.image)]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -135,7 +118,7 @@ class Order:
             "target": str(self.target),
             "split": self.split,
             "ids": self.ids,
-            "images": len(self.pictures),
+            "images": len(self.local.pictures),
             "layout": None if self.layout is None else [self.layout.images, self.layout.labels],
             "converted": self.converted,
         }
@@ -153,18 +136,8 @@ def order(
 ) -> Order:
     """Return what is to be exported, after refusing what cannot be.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    decisions : mapping
-        Node id to decision, of a plan.
-    target : Path
-        The folder to make; a zip if it ends in ``.zip``.
-    of : str
-        ``fusion``, ``student`` or the name of a teacher.
-    split, ids, copy_images
-        See `Order`.
+    The label maps `of` ``fusion``, of ``student`` or of a teacher; into a zip if the target ends in
+    ``.zip``.
 
     Raises
     ------
@@ -174,7 +147,6 @@ def order(
         If the label maps are not published and fresh.
     """
     node_id = _node(experiment, decisions, of, split)
-    table = experiment.classes
     if _is_zip(target) and ids != "label-ids":
         raise ConfigError(
             f"{target.name} would be for the server of Cityscapes, which takes label ids; say "
@@ -183,22 +155,13 @@ def order(
     if _is_zip(target) and copy_images:
         raise ConfigError(f"{target.name}: the server of Cityscapes takes no images")
     if ids == "label-ids":
-        _require_label_ids(table)
+        _require_label_ids(experiment.classes)
     require_absent(target)
     artifact = require_fresh(decisions, node_id)
     work = decisions[node_id].work
     assert work is not None
-    found = Order(
-        experiment,
-        artifact,
-        table,
-        local_of(work, Local).pictures,
-        local_of(work, Local).digests,
-        split,
-        ids,
-        target,
-        copy_images,
-    )
+    local = local_of(work, Local)
+    found = Order(experiment, artifact, local, split, ids, target, copy_images)
     if found.zipped:
         _require_for_server(found)
     return found
@@ -245,13 +208,14 @@ def _require_label_ids(table: ClassTable) -> None:
 
 
 def _require_for_server(found: Order) -> None:
-    if found.table.label_ids.get(_UNLABELLED) != IGNORE_INDEX:
+    table = found.experiment.classes
+    if table.label_ids.get(_UNLABELLED) != IGNORE_INDEX:
         raise ConfigError(
-            f"class table {found.table.name} is not Cityscapes': its label id {_UNLABELLED} is not "
+            f"class table {table.name} is not Cityscapes': its label id {_UNLABELLED} is not "
             "one that evaluation ignores; name a folder"
         )
     names: dict[str, Path] = {}
-    for picture in found.pictures:
+    for picture in found.local.pictures:
         name = _name(picture.id)
         if not _CITYSCAPES.fullmatch(name) or not name.isprintable():
             raise DataError(
@@ -380,15 +344,15 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
     DataError
         If an image changed meanwhile.
     """
-    maps, layout = LabelMaps(given.artifact), given.layout
+    maps, layout, table = LabelMaps(given.artifact), given.layout, given.experiment.classes
     tasks = [
         _Task(
             maps.find(p.id),
             p.image,
-            given.digests[str(p.image)],
+            given.local.digests[str(p.image)],
             _name(p.id) if layout is None else layout.place(p.id),
         )
-        for p in given.pictures
+        for p in given.local.pictures
     ]
     written: list[Written] = []
     ignored = 0
@@ -404,7 +368,7 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
         folder.mkdir()
         for_each(
             tasks,
-            _Writing(maps.reader, folder, given.table, given.ids, layout, given.copy_images),
+            _Writing(maps.reader, folder, table, given.ids, layout, given.copy_images),
             done,
             workers=given.experiment.config.runtime.workers,
             progress=progress,
@@ -413,12 +377,12 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
         about = {**given.summary, "pixels": pixels, "ignored": ignored}
         if layout is None:
             _zip(folder, draft / given.target.name)
-            written = [Written.of(draft / given.target.name, given.target.name)]
+            written = [summed(given.target.name, (draft / given.target.name).read_bytes())]
         else:
             text = guide(
                 given.experiment.path.name,
                 given.artifact.manifest,
-                given.table,
+                table,
                 layout,
                 given.ids,
                 about,

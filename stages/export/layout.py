@@ -9,18 +9,10 @@ _SAME: Final = {".jpeg": ".jpg", ".tiff": ".tif"}  # suffixes of one format
 
 
 class Layout(NamedTuple):
-    """Where images and label maps go.
+    """Folders below the exported one, and what follows an image's id in the names of files.
 
-    Attributes
-    ----------
-    images, labels : str
-        Folders below the exported one.
-    image_suffix, label_suffix : str
-        What follows an image's id in the names of files.
-    by_city : bool
-        Whether each city has a folder of its own.
-    nested : bool
-        Whether there are other folders below these, as images are called alike.
+    Each city has a folder of its own (`by_city`), or others are below these (`nested`), as images
+    are called alike.
     """
 
     images: str

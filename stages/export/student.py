@@ -21,7 +21,7 @@ from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.plan import Decision
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.export.card import card
-from ensdistill.stages.export.target import Written, as_json, drafted, require_absent, require_fresh
+from ensdistill.stages.export.target import as_json, drafted, require_absent, require_fresh, summed
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import Reading
 from ensdistill.stages.networks.folders import read_description
@@ -37,21 +37,7 @@ _TOLERANCE = 1e-4  # of the largest logit
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be exported.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        Whose student it is.
-    decisions : mapping
-        Node id to decision.
-    artifact : Artifact
-        The student.
-    form : str
-        What becomes of it.
-    paths : tuple of Path
-        What is to be made; the last one is what was asked for.
-    """
+    """The student that is to be exported, and all `paths` that are to be made, the target last."""
 
     experiment: Experiment
     decisions: Mapping[str, Decision]
@@ -101,16 +87,8 @@ def order(
 ) -> Order:
     """Return what is to be exported, after refusing what cannot be.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    decisions : mapping
-        Node id to decision, of a plan.
-    target : Path
-        The folder (``hf``) or the file, whose name gets the form's ending if it has not got it.
-    form : str
-        See `Order`.
+    The target is a folder (``hf``) or a file, whose name gets the form's ending if it has not got
+    it.
 
     Raises
     ------
@@ -198,8 +176,9 @@ def export(given: Order, progress: Progress) -> dict[str, Any]:
         progress.advance()
         for path in draft.rglob("*.safetensors"):
             shutil.copymode(place, path)  # its library lets nobody else read it
+        root = made if given.form == "hf" else draft
         written = [
-            Written.of(path, path.relative_to(made if given.form == "hf" else draft).as_posix())
+            summed(path.relative_to(root).as_posix(), path.read_bytes())
             for path in sorted(draft.rglob("*"))
             if path.is_file()
         ]

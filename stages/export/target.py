@@ -17,25 +17,11 @@ from ensdistill.pipeline.verify import damaged_files
 
 
 class Written(NamedTuple):
-    """A file that was written.
-
-    Attributes
-    ----------
-    name : str
-        Its path below the exported folder, or its name beside the exported file.
-    bytes, sha256
-        What it holds.
-    """
+    """A file that was written; `name` is its path below the exported folder, or beside the file."""
 
     name: str
     bytes: int
     sha256: str
-
-    @classmethod
-    def of(cls, file: Path, name: str) -> Written:
-        """Return what a file holds."""
-        content = file.read_bytes()
-        return cls(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def write(folder: Path, name: str, content: bytes) -> Written:
@@ -43,6 +29,11 @@ def write(folder: Path, name: str, content: bytes) -> Written:
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
+    return summed(name, content)
+
+
+def summed(name: str, content: bytes) -> Written:
+    """Return what is said of a file that holds this."""
     return Written(name, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -61,16 +52,10 @@ def require_absent(*paths: Path) -> None:
 
 @contextmanager
 def drafted(*paths: Path) -> Iterator[Path]:
-    """Yield a new folder beside `paths`, and give what lies in it their names at the end.
+    """Yield a new folder beside `paths`, and give what lies in it their names, in that order.
 
     A process that is killed leaves only that hidden folder; one that fails or is interrupted
     leaves nothing.
-
-    Parameters
-    ----------
-    *paths : Path
-        What is to be made, below the yielded folder by their own names. The last of them is
-        renamed last.
     """
     require_absent(*paths)
     parent = paths[-1].absolute().parent

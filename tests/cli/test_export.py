@@ -116,9 +116,8 @@ def test_an_image_that_changed_is_not_copied(own, out, monkeypatch):
 
     def late(*arguments, **more):
         found = order(*arguments, **more)
-        own.save(
-            "images", "train", found.pictures[0].id, 0 * own.truth["train", "train_000000_000019"]
-        )
+        image_id = found.local.pictures[0].id
+        own.save("images", "train", image_id, 0 * own.truth["train", "train_000000_000019"])
         return found
 
     monkeypatch.setattr(exporting, "order", late)
@@ -266,8 +265,8 @@ def test_images_of_one_name_keep_their_folders(made, out, monkeypatch):
 
     def nested(*arguments, **more):
         found = order(*arguments, **more)
-        pictures = [replace(p, id=f"city{k}/0001") for k, p in enumerate(found.pictures)]
-        return replace(found, pictures=pictures)
+        pictures = [replace(p, id=f"city{k}/0001") for k, p in enumerate(found.local.pictures)]
+        return replace(found, local=replace(found.local, pictures=pictures))
 
     class Maps(LabelMaps):
         def find(self, image_id):
