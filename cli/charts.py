@@ -27,12 +27,7 @@ _COLUMNS: Final = 3  # of panels
 def ablation(found: Mapping[str, Any]) -> Figure:
     """Draw what bad teachers cost, what each gives, and compositions beside their best members.
 
-    In mIoU present.
-
-    Parameters
-    ----------
-    found : mapping
-        The content of ``ablation.json``.
+    In mIoU present, of the content of ``ablation.json``.
     """
     figure = _figure(16, 4.8)
     left, middle, right = figure.subplots(1, 3)
@@ -46,10 +41,7 @@ def ablation(found: Mapping[str, Any]) -> Figure:
 def estimates(found: Mapping[str, Any]) -> Figure:
     """Draw a panel a teacher: by class its IoU, and what was estimated without ground truth.
 
-    Parameters
-    ----------
-    found : mapping
-        The content of ``results.json`` with at least one teacher in `estimates`.
+    Of the content of ``results.json`` with at least one teacher in `estimates`.
     """
     iou = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "teacher"}
     classes = [c for c in found["classes"] if any(of[c] is not None for of in iou.values())]
@@ -81,13 +73,7 @@ def estimates(found: Mapping[str, Any]) -> Figure:
 
 
 def curve(points: Sequence[tuple[int, float]]) -> Figure:
-    """Draw a figure over the steps of a training.
-
-    Parameters
-    ----------
-    points : sequence
-        Steps and values, at least one.
-    """
+    """Draw a figure over the steps of a training, at least one."""
     figure = _figure(3.3, 2)
     axes = figure.subplots()
     steps, values = zip(*points, strict=True)

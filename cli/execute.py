@@ -28,18 +28,9 @@ Choose = Callable[[Experiment, Sequence[Node], Look], Sequence[str]]
 
 
 class Done(NamedTuple):
-    """What came of a command.
+    """What came of a command: what ran, and the plan afterwards.
 
-    Attributes
-    ----------
-    experiment : Experiment
-        The experiment.
-    report : Report
-        What ran.
-    decisions : mapping
-        The plan afterwards; of a dry run that of what would be made.
-    costs : mapping or None
-        Of a dry run, what each of those would take.
+    Of a dry run the `decisions` are those of what would be made, and `costs` what each would take.
     """
 
     experiment: Experiment

@@ -29,15 +29,7 @@ _QUIET: Final = 10.0  # seconds without a unit after which there is no estimate
 
 
 class Bar:
-    """One node's progress (see `pipeline.node.Progress`).
-
-    Parameters
-    ----------
-    display : Display
-        Where it is shown.
-    name : str
-        What stands before the bar.
-    """
+    """One node's progress (see `pipeline.node.Progress`); its name stands before the bar."""
 
     def __init__(self, display: Display, name: str):
         self.name = name
@@ -114,13 +106,7 @@ class _OfBar(ProgressColumn):
 
 
 class Display:
-    """Where all progress goes.
-
-    Attributes
-    ----------
-    bars : rich Progress or None
-        None where stderr is no terminal.
-    """
+    """Where all progress goes; there are no `bars` where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.bars: Progress | None = None

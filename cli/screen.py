@@ -49,12 +49,7 @@ def line(text: str) -> str:
 def advised(text: str, said: Any) -> str:
     """Return a text in which each command to run has the experiment file that this one was given.
 
-    Parameters
-    ----------
-    text : str
-        With commands such as ```ensdistill fuse```.
-    said : dict or None
-        What the command line keeps of its arguments (see `options.config`).
+    `said` is what the command line keeps of its arguments (see `options.config`).
     """
     config = None if said is None else said.get("config")
     if config in (None, EXPERIMENT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,22 +28,16 @@ from ensdistill.stages.networks.hub import hub_folder
 class Experiment:
     """An experiment file together with the folder it speaks of.
 
-    Attributes
-    ----------
-    path : Path
-        The file.
-    config : Config
-        Its content.
-    files : FileCache
-        Digests of input files, kept in the workspace.
-    forms : mapping
-        Stage to what its results and records are.
+    `files` are digests of input files, kept in the workspace; `forms` is stage to what its results
+    and records are.
     """
 
     path: Path
     config: Config
     files: FileCache
     forms: Mapping[str, Form]
+    _tables: dict[str, ClassTable] = field(default_factory=dict, init=False, repr=False)
+    _pictures: dict[str, list[Picture]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def base(self) -> Path:
@@ -118,14 +112,6 @@ class Experiment:
         by_digest = dict(zip(self.files.digests(trained), trained, strict=True))
         pairs = zip(found, self.files.digests(found), strict=True)
         return [(Path(f), Path(by_digest[sha256])) for f, sha256 in pairs if sha256 in by_digest]
-
-    @cached_property
-    def _tables(self) -> dict[str, ClassTable]:
-        return {}
-
-    @cached_property
-    def _pictures(self) -> dict[str, list[Picture]]:
-        return {}
 
     def folder(self, text: str) -> Path:
         """Return a path of the file, relative to the file's folder unless absolute."""

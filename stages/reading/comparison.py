@@ -87,24 +87,11 @@ class _Results(Foreign):
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of one experiment.
+    """What is known of one experiment; its `source` is the file, or a ``results.json``.
 
-    Attributes
-    ----------
-    source : Path
-        The experiment file, or the ``results.json``.
-    classes : tuple of str
-        In the order of its table.
-    teachers : tuple of str
-        Sorted.
-    fusion : str
-        Its own method.
-    policy : mapping
-        Class to teacher; empty where the fusion needs none.
-    scores : mapping or None
-        The content of ``results.json``; None where nothing is evaluated.
-    cost : mapping
-        Stage to seconds, images computed and images reused.
+    `classes` are in the order of the table, `teachers` sorted; `policy` is empty where the fusion
+    needs none. `scores` are what ``results.json`` holds, None where nothing is evaluated; `cost` is
+    stage to seconds, images computed and images reused.
     """
 
     source: Path
@@ -119,12 +106,7 @@ class Summary:
 def summary(source: Path, split: str | None) -> Summary:
     """Read what is known of an experiment file, a workspace or a ``results.json``.
 
-    Parameters
-    ----------
-    source : Path
-        See above.
-    split : str or None
-        The labelled split; needed where an experiment declares several.
+    `split` is the labelled one; needed where an experiment declares several.
 
     Raises
     ------
@@ -148,12 +130,7 @@ def summary(source: Path, split: str | None) -> Summary:
 
 
 def compare(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """Return experiments side by side, the first one as the measure.
-
-    Parameters
-    ----------
-    summaries : sequence of Summary
-        At least two.
+    """Return at least two experiments side by side, the first one as the measure.
 
     Returns
     -------

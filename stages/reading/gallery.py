@@ -43,20 +43,10 @@ _OVERLAY: Final = 210  # of 255, how opaque
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture.
+    """One picture: a file, its `title`, and in `text` what is to be seen, for who cannot see it.
 
-    Attributes
-    ----------
-    kind : str
-        ``photo``, ``labels`` (a palette PNG whose indices are train ids), ``claims`` or ``wrong``.
-    title : str
-        What it shows, such as a teacher's name.
-    mime : str
-        ``image/jpeg`` or ``image/png``.
-    content : bytes
-        The file.
-    text : str
-        What is to be seen, for who cannot see it.
+    `kind` is ``photo``, ``labels`` (a palette PNG whose indices are train ids), ``claims`` or
+    ``wrong``.
     """
 
     kind: str
@@ -68,23 +58,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Shot:
-    """An image of a gallery.
+    """An image of a gallery, and its pictures of so many pixels, the photograph first.
 
-    Attributes
-    ----------
-    id : str
-        The image's.
-    rank : str
-        ``most``, ``median`` or ``least``: how far the teachers agree among all images looked at.
-    agreement : float or None
-        The share of the pixels that any teacher labels which all give the same class; None where
-        no teacher labels any.
-    unlabelled : float
-        The share of its pixels that no teacher labels.
-    width, height : int
-        Of its pictures, in pixels.
-    drawn : tuple of Drawn
-        The photograph first.
+    `rank` is ``most``, ``median`` or ``least``: how far the teachers agree among all images looked
+    at. `agreement` is the share of the pixels that any teacher labels which all give the same
+    class, None where no teacher labels any; `unlabelled` is that of all pixels which none labels.
     """
 
     id: str
@@ -170,26 +148,9 @@ def choose(found: Mapping[str, Agreement]) -> list[tuple[str, str]]:
 class Gallery:
     """Draws images of one split.
 
-    Attributes
-    ----------
-    pictures : mapping
-        Image id to its picture.
-    digests : mapping
-        Path to sha256 of every image.
-    pixels : Pixels
-        What reads them.
-    table : ClassTable
-        The classes.
-    teachers : mapping
-        Name to label maps.
-    made : mapping
-        Title to further label maps, such as the fused ones, in the order in which they are shown.
-    fused : LabelMaps
-        Those of them that `truth` judges.
-    owner : (C,) or None
-        See `agreement.claims`.
-    truth : LabelMaps or None
-        Ground truth.
+    Beside the `teachers` it shows what was `made` of them, by title and in that order, of which
+    `truth` judges the `fused` maps. `digests` is path to sha256 of every image; for the `owner` of
+    each class see `agreement.claims`.
     """
 
     pictures: Mapping[str, Picture]

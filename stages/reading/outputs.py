@@ -33,20 +33,10 @@ RESULTS: Final = re.compile(rb'\A\{\n( "format": \d+,\n)?( "experiment": ".*",\n
 
 @dataclass(frozen=True)
 class Output:
-    """A file to be written.
+    """A file to be written by a command, such as ``report``, where the user named it.
 
-    Attributes
-    ----------
-    path : Path
-        As the user named it.
-    command : str
-        What writes it, such as ``report``.
-    mark : re.Pattern or None
-        Found in the beginning of what this command wrote earlier; None where nothing tells.
-    overwrite : bool
-        Whether the user said that any file may be replaced.
-    experiment : Experiment or None
-        Whose inputs and artifacts are never replaced.
+    `mark` is found in the beginning of what this command wrote earlier; None where nothing tells.
+    With `overwrite` any file may be replaced, but inputs and artifacts of the `experiment`.
     """
 
     path: Path
@@ -113,19 +103,12 @@ class Output:
 
 
 def write_fixed(path: Path, content: bytes, mark: re.Pattern[bytes]) -> None:
-    """Write a file that has its name in the workspace, unless somebody else's is there.
-
-    Parameters
-    ----------
-    path, content : Path, bytes
-        Where and what; what is no regular file is replaced and never followed.
-    mark : re.Pattern
-        Found in the beginning of what was written there earlier.
+    """Write a file that has its name in the workspace; a link there is replaced, not followed.
 
     Raises
     ------
     DataError
-        If it is not found there.
+        If `mark` is not in the beginning of what is there: somebody else wrote it.
     """
     if path.is_file() and not path.is_symlink():
         with open_regular(path) as file:

@@ -48,16 +48,7 @@ _UNLABELLED: Final = 0.05  # share of pixels without a fused label that is worth
 
 
 def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, Any]:
-    """Return all that a report shows.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    split : str or None
-        The labelled split whose evaluation is shown, if it is published; None shows none.
-    bars : callable
-        Returns the progress of a part of the work, by its name.
+    """Return all that a report shows, with the evaluation on a labelled split if it is published.
 
     Returns
     -------

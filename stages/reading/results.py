@@ -43,17 +43,9 @@ _NOT_MADE: Final = {
 class Trust(NamedTuple):
     """What is known without ground truth of which teacher to trust with which class.
 
-    Attributes
-    ----------
-    policy : Policy or None
-        None where the experiment has none.
-    certainty : dict
-        Teacher to how sure its probe is, where it has one.
-    reliability : dict
-        Teacher to the IoU per class that the label model expects of it; empty where there is no
-        model, or it cannot tell.
-    doubt : str or None
-        Why the label model cannot tell which teacher errs; None where it can, or is none.
+    By teacher: the `certainty` of its probe, where it has one, and the IoU of each class that the
+    label model expects of it, `reliability`. That is empty where there is no model, or a `doubt`:
+    why the model cannot tell which teacher errs.
     """
 
     policy: Policy | None
@@ -118,16 +110,7 @@ def evaluated(
 def results(
     experiment: Experiment, split: str, decisions: Mapping[str, Decision]
 ) -> dict[str, Any]:
-    """Return the content of ``results.json``.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    split : str
-        A labelled split whose evaluation is published.
-    decisions : mapping
-        Node id to decision, of a plan made afterwards.
+    """Return the content of ``results.json``, by a plan made after a split was evaluated.
 
     Returns
     -------
@@ -260,17 +243,8 @@ def not_scored(
 ) -> list[dict[str, str]]:
     """Return what an evaluation does not score, or would not now, because it is not there.
 
-    Parameters
-    ----------
-    experiment, split : Experiment, str
-        Whose evaluation it is.
-    decisions : mapping
-        Of its plan; with all fusions these are looked at too.
-
-    Returns
-    -------
-    list of dict
-        ``kind`` and ``name`` as in ``results.json``, and ``why``.
+    Of each ``kind`` and ``name`` as in ``results.json``, and ``why``. In a plan with all fusions
+    these are looked at too.
     """
     lacking = uncovered(experiment, split)
     found = [_left_out("teacher", t, f"no label maps of {split} are declared") for t in lacking]
@@ -314,7 +288,7 @@ def estimates(
     Parameters
     ----------
     methods : sequence of mapping
-        As in ``results.json``; their `iou` by class, in percent.
+        As in ``results.json``.
     estimated : mapping
         Kind of estimate to teacher to class to a fraction, None where there is none.
 

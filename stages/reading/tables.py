@@ -20,24 +20,6 @@ from ensdistill.pipeline.escaping import in_a_cell, in_a_line
 from ensdistill.pipeline.figures import some
 from ensdistill.stages.fusions import MAJORITY, is_yardstick
 
-__all__ = [
-    "WRITERS",
-    "Mean",
-    "columns",
-    "covered",
-    "means",
-    "method_label",
-    "missing",
-    "notes",
-    "overlap_note",
-    "rivals_note",
-    "score_label",
-    "to_csv",
-    "to_json",
-    "to_markdown",
-    "values",
-]
-
 _NAMED: Final = 3  # methods, in a note
 
 Values = list[float | None]
@@ -45,18 +27,9 @@ Values = list[float | None]
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of the IoU over classes, of every method.
+    """A mean of the IoU over classes, of every method, in percent.
 
-    Attributes
-    ----------
-    label : str
-        What it is called.
-    values : sequence of float or None
-        Percent, one a method.
-    classes : sequence of frozenset of str
-        The classes that each of them is over.
-    present : frozenset of str
-        Those of its classes that occur in the ground truth.
+    `classes` are those that each method's is over, `present` those that occur in the ground truth.
     """
 
     label: str
@@ -218,13 +191,7 @@ def overlap_note(results: Mapping[str, Any]) -> str:
 
 
 def rivals_note(beside: Mapping[str, Any]) -> str:
-    """Return a fusion's score, and how far it is above majority and the best teacher.
-
-    Parameters
-    ----------
-    beside : mapping
-        See `rivals.rivals`.
-    """
+    """Return a fusion's score, and how far it is above its rivals (see `rivals.rivals`)."""
     method, value, score = beside["method"], beside["value"], score_label(beside["score"])
     told = []
     for key, name in ((MAJORITY.name, MAJORITY.name), ("teacher", "the best teacher")):
