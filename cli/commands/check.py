@@ -73,14 +73,10 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         echo(took)
     for text in warnings:
         echo(f"warning: {text}")
-    look = (
-        f", but look at {len(warnings)} warnings"
-        if len(warnings) > 1
-        else ", but look at the warning"
-    )
+    look = f"{len(warnings)} warnings" if len(warnings) > 1 else "the warning"
     closed = any(split["labelled"] for split in found["splits"].values())
     but = " but the ground truth, which was not opened," if closed else ""
-    echo(f"all inputs{but} are as declared{look if warnings else ''}")
+    echo(f"all inputs{but} are as declared{f', but look at {look}' if warnings else ''}")
 
 
 def _teacher(name: str, teacher: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
             report.ran += trained.ran
     experiment_file = experiments.target_experiment(out, cities[TARGET.name], teachers, seed)
     experiment, ran, decisions, _ = execute(
-        options.Asked(experiment_file, False, True, False, as_json),
+        options.Asked(experiment_file, dry_run=False, upstream=True, rehash=False, as_json=as_json),
         lambda _, nodes, __: ["student", *evaluation_ids(nodes, SPLIT)],
         splits=lambda exp: tuple(exp.config.target),
         opens=("truth",),

@@ -142,11 +142,11 @@ def command(
         for line in text.splitlines():
             echo(line)
     else:
-        echo(f"wrote {config}; next: `ensdistill check -c {quote(_short(config))}`")
+        seen = min(str(config), os.path.relpath(config), key=len)
+        echo(f"wrote {config}; next: `ensdistill check -c {quote(seen)}`")
 
 
 def _say(name: str, row: Mapping[str, Any]) -> None:
-    """Print what was found of a teacher."""
     splits = f", labels {' and '.join(row['splits'])}" if len(row["splits"]) > 1 else ""
     sure = ", with confidences" if row["confidences"] else ""
     echo(f"{name}: label maps of {row['images']} training images{splits}{sure}")
@@ -253,8 +253,3 @@ def _seen_from(config: Path, path: str) -> str:
 
 def _flow(**values: str) -> str:
     return "{" + ", ".join(f"{key}: {quoted(value)}" for key, value in values.items()) + "}"
-
-
-def _short(config: Path) -> str:
-    """Return a file as seen from here, where that is shorter."""
-    return min(str(config), os.path.relpath(config), key=len)

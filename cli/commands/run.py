@@ -41,7 +41,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
         return [*kept, "student", *evaluated]
 
     experiment, report, decisions, _ = done = execute(
-        options.Asked(config, dry_run, True, rehash, as_json),
+        options.Asked(config, dry_run, upstream=True, rehash=rehash, as_json=as_json),
         choose,
         splits=splits,
         opens=("student",) if no_evaluate else ("student", "truth"),

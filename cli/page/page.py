@@ -92,7 +92,6 @@ def _matrices(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pair_range(agreement: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Return the lowest and highest agreement of two teachers."""
     pairs = {} if agreement is None else agreement["pairs"]
     values = [
         v

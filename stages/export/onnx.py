@@ -59,8 +59,7 @@ def write_onnx(
             pair = size if isinstance(size, tuple) else (size, size)
             # in its place: UperNet also keeps it in a list of its own
             module.forward = partial(pooled, size=pair)  # type: ignore[method-assign]
-    open_sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-    open_sizes[3] = torch.export.Dim.DYNAMIC
+    open_sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # says that torchvision's operators are not there

@@ -33,6 +33,7 @@ Form = Literal["hf", "onnx", "state-dict"]
 
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 _TOLERANCE = 1e-4  # of the largest logit
+_INSTEAD = "export it `--as state-dict`, or `--as hf` if it is of transformers"
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _write_onnx(given: Order, student: Student, classes: list[str], file: Path) 
         reason = str(error).strip().split("\n")[0]
         raise DataError(
             f"{given.target.name}: torch cannot export this network with sizes left open "
-            f"({type(error).__name__}: {reason}); {_otherwise(given)}"
+            f"({type(error).__name__}: {reason}); {_INSTEAD}"
         ) from error
     return onnx_network(file, torch.device("cpu"), given.local.threads)
 
@@ -270,10 +271,6 @@ def _write_onnx(given: Order, student: Student, classes: list[str], file: Path) 
 def _side(divisor: int) -> int:
     """Return a small number of pixels that is a multiple of a divisor."""
     return divisor * -(-32 // divisor)
-
-
-def _otherwise(given: Order) -> str:
-    return "export it `--as state-dict`, or `--as hf` if it is of transformers"
 
 
 def require_same(student: Student, again: nn.Module, target: Path) -> None:
@@ -312,6 +309,5 @@ def require_same(student: Student, again: nn.Module, target: Path) -> None:
 def _differs(target: Path, size: tuple[int, int], what: str) -> str:
     return (
         f"{target.name}: what was exported {what} for images of {size[0]}x{size[1]}, and is not "
-        "kept; this network cannot be had in this form with sizes left open: export it "
-        "`--as state-dict`, or `--as hf` if it is of transformers"
+        f"kept; this network cannot be had in this form with sizes left open: {_INSTEAD}"
     )

@@ -287,7 +287,6 @@ def _unlike(key: str, row: Sequence[Mean], labels: Sequence[str]) -> str:
 
 
 def _deltas(values: Sequence[float | None]) -> list[float | None]:
-    """Return the differences to the first value."""
     first = values[0]
     return [None if v is None or first is None else v - first for v in values]
 

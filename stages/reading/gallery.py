@@ -130,17 +130,13 @@ def choose(found: Mapping[str, Agreement]) -> list[tuple[str, str]]:
         return share is None, -(share or 0.0), image_id
 
     ordered = sorted(found, key=place)
-    if len(ordered) <= 3 * _EACH:
-        third = -(-len(ordered) // 3)
-        starts = (0, third, 2 * third)
-        sizes = (third, third, third)
-    else:
-        starts = (0, (len(ordered) - _EACH) // 2, len(ordered) - _EACH)
-        sizes = (_EACH, _EACH, _EACH)
+    count = len(ordered)
+    each = min(_EACH, -(-count // 3))
+    starts = (0, (count - each) // 2, count - each) if count > 3 * each else (0, each, 2 * each)
     return [
         (image_id, rank)
-        for rank, start, size in zip(("most", "median", "least"), starts, sizes, strict=True)
-        for image_id in ordered[start : start + size]
+        for rank, start in zip(("most", "median", "least"), starts, strict=True)
+        for image_id in ordered[start : start + each]
     ]
 
 
@@ -183,20 +179,16 @@ class Gallery:
         height, width = photo.shape[:2]
         if width > most:
             height, width = max(1, round(height * most / width)), most
-        drawn = [
-            _photo(photo, (width, height), f"Photograph {image_id}."),
-        ]
+        size = width, height
+        drawn = [_photo(photo, size, f"Photograph {image_id}.")]
         maps = {name: of.read(image_id) for name, of in self.teachers.items()}
-        drawn += [self._labels(name, labels, (width, height)) for name, labels in maps.items()]
-        drawn += [
-            self._labels(name, of.read(image_id), (width, height)) for name, of in self.made.items()
-        ]
-        counted = claims(np.stack(list(maps.values())), self.owner)
-        drawn.append(_claims(counted, (width, height)))
+        drawn += [self._labels(name, labels, size) for name, labels in maps.items()]
+        drawn += [self._labels(name, of.read(image_id), size) for name, of in self.made.items()]
+        drawn.append(_claims(claims(np.stack(list(maps.values())), self.owner), size))
         if self.truth is not None:
             truth = self.truth.read(image_id)
-            drawn.append(self._labels("ground truth", truth, (width, height)))
-            drawn.append(_wrong(self.fused.read(image_id), truth, (width, height)))
+            drawn.append(self._labels("ground truth", truth, size))
+            drawn.append(_wrong(self.fused.read(image_id), truth, size))
         unlabelled = 1 - found.labelled / found.pixels
         return Shot(image_id, rank, unanimity(found), unlabelled, width, height, tuple(drawn))
 

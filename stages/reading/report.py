@@ -380,8 +380,6 @@ def _curves(made: Mapping[str, Artifact]) -> list[dict[str, Any]]:
 
 
 class _Metric(Foreign):
-    """A line of a training's metrics."""
-
     step: Annotated[int, Field(ge=0)]
     loss: float | None = None
     miou: float | None = None

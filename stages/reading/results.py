@@ -336,9 +336,7 @@ def write_results(
     and the scores of all fusions stand in ``results-all.json`` or ``results-all-<split>.json``.
     """
     found = results(experiment, split, decisions)
-    file = file_of(experiment, split, "results" + "-all" * all_fusions, "json")
-    write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
-    return found
+    return _written(found, experiment, "results" + "-all" * all_fusions)
 
 
 def with_confmats(found: Mapping[str, Any], decisions: Mapping[str, Decision]) -> dict[str, Any]:
@@ -362,9 +360,13 @@ def write_ablation(
     from ensdistill.stages.nodes.ablation.run import with_present
 
     classes = experiment.classes.classes
-    told = with_present(artifact.manifest.result, artifact.items, classes)
-    found = {"format": FORMAT, "split": split, **told}
-    file = file_of(experiment, split, "ablation", "json")
+    shown = with_present(artifact.manifest.result, artifact.items, classes)
+    return _written({"format": FORMAT, "split": split, **shown}, experiment, "ablation")
+
+
+def _written(found: dict[str, Any], experiment: Experiment, stem: str) -> dict[str, Any]:
+    """Return what was found, after writing it into the workspace."""
+    file = file_of(experiment, found["split"], stem, "json")
     write_fixed(file, atomic.json_bytes(found, indent=1), RESULTS)
     return found
 
