@@ -87,12 +87,12 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
     if teacher["never_labels"]:
         echo(f"  never labels {', '.join(teacher['never_labels'])}")
     for split, files in teacher["labels"].items():
-        shares = some([_share(c, s) for c, s in files["shares"].items()])
+        shares = render.results.shares(files["shares"])
         echo(f"  {split}: {shares}; {100 * files['coverage']:.1f} % of the pixels labelled")
         if files["absent"]:
             echo(f"    in none of its {files['files']} files: {some(files['absent'])}")
     if teacher["trial"] is not None:
-        shares = some([_share(c, s) for c, s in teacher["trial"]["labels"].items()])
+        shares = render.results.shares(teacher["trial"]["labels"])
         echo(f"  {Path(teacher['trial']['image']).name}: {shares}")
         shown = f"{100 * teacher['trial']['coverage']:.1f} % of the pixels labelled"
         echo(f"  of all that it was shown: {shown}")
@@ -127,7 +127,3 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
 
 def _many(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
-
-
-def _share(name: str, share: float) -> str:
-    return f"{name} {100 * share:.0f} %"

@@ -74,7 +74,7 @@ def command(output: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
-    render.results.trust(results.trust(experiment, decisions))
+    render.results.standing(results.standing(experiment, decisions))
     echo()
     render.results.scores(found)
     seconds = time.perf_counter() - begin

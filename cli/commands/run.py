@@ -58,7 +58,7 @@ def command(config: Path, dry_run: bool, no_evaluate: bool, rehash: bool, as_jso
     render.engine.report(report)
     if report.ran:
         render.results.fused(decisions)
-        render.results.trust(results.trust(experiment, decisions))
+        render.results.standing(results.standing(experiment, decisions))
     for scores in found.values():
         render.results.scores(scores)
     artifact = decisions["student"].artifact

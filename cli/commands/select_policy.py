@@ -56,9 +56,9 @@ def command(names: tuple[str, ...], asked: options.Asked) -> None:
     if asked.dry_run or names:
         say(done, as_json=asked.as_json)
         return
-    found = results.trust(experiment, decisions)
+    found = results.standing(experiment, decisions)
     if asked.as_json:
         echo_json(found.to_json() | report_json(report))
         return
     render.engine.report(report)
-    render.results.trust(found)
+    render.results.standing(found)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ensdistill.stages.contract import ByClass
     from ensdistill.stages.nodes.certainty.plan import Certainty
     from ensdistill.stages.nodes.policy.plan import Policy
-    from ensdistill.stages.reading.results import Trust
+    from ensdistill.stages.reading.results import Standing
 
 _ABLATED: Final = (LABEL_MODEL.name, MAJORITY.name)
 
@@ -37,14 +37,18 @@ _ABLATED: Final = (LABEL_MODEL.name, MAJORITY.name)
 def teachers(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Print what is `checks.teachers.published`: what label maps hold, and how far they agree."""
     for name, of in found.items():
-        shares = some([f"{c} {100 * share:.0f} %" for c, share in of["shares"].items()])
-        echo(f"{name}: {shares}; {100 * of['coverage']:.1f} % of the pixels labelled")
+        echo(f"{name}: {shares(of['shares'])}; {100 * of['coverage']:.1f} % of the pixels labelled")
         if of["absent"]:
             echo(f"  nowhere: {some(of['absent'])}")
         if of["agrees"]:
             echo(f"  {agrees(of)}")
         for text in of["warnings"]:
             echo(f"warning: teachers[{name}]: {text}")
+
+
+def shares(found: Mapping[str, float]) -> str:
+    """Return the classes that have the largest shares of pixels, in percent."""
+    return some([f"{name} {100 * share:.0f} %" for name, share in found.items()])
 
 
 def fused(decisions: Mapping[str, Decision]) -> None:
@@ -69,7 +73,7 @@ def agrees(found: Mapping[str, Any]) -> str:
     return f"on {images}, of the pixels that both label it agrees on: {', '.join(shares)}"
 
 
-def trust(found: Trust) -> None:
+def standing(found: Standing) -> None:
     """Print the policy, with the certainty of every probe, and what the label model expects."""
     if found.policy is not None:
         _policy(found.policy, found.certainty)

@@ -239,12 +239,9 @@ def _by_name(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found = {}
     for method in scores["methods"]:
         kind, name = method["kind"], method["name"]
-        if kind == "fusion":
-            found[f"fusion {name}"] = method
-            if name == scores["fusion"]:
-                found["fusion"] = method
-        else:
-            found["student" if kind == "student" else f"{kind} {name}"] = method
+        found[kind if kind == "student" else f"{kind} {name}"] = method
+        if kind == "fusion" and name == scores["fusion"]:
+            found["fusion"] = method
     order = ("fusion", "student")
     return {key: found[key] for key in sorted(found, key=lambda k: (k not in order, k))}
 

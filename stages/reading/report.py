@@ -75,7 +75,8 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
             "run` first"
         )
     manifests = {n: a.manifest for n, a in made.items()}
-    trust = results.trust(experiment, decisions)
+    table = experiment.classes
+    standing = results.standing(experiment, decisions)
     fused = results.told(FusedMaps, fusion_id(), decisions)
     scores = _scores(experiment, split, decisions)
     pairs, gallery = _looked_at(experiment, TRAIN, decisions, bars)
@@ -87,23 +88,21 @@ def gather(experiment: Experiment, split: str | None, bars: Bars) -> dict[str, A
         "splits": [_split(experiment, name, made) for name in experiment.config.target],
         "teachers": [_teacher(experiment, t, manifests) for t in experiment.teachers],
         "classes": [
-            {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
-            for name, colour in zip(
-                experiment.classes.classes, experiment.classes.colours, strict=True
-            )
+            {"name": name, "colour": f"#{bytes(colour).hex()}"}
+            for name, colour in zip(table.classes, table.colours, strict=True)
         ],
         "nodes": _nodes(decisions),
         "cost": _cost(manifests),
-        "warnings": _warnings(experiment, decisions, trust, fused, scores),
+        "warnings": _warnings(experiment, decisions, standing, fused, scores),
         "messages": [
             {"node": n, "text": text.removeprefix(f"{n}: ")}
             for n, m in manifests.items()
             for text in m.provenance.get("messages", ())
         ],
-        "policy": trust.policy,
-        "certainty": {t: found.certainty for t, found in trust.certainty.items()},
-        "seldom": _seldom(experiment, trust),
-        "reliability": trust.reliability,
+        "policy": standing.policy,
+        "certainty": {t: found.certainty for t, found in standing.certainty.items()},
+        "seldom": _seldom(experiment, standing),
+        "reliability": standing.reliability,
         "fused": None if fused is None else _with_shares(fused),
         "agreement": None if pairs is None else _agreement(experiment, pairs),
         "gallery": gallery,
@@ -221,7 +220,7 @@ def _later(one: str, other: str) -> bool:
 def _warnings(
     experiment: Experiment,
     decisions: Mapping[str, Decision],
-    trust: results.Trust,
+    standing: results.Standing,
     fused: FusedMaps | None,
     scores: Mapping[str, Any] | None,
 ) -> list[str]:
@@ -239,7 +238,7 @@ def _warnings(
         found.append(
             f"the student was trained watching the ground truth of {student.watch}{selected}"
         )
-    policy = trust.policy
+    policy = standing.policy
     if policy is not None and method_called(experiment.config.fusion.method).policy is not None:
         found += [
             f"policy: no probe is sure of {c} on enough pixels; it goes to {policy.teacher[c]} "
@@ -250,8 +249,8 @@ def _warnings(
     model = results.told(Modelled, label_model_id(), decisions)
     if model is not None and not model.converged:
         found.append(f"the label model did not settle in {model.rounds} rounds")
-    if trust.doubt is not None:
-        found.append(f"label model: {trust.doubt}")
+    if standing.doubt is not None:
+        found.append(f"label model: {standing.doubt}")
     if fused is not None:
         if absent := [c for c, pixels in fused.labels.items() if not pixels]:
             found.append(f"in no fused label: {', '.join(absent)}")
@@ -267,12 +266,12 @@ def _warnings(
     return found
 
 
-def _seldom(experiment: Experiment, trust: results.Trust) -> dict[str, list[str]]:
+def _seldom(experiment: Experiment, standing: results.Standing) -> dict[str, list[str]]:
     """Return of each teacher the classes whose certainty has less support than a policy asks."""
     least = experiment.config.policy.min_support
     return {
         t: [c for c, pixels in of.support.items() if pixels < least * sum(of.support.values())]
-        for t, of in trust.certainty.items()
+        for t, of in standing.certainty.items()
     }
 
 

@@ -40,8 +40,8 @@ _NOT_MADE: Final = {
 }
 
 
-class Trust(NamedTuple):
-    """What is known without ground truth of which teacher to trust with which class.
+class Standing(NamedTuple):
+    """How the teachers stand at each class, as far as that is told without ground truth.
 
     By teacher: the `certainty` of its probe, where it has one, and the IoU of each class that the
     label model expects of it, `reliability`. That is empty where there is no model, or a `doubt`:
@@ -61,9 +61,9 @@ class Trust(NamedTuple):
         }
 
 
-def trust(experiment: Experiment, decisions: Mapping[str, Decision]) -> Trust:
-    """Return what is published of which teacher to trust."""
-    names = [t.name for t in experiment.teachers]
+def standing(experiment: Experiment, decisions: Mapping[str, Decision]) -> Standing:
+    """Return what is published of how the teachers stand."""
+    classes, names = experiment.classes.classes, [t.name for t in experiment.teachers]
     found = {t: told(Certainty, certainty_id(t), decisions) for t in names}
     certainty = {t: of for t, of in found.items() if of is not None}
     reliability, doubt = {}, None
@@ -71,11 +71,9 @@ def trust(experiment: Experiment, decisions: Mapping[str, Decision]) -> Trust:
     if model is not None:
         doubt = doubt_of(len(model.weights), model.opinions)
         if doubt is None:
-            rows = [
-                dict(zip(experiment.classes.classes, r, strict=True)) for r in model.reliability
-            ]
+            rows = [dict(zip(classes, row, strict=True)) for row in model.reliability]
             reliability = dict(zip(names, rows, strict=True))
-    return Trust(told(Policy, policy_id(), decisions), certainty, reliability, doubt)
+    return Standing(told(Policy, policy_id(), decisions), certainty, reliability, doubt)
 
 
 def told(
@@ -129,8 +127,8 @@ def results(
     missing = not_scored(experiment, split, decisions)
     names = [m.name for m in found if m.kind == "fusion"]
     fusions = {name: a for name in names if (a := made(fusion_id(name, split), decisions))}
-    trusted = trust(experiment, decisions)
-    sure = {t: of.certainty for t, of in trusted.certainty.items()}
+    known = standing(experiment, decisions)
+    sure = {t: of.certainty for t, of in known.certainty.items()}
     truth = made(truth_id(split), decisions)
     student = experiment.config.student
     shared = len(experiment.overlap(split))
@@ -151,14 +149,14 @@ def results(
         "not_scored": [m for m in missing if (m["kind"], m["name"]) not in there],
         "student_selected_on": student.watch if student.checkpoint == "best" else None,
         "conflict": {name: FusedMaps.told_by(a).conflict for name, a in fusions.items()},
-        "policy": trusted.policy.teacher if trusted.policy else {},
-        "policy_fallback": trusted.policy.fallback if trusted.policy else [],
+        "policy": known.policy.teacher if known.policy else {},
+        "policy_fallback": known.policy.fallback if known.policy else [],
         "certainty": sure,
-        "reliability": trusted.reliability,
-        "doubt": trusted.doubt,
+        "reliability": known.reliability,
+        "doubt": known.doubt,
         "label_model": _rule(experiment, split, decisions),
         "suspicions": _of_truth(split, found, classes),
-        "estimates": estimates(methods, {"certainty": sure, "reliability": trusted.reliability}),
+        "estimates": estimates(methods, {"certainty": sure, "reliability": known.reliability}),
         "nodes": costs(decisions),
         "seconds_per_image": {name: _per_image(a) for name, a in fusions.items()},
     }
