@@ -127,9 +127,10 @@ def command(
         return
     split = pick_split(experiment, split)
     found = write_results(experiment, split, decisions, all_fusions=every)
-    for file in outputs(experiment):
-        table = WRITERS[file.path.suffix](with_confmats(found, decisions))
-        file.write(as_utf8(table))
+    if output:
+        content = with_confmats(found, decisions)
+        for file in outputs(experiment):
+            file.write(as_utf8(WRITERS[file.path.suffix](content)))
     if every and found["estimates"]:
         from ensdistill.cli import charts
 
