@@ -173,10 +173,12 @@ def explanation(
         made(d.artifact.manifest)
     elif d.previous is not None:
         echo(f"compared with the nearest that was made, {d.previous.path}:")
-    called = {} if d.work is None else d.work.called
-    names = {f"inputs.{role}{end}": n for role, n in called.items() for end in ("", ".content")}
+    before = {} if d.previous is None else d.previous.manifest.called
+    now = {} if d.work is None else d.work.called
     for change in d.changes:
-        name = f" ({names[change.field]})" if change.field in names else ""
+        role = change.field.removeprefix("inputs.").removesuffix(".content")
+        names = " -> ".join(dict.fromkeys(of[role] for of in (before, now) if role in of))
+        name = f" ({names})" if names else ""
         echo(f"  {change.field}{name}: {_value(change.old)} -> {_value(change.new)}")
     if images is not None and d.state is not State.FRESH:
         for what, ids in (("new", images.new), ("gone", images.gone)):

@@ -71,6 +71,22 @@ def test_a_changed_teacher_is_named(made):
     assert made.json("explain", "student")["called"] == {}
 
 
+def test_the_teacher_that_had_a_role_is_named_too(made):
+    made.settings["fusion"] = {"method": "majority"}
+    del made.settings["policy"]
+    made.write()
+    made.call("fuse")
+    made.settings["teachers"][0]["name"] = "z"
+    made.write()
+    text = made.call("explain", "fusion")
+    assert "\n  inputs.teacher00 (a -> b): " in text
+    assert "\n  inputs.teacher01 (b -> z): " in text
+    made.settings["teachers"].pop(0)
+    made.write()
+    text = made.call("explain", "fusion")
+    assert "\n  inputs.teacher01 (b): " in text and " -> nothing\n" in text
+
+
 def test_a_fresh_node_says_how_it_was_made(made):
     text = made.call("explain", "fusion")
     assert text.startswith("fusion is fresh\n")
