@@ -53,7 +53,10 @@ _OF_HOME: Final = (
 )
 # The last holds transformers' copies of a folder's own modules, which are hashed there.
 _PACKAGES: Final = {"site-packages", "dist-packages", "__pycache__", "transformers_modules"}
-_OURS: Final = [Path(__file__).parents[2] / name for name in ("cli", "data", "pipeline", "stages")]
+_OURS: Final = [
+    os.path.realpath(Path(__file__).parents[2] / name)
+    for name in ("cli", "data", "pipeline", "stages")
+]
 _GRAIN: Final = 0.05  # seconds by which a file may seem older than it is
 
 
@@ -130,6 +133,8 @@ class Reads:
             return False
         if Path(real).is_relative_to(self._root):
             return True
+        if any(Path(real).is_relative_to(folder) for folder in _OURS):  # perhaps a temporary clone
+            return False
         if Path(real).is_relative_to(os.path.realpath(tempfile.gettempdir())):
             return Path(real).stat().st_ctime < self._begin
         return not any(Path(real).is_relative_to(folder) for folder in _system())
@@ -184,11 +189,11 @@ def _source(path: str) -> str:
 
 @functools.cache
 def _system() -> list[str]:
-    """Return the folders of the system, of Python and of ourselves."""
+    """Return the folders of the system and of Python."""
     prefixes = [
         Path(prefix) / name for prefix in (sys.prefix, sys.base_prefix) for name in _OF_PYTHON
     ]
     python = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-    folders: list[Any] = [*_SYSTEM, *prefixes, *python, *_OURS]
+    folders: list[Any] = [*_SYSTEM, *prefixes, *python]
     folders += [os.path.expanduser(f"~/{name}") for name in _OF_HOME]  # noqa: PTH111 - or none
     return [os.path.realpath(folder) for folder in folders]

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from worlds import network_world
 
+from ensdistill.stages.networks import kinds
 from ensdistill.stages.networks.reads import Reads
 
 WAYS = {
@@ -126,6 +127,16 @@ def test_only_what_was_in_the_temporary_folder_before_counts_there(tmp_path, mon
         new.write_bytes(b"x")
         new.read_bytes()
     assert reads.unhashed() == [str(new)]
+
+
+def test_our_own_code_is_nobodys_file_in_a_temporary_clone_either(tmp_path, monkeypatch):
+    ours = Path(kinds.__file__)
+    monkeypatch.setattr("tempfile.tempdir", str(ours.parents[2]))
+    reads = Reads([], tmp_path)
+    reads._loaded = set()  # where it is imported while the network is made
+    with reads:
+        ours.read_bytes()
+    assert reads.unhashed() == []
 
 
 def test_what_other_threads_of_this_process_read_is_theirs(tmp_path):
