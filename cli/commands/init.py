@@ -43,7 +43,7 @@ _CAMVID_MAP = {
     type=click.Choice(TEMPLATES),
     default="folders",
     show_default=True,
-    help="`folders`: any images. `cityscapes`: GTA5 to Cityscapes, the paper's recipe. "
+    help="`folders`: any images. `cityscapes`: GTA5 to Cityscapes, the paper's preset. "
     f"`camvid`: the folder that the variable {CAMVID} names.",
 )
 @options.output("The experiment file to write.", default=options.EXPERIMENT)
