@@ -213,10 +213,13 @@ def described(
     return model.model_validate(content)
 
 
-def misfit(content: object, model: type[Foreign]) -> str | None:
-    """Return the first thing in which a JSON value is not as described, None if it is."""
+def misfit(content: object, model: type[Foreign], context: object = None) -> str | None:
+    """Return the first thing in which a JSON value is not as described, None if it is.
+
+    `context` is what the model's own validators ask.
+    """
     try:
-        model.model_validate(content)
+        model.model_validate(content, context=context)
     except ValidationError as failed:
         return shortened(_explain(failed.errors()[0], content, model))
     return None

@@ -42,7 +42,7 @@ class Form:
     """What a stage's result, and the records of its items, are by type."""
 
     version: int  # of the stage that writes them so; of others nothing is known
-    result: Callable[[object], str | None]  # returns what does not fit, None if all does
+    result: Callable[[Manifest], str | None]  # returns what does not fit, None if all does
     record: Callable[[object], str | None]
 
 
@@ -274,7 +274,7 @@ def read_manifest(path: Path, forms: Mapping[str, Form] | None = None) -> Manife
 
 def _misfit(manifest: Manifest, form: Form) -> tuple[str, str] | None:
     """Return which field does not go with the others, and why; None if all do."""
-    why = form.result(manifest.result)
+    why = form.result(manifest)
     if why is not None:
         return "result", f": {why}"
     hashed = manifest.stage, manifest.version, manifest.recipe, manifest.inputs

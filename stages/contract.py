@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from ensdistill.pipeline.config import Foreign
+from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.fingerprint import Json
-from ensdistill.pipeline.manifest import Artifact
+from ensdistill.pipeline.manifest import Artifact, Manifest
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
@@ -26,7 +27,24 @@ def _rectangular(rows: list[list[T]]) -> list[list[T]]:
 Counts = Annotated[list[list[Count]], AfterValidator(_rectangular)]
 Numbers = Annotated[list[list[float]], AfterValidator(_rectangular)]
 Maybes = Annotated[list[list[float | None]], AfterValidator(_rectangular)]
-ByClass = dict[str, float | None]
+
+
+def _of_each_class(found: dict[str, T], info: ValidationInfo) -> dict[str, T]:
+    manifest: Manifest | None = info.context
+    recipe: dict[str, Any] = {} if manifest is None else manifest.recipe
+    classes = recipe.get("classes", recipe.get("assign"))
+    if isinstance(classes, list | dict):
+        names = [*map(str, classes)]
+        if odd := [c for c in (*names, *found) if (c in names) != (c in found)]:
+            raise ValueError(
+                f"expected one of each class; {some(odd)} is of recipe or result alone"
+            )
+    return found
+
+
+ByClass = Annotated[dict[str, T], AfterValidator(_of_each_class)]
+"""Of every class of the experiment, as the recipe that an artifact is made by has them."""
+Named = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,7 @@ class Labelled(Result):
     """Of label maps: how many images, and how many pixels each class has in them."""
 
     images: Count
-    labels: dict[str, Count]
+    labels: ByClass[Count]
 
 
 class LabelMap(Record):

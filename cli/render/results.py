@@ -26,7 +26,7 @@ from ensdistill.stages.reading.tables import (
 )
 
 if TYPE_CHECKING:
-    from ensdistill.stages.contract import ByClass
+    from ensdistill.stages.contract import Named
     from ensdistill.stages.nodes.certainty.plan import Certainty
     from ensdistill.stages.nodes.policy.plan import Policy
     from ensdistill.stages.reading.results import Standing
@@ -98,7 +98,7 @@ def _policy(chosen: Policy, certainty: Mapping[str, Certainty]) -> None:
         echo("fallback: no probe is sure of the class on enough pixels (min_support)")
 
 
-def _reliability(found: Mapping[str, ByClass]) -> None:
+def _reliability(found: Mapping[str, Named]) -> None:
     """Print the IoU per class that the label model expects of every teacher, in percent."""
     table = Table("class", title="what the label model expects, IoU in percent")
     table.add_numbers(*found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ensdistill.pipeline.config import misfit
-from ensdistill.pipeline.manifest import Form
+from ensdistill.pipeline.manifest import Form, Manifest
 from ensdistill.pipeline.node import AnyWork, Command, Node, NodeId, Upstream
 from ensdistill.stages.contract import Record, Result
 from ensdistill.stages.experiment.schema import TRAIN
@@ -38,8 +38,10 @@ class Stage:
 
         Checksums prove only that they are what somebody wrote; what does not fit is corrupt.
         """
-        result, record = (partial(misfit, model=model) for model in (self.result, self.record))
-        return Form(self.version, result, record)
+        return Form(self.version, self._misfit, partial(misfit, model=self.record))
+
+    def _misfit(self, manifest: Manifest) -> str | None:
+        return misfit(manifest.result, self.result, manifest)
 
     def id(self, of: str | None = None, split: str = TRAIN) -> NodeId:
         """Return the id of one of its nodes; that of the training images names no split."""

@@ -12,7 +12,7 @@ from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import NodeId
 from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.stages.checks import suspicion
-from ensdistill.stages.contract import ByClass, Result
+from ensdistill.stages.contract import Named, Result
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, method_called
@@ -50,7 +50,7 @@ class Standing(NamedTuple):
 
     policy: Policy | None
     certainty: dict[str, Certainty]
-    reliability: dict[str, ByClass]
+    reliability: dict[str, Named]
     doubt: str | None
 
     def to_json(self) -> dict[str, Any]:

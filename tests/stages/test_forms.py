@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,16 @@ def artifacts():
     return found
 
 
+def told(artifact, result):
+    """Return what is said of another result of an artifact."""
+    return artifact.form.result(replace(artifact.manifest, result=result))
+
+
 def test_every_stage_has_its_form(artifacts):
     assert set(FORMS) == set(VERSIONS)
     assert {stage: form.version for stage, form in FORMS.items()} == dict(VERSIONS)
     for stage, artifact in artifacts.items():
-        assert FORMS[stage].result(artifact.manifest.result) is None
+        assert FORMS[stage].result(artifact.manifest) is None
         for record in artifact.items:
             assert FORMS[stage].record(record) is None
 
@@ -61,9 +67,9 @@ def test_of_every_stage_it_is_said_what_is_read():
 def test_a_field_that_is_read_is_there_and_of_its_type(artifacts, stage, field):
     result = artifacts[stage].manifest.result
     without = {name: value for name, value in result.items() if name != field}
-    assert FORMS[stage].result(without) == f"the key {field!r} is missing"
+    assert told(artifacts[stage], without) == f"the key {field!r} is missing"
     for wrong in ("x" if field != "strategy" else 3, ["x", None], {"x": ["y"]}, float("nan")):
-        why = FORMS[stage].result({**result, field: wrong})
+        why = told(artifacts[stage], {**result, field: wrong})
         assert why is not None and why.removeprefix("the key '").startswith(field), wrong
         assert len(why) < 300
 
@@ -87,8 +93,64 @@ def test_values_within_a_field_are_looked_at(artifacts):
         for key in way:
             holder = holder[key]
         holder[last] = wrong
-        told = FORMS[stage].result(result)
-        assert (told.startswith(str(at[0])) and "expected" in told) or "rows of one" in told, at
+        why = told(artifacts[stage], result)
+        assert (why.startswith(str(at[0])) and "expected" in why) or "rows of one" in why, at
+
+
+def of_each_class(value, classes):
+    """Yield ways to the parts of a result that are of each class."""
+    if isinstance(value, dict):
+        if value.keys() == set(classes):
+            yield ()
+        for key, part in value.items():
+            yield from ((key, *way) for way in of_each_class(part, classes))
+    if isinstance(value, list):
+        for number, part in enumerate(value[:1]):
+            yield from ((number, *way) for way in of_each_class(part, classes))
+
+
+OF_EACH = ["infer", "truth", "fusion", "policy", "certainty", "evaluation", "pixel-weights"]
+
+
+@pytest.mark.parametrize("stage", OF_EACH)
+@pytest.mark.parametrize("change", ["one is gone", "one is new", "one is another"])
+def test_what_is_of_each_class_is_so(artifacts, stage, change):
+    classes = artifacts["infer"].manifest.recipe["classes"]
+    ways = list(of_each_class(artifacts[stage].manifest.result, classes))
+    assert ways
+    for way in ways:
+        result = copy.deepcopy(artifacts[stage].manifest.result)
+        holder = result
+        for key in way:
+            holder = holder[key]
+        some = holder["sky"]
+        if change != "one is new":
+            del holder["sky"]
+        if change != "one is gone":
+            holder["heaven"] = some
+        assert "class" in told(artifacts[stage], result), way
+
+
+def test_a_policy_is_of_the_teachers_that_it_was_chosen_from(artifacts):
+    result = copy.deepcopy(artifacts["policy"].manifest.result)
+    result["teacher"]["sky"] = "nobody"
+    assert told(artifacts["policy"], result) == "teacher: nobody is none that it was made from"
+    result = copy.deepcopy(artifacts["policy"].manifest.result)
+    result["fallback"] = ["heaven"]
+    assert told(artifacts["policy"], result) == "fallback: heaven is no class"
+
+
+@pytest.mark.parametrize("field", ["weights", "prior", "confusions", "reliability"])
+def test_a_label_model_is_of_its_teachers_and_classes(artifacts, field):
+    whole = artifacts["label-model"].manifest.result
+    fewer = [whole[field][1:]] if field != "prior" else []
+    if field != "weights":
+        fewer.append([of[1:] for of in whole[field]])
+    if field == "confusions":
+        fewer.append([[row[1:] for row in of] for of in whole[field]])
+    for found in fewer:
+        why = told(artifacts["label-model"], {**whole, field: found})
+        assert why == "expected a model of 3 teachers and 5 classes"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import ConfigDict
 
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import ByClass, Count, Counts, OfClasses, Record, Result
+from ensdistill.stages.contract import Count, Counts, Named, OfClasses, Record, Result
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.ablation.compositions import as_items
 from ensdistill.stages.nodes.evaluation import plan as evaluation
@@ -28,7 +28,7 @@ class ByMethod(Result):
 
     model_config = ConfigDict(extra="allow")
 
-    __pydantic_extra__: ByClass
+    __pydantic_extra__: Named
 
 
 class Spoilt(ByMethod):
@@ -38,7 +38,7 @@ class Spoilt(ByMethod):
     added: str | None
     of: str | None = None
     miou: float | None
-    loss: ByClass | None = None
+    loss: Named | None = None
 
 
 class Composition(ByMethod):
@@ -53,7 +53,7 @@ class Flexibility(ByMethod):
     """In which share of compositions a method is no worse than the best, and its mean margin."""
 
     compositions: list[Composition]
-    margin: ByClass
+    margin: Named
 
 
 class Ablated(Result):
@@ -61,7 +61,7 @@ class Ablated(Result):
 
     images: Count
     fitted_images: Count
-    teachers: ByClass
+    teachers: Named
     robustness: list[Spoilt]
     flexibility: Flexibility
 

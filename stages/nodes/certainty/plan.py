@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
+
+from pydantic import model_validator
 
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import ByClass, Count, Recipe, Record, Result
+from ensdistill.stages.contract import Count, Named, Recipe, Record, Result
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
 from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
@@ -23,10 +25,19 @@ class Certainty(Result):
     those are, `labelled` how many the teacher calls so, and `has_class` whether it can call any so.
     """
 
-    certainty: ByClass
+    certainty: Named
     support: dict[str, Count]
     labelled: dict[str, Count]
     has_class: dict[str, bool]
+
+    @model_validator(mode="after")
+    def _of_the_same_classes(self) -> Self:
+        for found in (self.certainty, self.support, self.labelled):
+            if found.keys() != self.has_class.keys():
+                raise ValueError(
+                    "expected certainty, support, labelled and has_class of all classes"
+                )
+        return self
 
 
 class Sums(Record):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import ByClass, Counts, OfClasses, Result
+from ensdistill.stages.contract import ByClass, Counts, Named, OfClasses, Result
 from ensdistill.stages.fusions import METHODS, FusionMethod, method_called
 from ensdistill.stages.local import Local
 from ensdistill.stages.nodes.fusion import plan as fusion
@@ -31,12 +31,12 @@ class Method(Result):
     name: str
     kind: str
     miou: float | None
-    iou: ByClass
+    iou: ByClass[float | None]
     miou_covered: float | None
-    iou_covered: ByClass
+    iou_covered: ByClass[float | None]
     coverage: float | None
     pixel_accuracy: float | None
-    miou_subsets: ByClass | None = None
+    miou_subsets: Named | None = None
     confmat: Counts
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
-from ensdistill.stages.contract import ByClass, Count, Labelled, LabelMap
+from ensdistill.stages.contract import ByClass, Count, Labelled, LabelMap, Named
 from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.fusions.channel import ByOwner
 from ensdistill.stages.fusions.method import Fused, FusionMethod
@@ -31,7 +31,7 @@ class FusedMaps(Labelled):
     conflict: float | None = None
     hole: float | None = None
     ignored: float | None = None
-    classes: dict[str, ByClass] | None = None
+    classes: ByClass[Named] | None = None
 
 
 class FusedMap(LabelMap):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Self
 
+from pydantic import ValidationInfo, model_validator
+
+from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Count, Maybes, Numbers, OfClasses, Result
 from ensdistill.stages.experiment.experiment import Experiment
@@ -29,6 +33,21 @@ class Modelled(Result):
     rounds: Count
     converged: bool
     fallback: str | None
+
+    @model_validator(mode="after")
+    def _of_its_own(self, info: ValidationInfo) -> Self:
+        """Refuse what is of more or fewer teachers and classes than it was made from."""
+        if info.context is not None:
+            manifest: Manifest = info.context
+            found = manifest.recipe.get("classes")
+            teachers, classes = len(manifest.inputs), len(found) if isinstance(found, list) else 0
+            by_teacher = (self.weights, self.confusions, self.reliability)
+            by_class: list[Sequence[object]] = [*self.prior, *self.reliability, *self.confusions]
+            by_class += (row for of in self.confusions for row in of)
+            sizes = {len(of) for of in by_teacher}, {len(of) for of in by_class}
+            if sizes != ({teachers}, {classes}):
+                raise ValueError(f"expected a model of {teachers} teachers and {classes} classes")
+        return self
 
 
 STAGE: Final = Stage("label-model", 2, Modelled)

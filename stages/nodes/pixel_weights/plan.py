@@ -22,7 +22,7 @@ class Weighed(Result):
 
     images: Count
     mean: float | None
-    classes: ByClass
+    classes: ByClass[float | None]
 
 
 class WeightMap(LabelMap):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
+from pydantic import ValidationInfo, model_validator
+
+from ensdistill.pipeline.figures import some
+from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Recipe, Result
 from ensdistill.stages.experiment.schema import TRAIN
@@ -27,9 +31,28 @@ class Policy(Result):
     """
 
     strategy: str
-    teacher: dict[str, str | None]
-    certainty: ByClass
+    teacher: ByClass[str | None]
+    certainty: ByClass[float | None]
     fallback: list[str]
+
+    @model_validator(mode="after")
+    def _of_its_own(self, info: ValidationInfo) -> Self:
+        """Refuse classes and teachers that it was not made from."""
+        if strange := [c for c in self.fallback if c not in self.teacher]:
+            raise ValueError(f"fallback: {some(strange)} is no class")
+        known = None if info.context is None else _teachers(info.context)
+        if known and (strange := [t for t in self.teacher.values() if t and t not in known]):
+            raise ValueError(f"teacher: {some(strange)} is none that it was made from")
+        return self
+
+
+def _teachers(manifest: Manifest) -> list[object]:
+    """Return the teachers that a policy was chosen from, in the ways that a recipe names them."""
+    known: list[object] = [*manifest.called.values()]
+    for key in ("evidence", "reliability", "assign"):
+        if isinstance(found := manifest.recipe.get(key), dict):
+            known += found.values() if key == "assign" else found
+    return known
 
 
 STAGE: Final = Stage("policy", 1, Policy)
