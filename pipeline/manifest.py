@@ -25,7 +25,7 @@ from ensdistill.pipeline.opening import (
 
 MANIFEST: Final = "manifest.json"
 ITEMS: Final = "items.jsonl"
-FORMAT: Final = 1  # of the file; no key has it (see `fingerprint.KEYS`)
+FORMAT: Final = 2  # of the file; no key has it (see `fingerprint.KEYS`)
 SHORT: Final = 12  # hex digits of the fingerprint in a folder's name
 REPAIR: Final = "`ensdistill verify --repair` makes it good"
 

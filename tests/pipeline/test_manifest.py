@@ -12,6 +12,7 @@ from ensdistill.pipeline.errors import CorruptError
 from ensdistill.pipeline.fingerprint import digest, fingerprint
 from ensdistill.pipeline.journal import seal
 from ensdistill.pipeline.manifest import (
+    FORMAT,
     RECORDED,
     Artifact,
     Manifest,
@@ -218,8 +219,9 @@ def test_damage_is_named_beside_and_in_what_a_later_version_adds(file):
 
 
 def test_a_manifest_of_another_format_is_refused_with_both_numbers(file):
-    error = refused(file, replace(MANIFEST, format=2).to_bytes())
-    assert "format 2, expected 1" in str(error)
+    for other in (FORMAT - 1, FORMAT + 1):
+        error = refused(file, replace(MANIFEST, format=other).to_bytes())
+        assert f"format {other}, expected {FORMAT}; it was made by another version" in str(error)
 
 
 @pytest.mark.parametrize(
