@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -246,10 +247,13 @@ def other_content(artifact: Artifact, upstream: Mapping[str, Artifact | None]) -
 
 
 def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:
-    """Return the leaves in which two JSON values differ, with dotted paths, sorted by path."""
+    """Return the leaves in which two JSON values differ, with dotted paths, sorted by path.
+
+    What is numbered is in the order of its numbers.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         found: list[Change] = []
-        for key in sorted({*old, *new}):
+        for key in sorted({*old, *new}, key=_in_numbers):
             path = f"{field}.{key}" if field else key
             if key in old and key in new:
                 found += differences(old[key], new[key], path)
@@ -258,6 +262,10 @@ def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:
         return tuple(found)
     # as the fingerprint sees them: a tuple is a list, but 1 is neither 1.0 nor true
     return () if canonical_json(old) == canonical_json(new) else (Change(field, old, new),)
+
+
+def _in_numbers(key: str) -> list[str | int]:
+    return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", key)]
 
 
 def describe(change: Change) -> str:

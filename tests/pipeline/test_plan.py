@@ -456,6 +456,11 @@ def test_differences_are_those_of_the_fingerprint(old, new, fields):
     assert (fingerprint("s", 1, old, {}) == fingerprint("s", 1, new, {})) is (fields == [])
 
 
+def test_differences_are_in_the_order_of_their_numbers():
+    old = {f"teacher{k:02}": k for k in range(97, 103)}
+    assert [c.field for c in differences(old, {})] == list(old)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
