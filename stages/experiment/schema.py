@@ -520,9 +520,9 @@ class Fusion(Section):
     conflict: Literal["window", "certainty", "ignore"] = "window"
     holes: Literal["window", "ignore"] = "window"
 
-    @field_validator("method")
+    @field_validator("method", mode="before")
     @classmethod
-    def _known(cls, method: str) -> str:
+    def _known(cls, method: object) -> object:
         known = [repr(m.name) for m in METHODS if m.is_own]
         if repr(method) not in known:
             raise ValueError(

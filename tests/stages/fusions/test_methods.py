@@ -84,7 +84,7 @@ def test_the_schema_takes_each_method_that_is_no_yardstick():
     for method in METHODS:
         if method.is_own:
             assert Fusion(method=method.name).method == method.name
-        else:
-            with pytest.raises(ValueError, match="expected 'label-model', 'channel' or 'majority'"):
-                Fusion(method=method.name)
+    for other in (*(m.name for m in METHODS if not m.is_own), "soft", 3, None, ["majority"]):
+        with pytest.raises(ValueError, match="expected 'label-model', 'channel' or 'majority'"):
+            Fusion(method=other)
     assert len({method.name for method in METHODS}) == len(METHODS)
