@@ -42,6 +42,7 @@ from ensdistill.stages.labelmaps import LabelMaps, LabelReader, Stored
 from ensdistill.stages.local import Local, local_of
 from ensdistill.stages.nodes.fusion.plan import fusion_id
 from ensdistill.stages.nodes.infer.plan import infer_id
+from ensdistill.stages.reading.outputs import require_outside_artifacts
 from ensdistill.stages.work.items import for_each
 
 Ids = Literal["train-ids", "label-ids", "palette"]
@@ -142,7 +143,7 @@ def order(
     Raises
     ------
     ConfigError
-        If there are no such label maps or ids, or the target exists.
+        If there are no such label maps or ids, or the target exists or is among artifacts.
     NotReadyError
         If the label maps are not published and fresh.
     """
@@ -157,6 +158,7 @@ def order(
     if ids == "label-ids":
         _require_label_ids(experiment.classes)
     require_absent(target)
+    require_outside_artifacts(target, experiment)
     artifact = require_fresh(decisions, node_id)
     work = decisions[node_id].work
     assert work is not None

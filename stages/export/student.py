@@ -28,6 +28,7 @@ from ensdistill.stages.networks.folders import read_description
 from ensdistill.stages.networks.frozen import WEIGHTS, load_student
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import HfSegmentation, Padded, hf_segmentation, quiet
+from ensdistill.stages.reading.outputs import require_outside_artifacts
 
 Form = Literal["hf", "onnx", "state-dict"]
 
@@ -94,7 +95,7 @@ def order(
     Raises
     ------
     ConfigError
-        If something of that name exists.
+        If something of that name exists, or it is among artifacts.
     NotReadyError
         If the student is not published and fresh.
     DataError
@@ -111,6 +112,7 @@ def order(
     base = target.with_suffix("") if own and target.suffix == own[-1] else target
     paths = tuple(base.with_name(base.name + ending) for ending in own) or (target,)
     require_absent(*paths)
+    require_outside_artifacts(target, experiment)
     artifact = require_fresh(decisions, "student")
     description = read_description(artifact.path)
     if form == "hf":

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from ensdistill.data.classes import table_file
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.pipeline.manifest import MANIFEST
 from ensdistill.pipeline.opening import NotRegularError, open_regular
 
 if TYPE_CHECKING:
@@ -51,14 +50,14 @@ class Output:
         Raises
         ------
         ConfigError
-            If it lies in no folder or in an artifact, if something is there that this command did
+            If it lies in no folder or among artifacts, if something is there that this command did
             not write, or, whatever the user said, an input, or what is no file.
         """
         path = self.path
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: {path.parent} is no folder; make it first")
         if self.experiment is not None:
-            _require_outside_artifacts(path, self.experiment)
+            require_outside_artifacts(path, self.experiment)
         if not os.path.lexists(path):
             return
         own = self._is_own()
@@ -121,14 +120,18 @@ def write_fixed(path: Path, content: bytes, mark: re.Pattern[bytes]) -> None:
     atomic.update_bytes(path, content)
 
 
-def _require_outside_artifacts(path: Path, experiment: Experiment) -> None:
+def require_outside_artifacts(path: Path, experiment: Experiment) -> None:
+    """Refuse a place among the artifacts of a workspace, whose folders are the stages'.
+
+    Raises
+    ------
+    ConfigError
+        If it is one.
+    """
     root = Path(os.path.realpath(experiment.workspace.root))
     place = Path(os.path.realpath(path))
-    if place.is_relative_to(root):
-        parts = place.relative_to(root).parts
-        if len(parts) > 2 and (root / parts[0] / parts[1] / MANIFEST).exists():
-            artifact = root / parts[0] / parts[1]
-            raise ConfigError(f"{path} lies in the artifact {artifact}; name a file elsewhere")
+    if any(place.is_relative_to(root / stage) for stage in experiment.workspace.forms):
+        raise ConfigError(f"{path} lies among the artifacts of {root}; name a place elsewhere")
 
 
 def _require_no_input(path: Path, experiment: Experiment, command: str) -> None:

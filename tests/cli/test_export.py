@@ -77,6 +77,14 @@ def test_what_is_made_is_named_once(made, out):
     assert left(out) == ["out", "out-named"]
 
 
+@pytest.mark.parametrize("command", [["labels"], ["student", "--as", "hf"]])
+def test_nothing_is_made_among_artifacts(made, command):
+    for place in (made.root / "work/fusion/new", made.root / "work/infer/../student/new/hf"):
+        said = made.refuse("export", *command, "-o", str(place))
+        assert f"{place} lies among the artifacts of" in said
+        assert not place.parent.joinpath("new").exists()
+
+
 def test_a_student_that_is_not_there_is_refused(made, out):
     said = made.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert "NotReadyError: student is missing" in said

@@ -116,11 +116,11 @@ def test_an_input_is_never_overwritten(made, tmp_path, name, word):
     assert (made.root / name).read_bytes() == before
 
 
-def test_nothing_is_written_into_an_artifact(made):
+def test_nothing_is_written_among_artifacts(made):
     folder = made.artifact("fusion").path
-    for name in ("manifest.json", "new.csv"):
-        said = made.refuse("report", "-o", str(folder / name), "--overwrite")
-        assert "lies in the artifact" in said
+    for place in (folder / "manifest.json", folder / "new.csv", folder.parent / "new.csv"):
+        said = made.refuse("report", "-o", str(place), "--overwrite")
+        assert f"{place} lies among the artifacts of" in said
 
 
 def test_tables_are_written_again_and_nothing_else_is(made, tmp_path):
