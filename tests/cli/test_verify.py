@@ -319,9 +319,9 @@ def test_an_artifact_of_another_version_is_left_alone(world):
     path = world.artifact("fusion").path / "manifest.json"
     from dataclasses import replace
 
-    from ensdistill.pipeline.manifest import read_manifest
+    from ensdistill.pipeline.manifest import FORMAT, read_manifest
 
-    content = replace(read_manifest(path.parent), format=2).to_bytes()
+    content = replace(read_manifest(path.parent), format=FORMAT + 1).to_bytes()
     path.write_bytes(content)
     assert world.states()["fusion"] == "corrupt"
     text = world.call("verify", "--repair", expect=1)

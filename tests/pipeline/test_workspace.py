@@ -5,7 +5,7 @@ import pytest
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import fingerprint
 from ensdistill.pipeline.journal import seal
-from ensdistill.pipeline.manifest import Artifact, Manifest
+from ensdistill.pipeline.manifest import FORMAT, Artifact, Manifest
 from ensdistill.pipeline.workspace import Workspace, lock_name, now
 
 A, B, C = (fingerprint("fusion", 1, {"window": n}, {}) for n in (3, 5, 7))
@@ -193,7 +193,7 @@ def test_a_lock_is_named_for_stage_and_folder():
 
 
 def test_an_artifact_is_its_folder_and_manifest(tmp_path):
-    assert Artifact(tmp_path, manifest()).manifest.format == 1
+    assert Artifact(tmp_path, manifest()).manifest.format == FORMAT
 
 
 # spares
