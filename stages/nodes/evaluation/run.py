@@ -8,13 +8,13 @@ open it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.classes import ClassTable
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.stages.functional.numbers import or_none
 from ensdistill.stages.functional.scores import confusion, coverage, iou, mean_iou, pixel_accuracy
@@ -95,7 +95,7 @@ def require_labelled(job: Job[Told, Local]) -> None:
         )
 
 
-def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Any]:
+def method_scores(confmat: Int64, table: ClassTable) -> dict[str, Json]:
     """Return a method's scores as they stand in ``results.json``.
 
     Parameters

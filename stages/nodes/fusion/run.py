@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional import labelmodel
 from ensdistill.stages.functional.fusion import FusionCounts, warm_up
@@ -51,12 +52,12 @@ def run(job: Job[Fused, Local]) -> FusedMaps:
     labelled = np.sum([record["labels"] for record in records], axis=0)
     pixels = sum(h * w for h, w in (record["size"] for record in records))
     counts = [_from_json(record["counts"]) for record in records if "counts" in record]
-    return FusedMaps(
-        images=len(records),
-        coverage=float(labelled.sum() / pixels),
-        labels=dict(zip(classes, labelled.tolist(), strict=True)),
-        **(shares(reduce(add, counts), classes) if counts else {}),
-    )
+    told: dict[str, Json] = {
+        "images": len(records),
+        "coverage": float(labelled.sum() / pixels),
+        "labels": dict(zip(classes, labelled.tolist(), strict=True)),
+    }
+    return FusedMaps.model_validate(told | shares(reduce(add, counts), classes) if counts else told)
 
 
 def _fuse(
@@ -69,7 +70,7 @@ def _fuse(
     return fused, {"labels": counts.label.tolist(), "counts": _to_json(counts)}
 
 
-def shares(counts: FusionCounts, classes: tuple[str, ...]) -> dict[str, Any]:
+def shares(counts: FusionCounts, classes: tuple[str, ...]) -> dict[str, Json]:
     """Return fusion counts as fractions a person can read.
 
     Returns
