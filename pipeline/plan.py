@@ -264,8 +264,9 @@ def differences(old: Any, new: Any, field: str = "") -> tuple[Change, ...]:
     return () if canonical_json(old) == canonical_json(new) else (Change(field, old, new),)
 
 
-def _in_numbers(key: str) -> list[str | int]:
-    return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", key)]
+def _in_numbers(key: str) -> tuple[str, str]:
+    # the key itself as well: `1` and `01` are one number
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), key), key
 
 
 def describe(change: Change) -> str:

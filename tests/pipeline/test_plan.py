@@ -461,6 +461,16 @@ def test_differences_are_in_the_order_of_their_numbers():
     assert [c.field for c in differences(old, {})] == list(old)
 
 
+def test_differences_are_in_one_order_however_numbers_are_spelt():
+    names = [f"{'0' * zeros}7" for zeros in range(8)]  # of a set, in an order of each process
+    assert [c.field for c in differences(dict.fromkeys(names, 1), {})] == sorted(names)
+
+
+def test_numbers_in_what_differs_may_be_of_any_length():
+    names = ["9" * 5000, "8" * 5000]  # int() refuses them
+    assert {c.field for c in differences(dict.fromkeys(names, 1), {})} == set(names)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
