@@ -34,7 +34,7 @@ def _of_each_class(found: dict[str, T], info: ValidationInfo) -> dict[str, T]:
     recipe: dict[str, Any] = {} if manifest is None else manifest.recipe
     classes = recipe.get("classes", recipe.get("assign"))
     if isinstance(classes, list | dict):
-        names = [*map(str, classes)]
+        names = dict.fromkeys(map(str, classes))
         if odd := [c for c in (*names, *found) if (c in names) != (c in found)]:
             raise ValueError(
                 f"expected one of each class; {some(odd)} is of recipe or result alone"

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,21 @@ def test_a_policy_is_of_the_teachers_that_it_was_chosen_from(artifacts):
     result = copy.deepcopy(artifacts["policy"].manifest.result)
     result["fallback"] = ["heaven"]
     assert told(artifacts["policy"], result) == "fallback: heaven is no class"
+
+
+@pytest.mark.parametrize("stage", ["infer", "policy"])
+def test_what_is_of_many_classes_is_soon_looked_at(artifacts, stage):
+    names = [f"class {k}" for k in range(20_000)]
+    manifest, of_each = artifacts[stage].manifest, dict.fromkeys(names, 1)
+    if stage == "infer":
+        recipe, result = {"classes": names}, {"labels": of_each}
+    else:
+        recipe = {"assign": {c: f"teacher {c}" for c in names}}
+        result = {"teacher": recipe["assign"], "certainty": of_each, "fallback": names}
+    forged = replace(manifest, recipe=recipe, result={**manifest.result, **result})
+    begin = time.process_time()
+    assert artifacts[stage].form.result(forged) is None
+    assert time.process_time() - begin < 1  # and not the square of their number
 
 
 @pytest.mark.parametrize("field", ["weights", "prior", "confusions", "reliability"])

@@ -46,12 +46,13 @@ class Policy(Result):
         return self
 
 
-def _teachers(manifest: Manifest) -> list[object]:
+def _teachers(manifest: Manifest) -> set[str]:
     """Return the teachers that a policy was chosen from, in the ways that a recipe names them."""
-    known: list[object] = [*manifest.called.values()]
+    known = {*manifest.called.values()}
     for key in ("evidence", "reliability", "assign"):
         if isinstance(found := manifest.recipe.get(key), dict):
-            known += found.values() if key == "assign" else found
+            names = found.values() if key == "assign" else found
+            known |= {name for name in names if isinstance(name, str)}
     return known
 
 
