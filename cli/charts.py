@@ -73,7 +73,7 @@ def estimates(found: Mapping[str, Any]) -> Figure:
 
 
 def curve(points: Sequence[tuple[int, float]]) -> Figure:
-    """Draw a figure over the steps of a training, at least one."""
+    """Draw a figure of a training: steps and values, at least one of each."""
     figure = _figure(3.3, 2)
     axes = figure.subplots()
     steps, values = zip(*points, strict=True)

@@ -223,7 +223,7 @@ def is_free(folder: Path) -> bool:
 
 
 def cached_bytes(path: Path | str) -> int:
-    """Return what the pixels of a photograph take (see `image_size`)."""
+    """Return the bytes that the pixels of a photograph take, refused as by `image_size`."""
     height, width = image_size(Path(path))
     return _START + 3 * height * width
 

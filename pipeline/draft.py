@@ -108,7 +108,10 @@ class Draft:
                     yield from read_journal(path)
 
     def bind(self, made_from: Mapping[str, str]) -> None:
-        """Forget what was begun from other content: a checkpoint does not say what it has seen."""
+        """Forget what was begun from other content: a checkpoint does not say what it has seen.
+
+        `made_from` is role to the content digest of each upstream artifact.
+        """
         file, content = self.path / _INPUTS, atomic.json_bytes(dict(sorted(made_from.items())))
         was = None
         with suppress(OSError):

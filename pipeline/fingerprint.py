@@ -69,7 +69,7 @@ def checksum(content: bytes) -> str:
 def fingerprint(
     stage: str, version: int, recipe: Mapping[str, Json], inputs: Mapping[str, str]
 ) -> str:
-    """Return the name of an artifact, 64 hex digits: all that determines its content.
+    """Return the name of an artifact, 64 hex digits, by all that determines its content.
 
     Parameters
     ----------

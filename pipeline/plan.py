@@ -41,7 +41,7 @@ class Change:
 
     field: str  # its dotted path, such as `recipe.window` or `inputs.labels`
     old: Any  # None where it did not exist
-    new: Any
+    new: Any  # None where it does not exist
 
 
 @dataclass(frozen=True)

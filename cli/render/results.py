@@ -111,7 +111,7 @@ def _reliability(found: Mapping[str, Named]) -> None:
 
 
 def scores(results: Mapping[str, Any]) -> None:
-    """Print IoU per class and mIoU of every method, in percent, 255 counted as wrong."""
+    """Print what ``results.json`` has of every method: IoU and mIoU in percent, 255 a mistake."""
     methods: Sequence[Mapping[str, Any]] = results["methods"]
     shown = [c for c in results["classes"] if any(m["iou"][c] is not None for m in methods)]
     table = Table("class", title=f"IoU on {results['split']}, percent")
@@ -149,7 +149,7 @@ def scores(results: Mapping[str, Any]) -> None:
 
 
 def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
-    """Print how well what was estimated of each teacher's classes goes with their IoU."""
+    """Print the `estimates` of ``results.json``: how well each teacher's go with its IoU."""
     kinds = [k for k in ("certainty", "reliability") if any(k in of for of in found.values())]
     if not kinds:
         return
@@ -163,7 +163,7 @@ def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> 
 
 
 def ablation(found: Mapping[str, Any]) -> None:
-    """Print what bad teachers cost, what real ones give, and which compositions beat their best."""
+    """Print ``ablation.json``: what bad teachers cost, real ones give, and compositions reach."""
     split, present = found["split"], len(found["classes_present"])
     rows = [*found["robustness"], *found["leave_one_out"]["teachers"]]
     rows += found["flexibility"]["compositions"]

@@ -178,7 +178,7 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder where what the demo writes would replace another file (see `Output`)."""
+    """Refuse a folder where a file would be replaced, as `Output.require_free` does."""
     titles = {f"teachers/{name}.yaml": _TEACHER.format(name) for name in SOURCES}
     titles["experiment.yaml"] = _TITLE
     marks = {k: re.compile(rb"\A# " + re.escape(v.encode())) for k, v in titles.items()}

@@ -77,9 +77,9 @@ class Layout:
     """How many things stand in a scene, on average, and how wide the street is."""
 
     road: tuple[float, float] = (7.0, 10.5)  # from and to, in metres
-    sidewalk: tuple[float, float] = (2.0, 3.6)
+    sidewalk: tuple[float, float] = (2.0, 3.6)  # likewise
     built: float = 0.55  # share of the roadside taken by buildings; the rest is gardens
-    storeys: tuple[int, int] = (2, 5)
+    storeys: tuple[int, int] = (2, 5)  # of a building, from and to
     trees: float = 4.0  # in the street
     posts: float = 7.0  # lamps, signs and traffic lights
     persons: float = 5.0  # on foot
