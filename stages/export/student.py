@@ -112,7 +112,7 @@ def order(
     base = target.with_suffix("") if own and target.suffix == own[-1] else target
     paths = tuple(base.with_name(base.name + ending) for ending in own) or (target,)
     require_absent(*paths)
-    require_outside_artifacts(target, experiment)
+    require_outside_artifacts(paths[-1], experiment)
     artifact = require_fresh(decisions, "student")
     description = read_description(artifact.path)
     if form == "hf":

@@ -85,6 +85,12 @@ def test_nothing_is_made_among_artifacts(made, command):
         assert not place.parent.joinpath("new").exists()
 
 
+def test_a_file_beside_the_artifacts_may_be_called_as_a_stage_is(own):
+    own.call("train-student")
+    own.call("export", "student", "-o", str(own.root / "work/student"), "--as", "state-dict")
+    assert (own.root / "work/student.safetensors").is_file()
+
+
 def test_a_student_that_is_not_there_is_refused(made, out):
     said = made.refuse("export", "student", "-o", str(out), "--as", "state-dict")
     assert "NotReadyError: student is missing" in said
