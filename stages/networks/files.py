@@ -127,10 +127,9 @@ def hash_code(source: Source, digest: DigestOf) -> Hashed:
     if gone:
         raise DataError(f"{where}.files.{gone[0]} is no file")
     code = _code_below(root)
-    own = {os.path.realpath(module) for module in code}
     for key, text in _texts(dict(source.kwargs)):
         path = os.path.join(root, os.path.expanduser(text))  # noqa: PTH111, PTH118 - any text
-        if os.path.isfile(path) and os.path.realpath(path) not in own:  # noqa: PTH113
+        if os.path.isfile(path) and os.path.realpath(path) not in map(os.path.realpath, code):  # noqa: PTH113
             raise DataError(
                 f"{where}.kwargs.{key}: {text!r} is a file, whose content would not be part of "
                 "the network's key; give it in `files`, whose paths the function gets by name"

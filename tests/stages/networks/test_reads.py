@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from worlds import network_world
 
 from ensdistill.stages.networks import kinds
+from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.reads import Reads
 
 WAYS = {
@@ -340,3 +341,14 @@ def test_arguments_that_name_a_file_are_refused(world, code, monkeypatch, kwargs
 def test_arguments_that_name_no_file_or_one_of_the_code_are_taken(world, code, value):
     network_world(world, network=code | {"kwargs": {"arch": value}}, trust="code")
     assert "infer[seg]" in world.states()
+
+
+def test_where_code_really_lies_is_asked_only_for_arguments_that_name_files(tmp_path, monkeypatch):
+    for name in ("nets.py", "more.py"):
+        (tmp_path / name).write_text("")
+    asked, real = [], os.path.realpath
+    monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or real(path))
+    for arch, most in (("resnet50", 0), ("nets.py", 2)):  # each module costs as much as its digest
+        kwargs = {"arch": arch}
+        kinds.hashed(Source("t", "factory", tmp_path, "nets:build", kwargs), str)
+        assert sum(isinstance(path, Path) for path in asked) <= most
