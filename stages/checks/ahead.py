@@ -40,7 +40,7 @@ def look_ahead(
 ) -> dict[str, Any]:
     """Try the networks and trainings that nodes are going to need, as far as they are not fresh.
 
-    The experiment's files are checked.
+    The experiment's files have been checked (`files.check`).
 
     Parameters
     ----------

@@ -483,7 +483,8 @@ def _labels(key: str, folder: Path) -> Need:
 
 def _need(key: str, path: Path, *, folder: bool) -> Need:
     """Return a folder, or a file and whether it is what its first and last bytes should be."""
-    present, problem = path.is_dir() if folder else path.is_file(), None
+    present = path.is_dir() if folder else path.is_file()
+    problem = None
     if present and not folder and path.suffix in (*SAVED, ".onnx", ".pt2"):
         try:
             require_whole(path)

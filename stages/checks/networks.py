@@ -43,7 +43,7 @@ _ALIKE: Final = 0.2  # by which the logarithms of two shapes, height by width, d
 
 
 def require_declared(experiment: Experiment, teacher: Teacher) -> None:
-    """Refuse a network whose files are missing or not as declared, without loading it."""
+    """Refuse, with DataError, a network that shows not to be as declared without being loaded."""
     network = teacher.network
     assert network is not None
     if network.revision is not None:

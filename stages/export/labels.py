@@ -137,8 +137,8 @@ def order(
 ) -> Order:
     """Return what is to be exported, after refusing what cannot be.
 
-    The label maps `of` ``fusion``, of ``student`` or of a teacher; into a zip if the target ends in
-    ``.zip``.
+    These are the label maps `of` ``fusion``, of ``student`` or of a teacher, and go into a zip if
+    the target ends in ``.zip``.
 
     Raises
     ------

@@ -52,7 +52,7 @@ def require_absent(*paths: Path) -> None:
 
 @contextmanager
 def drafted(*paths: Path) -> Iterator[Path]:
-    """Yield a new folder beside `paths`, and give what lies in it their names, in that order.
+    """Yield a new folder beside `paths`; what lies in it gets their names in the end, in order.
 
     A process that is killed leaves only that hidden folder; one that fails or is interrupted
     leaves nothing.

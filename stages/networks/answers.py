@@ -264,7 +264,8 @@ def tensors_in(answer: object, name: str = "", above: tuple[int, ...] = ()) -> l
 def probabilities(scores: Tensor, total: float = 1.0) -> str | None:
     """Return why (N, C, h, w) scores look like probabilities, None if they do not.
 
-    Of some pixel and class; `total` is what probabilities would sum to, where outputs are summed.
+    There are pixels and classes; `total` is what probabilities would sum to, where several outputs
+    are summed.
     """
     low, high = scores.amin().item(), scores.amax().item()
     if low < 0 or not 0 < high <= total:

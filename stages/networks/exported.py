@@ -100,7 +100,7 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
 
 
 def torchscript_network(file: Path, device: torch.device) -> Program:
-    """Load what `torch.jit.save` wrote; DataError if the file is no such program."""
+    """Load what `torch.jit.save` wrote, a program of its own; DataError if the file is none."""
     require_whole(file)
     remedy = "; expected what `torch.jit.save` writes"
     with warnings.catch_warnings(), refusing(f"{file} holds no TorchScript", remedy):

@@ -119,7 +119,10 @@ def hash_folder(source: Source, digest: DigestOf) -> Hashed:
 
 
 def hash_code(source: Source, digest: DigestOf) -> Hashed:
-    """Return the function that makes a network, its arguments, and digests of code and files."""
+    """Return the function that makes a network, its arguments, and digests of code and files.
+
+    DataError if a file is missing, or an argument names one.
+    """
     root, where = source.path, source.where
     if not root.is_dir():
         raise DataError(f"{source.key}: {root} is no folder")
@@ -144,7 +147,7 @@ def hash_code(source: Source, digest: DigestOf) -> Hashed:
 
 
 def require_module(source: Source) -> None:
-    """Refuse a function whose module is not there; whether it works shows when it runs."""
+    """Refuse, with DataError, a function without its module; whether it works shows later."""
     function = source.function or ""
     module = source.path / function.split(":")[0].replace(".", "/")
     if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():

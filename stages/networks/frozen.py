@@ -386,9 +386,9 @@ def freeze(
     device: torch.device,
     **runtime: Any,
 ) -> FrozenNetwork:
-    """Return a network to be run as a teacher's recipe says, whose preprocessing holds.
+    """Return a network to be run as a teacher's recipe says.
 
-    What comes with the network is `declared`; `runtime` is for `FrozenNetwork`.
+    Its own preprocessing is `declared`, and the recipe's holds; `runtime` is for `FrozenNetwork`.
     """
     settings = Preprocessing.from_settings(declared, recipe.get("preprocess", {}))
     reading = Reading.from_recipe(recipe)

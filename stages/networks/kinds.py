@@ -43,7 +43,7 @@ SETTINGS: Final = ("divisor", "revision", "state_dict", "precision")
 
 
 class NetworkKind:
-    """A kind of network; what is said here holds of a file, or folder, that runs no code.
+    """A kind of network; what is said here holds of a file of weights that runs no code.
 
     Attributes
     ----------

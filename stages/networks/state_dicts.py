@@ -82,8 +82,8 @@ def read_tensors(file: Path, *, trusted: bool, advice: str = _ADVICE) -> dict[st
 def plain_tensors(tensors: Mapping[str, Tensor], file: Path, strip: str = "") -> dict[str, Tensor]:
     """Return the tensors that `read_tensors` found in a file, by their plain names.
 
-    These are without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``), and
-    without what the names that count begin with, if they have to (see `below`).
+    These are without the prefixes of wrappers (``module.``, ``model.``, ``_orig_mod.``). Only names
+    that begin with `strip` count, and lose it (see `below`).
 
     Raises
     ------

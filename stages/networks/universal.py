@@ -60,7 +60,7 @@ def hf_teacher(folder: Path, *, trusted: bool, weights: bool = True) -> HfSegmen
     """Load a transformers folder, of a model for semantic or universal segmentation, as a teacher.
 
     It is one from (N, 3, H, W) float32 to (N, C, h, w) logits, or to scores as
-    `UniversalSegmentation`; without `weights` these are random.
+    `UniversalSegmentation`. Its weights are safetensors, random without `weights`.
 
     Raises
     ------

@@ -69,7 +69,7 @@ def learning_rate(recipe: Mapping[str, Any], step: int) -> float:
 
 
 class Average:
-    """The exponential moving average of a network's weights and buffers, itself a network.
+    """The exponential moving average of a network's weights and buffers, kept in `network`.
 
     Over the first steps it is the plain mean, so that the first weights are forgotten; then `decay`
     is what is kept of it at each step.
