@@ -121,16 +121,17 @@ def write_fixed(path: Path, content: bytes, mark: re.Pattern[bytes]) -> None:
 
 
 def require_outside_artifacts(path: Path, experiment: Experiment) -> None:
-    """Refuse a place among the artifacts of a workspace, whose folders are the stages'.
+    """Refuse a place in a stage's folder of the workspace, or in an artifact of a stage not known.
 
     Raises
     ------
     ConfigError
-        If it is one.
+        If it is one, behind a link too.
     """
-    root = Path(os.path.realpath(experiment.workspace.root))
-    place = Path(os.path.realpath(path))
-    if any(place.is_relative_to(root / stage) for stage in experiment.workspace.forms):
+    workspace, place = experiment.workspace, Path(os.path.realpath(path))
+    theirs = [*(workspace.root / stage for stage in workspace.forms), *workspace.folders()]
+    if any(place.is_relative_to(os.path.realpath(folder)) for folder in theirs):
+        root = os.path.realpath(workspace.root)
         raise ConfigError(f"{path} lies among the artifacts of {root}; name a place elsewhere")
 
 

@@ -1,6 +1,8 @@
 """What commands write where a user said: nothing is replaced but what the same command wrote."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +11,9 @@ from worlds import World
 from ensdistill.cli.__main__ import cli
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.demo import experiments
+from ensdistill.stages.graph import FORMS
 from ensdistill.stages.reading import outputs, tables
 from ensdistill.stages.reading.outputs import Output
 
@@ -121,6 +125,19 @@ def test_nothing_is_written_among_artifacts(made):
     for place in (folder / "manifest.json", folder / "new.csv", folder.parent / "new.csv"):
         said = made.refuse("report", "-o", str(place), "--overwrite")
         assert f"{place} lies among the artifacts of" in said
+
+
+def test_nor_among_those_of_a_stage_not_known_or_behind_a_link(made, tmp_path):
+    folder, root, far = made.artifact("fusion").path, tmp_path / "work", tmp_path / "far"
+    shutil.copytree(folder, root / "former" / folder.name)
+    shutil.copytree(folder, far / folder.name)
+    (root / "fusion").symlink_to(far)
+    asked = SimpleNamespace(workspace=Workspace(root, forms=FORMS))
+    for place in ("former/{}/new.csv", "fusion/{}/new.csv", "fusion/new"):
+        path = root / place.format(folder.name)
+        with pytest.raises(ConfigError, match=f"{path} lies among the artifacts of"):
+            outputs.require_outside_artifacts(path, asked)
+    outputs.require_outside_artifacts(root / "former" / "new", asked)
 
 
 def test_tables_are_written_again_and_nothing_else_is(made, tmp_path):
