@@ -170,6 +170,23 @@ def test_a_label_model_is_of_its_teachers_and_classes(artifacts, field):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda methods: methods[1]["confmat"].pop(),
+        lambda methods: [row.pop() for row in methods[1]["confmat"]],
+        lambda methods: methods.clear(),
+        lambda methods: methods.append(methods[0]),
+        lambda methods: methods[0].update(kind="guess"),
+        lambda methods: methods[0].update(name="nobody"),
+    ],
+)
+def test_an_evaluation_is_of_its_methods_and_classes(artifacts, change):
+    result = copy.deepcopy(artifacts["evaluation"].manifest.result)
+    change(result["methods"])
+    assert "methods" in told(artifacts["evaluation"], result)
+
+
+@pytest.mark.parametrize(
     ("field", "new"),
     [
         ("size", None),

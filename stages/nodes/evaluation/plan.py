@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
+from pydantic import ValidationInfo, model_validator
+
+from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import ByClass, Counts, Named, OfClasses, Result
 from ensdistill.stages.fusions import METHODS, FusionMethod, method_called
@@ -39,12 +42,29 @@ class Method(Result):
     miou_subsets: Named | None = None
     confmat: Counts
 
+    @model_validator(mode="after")
+    def _of_the_same_classes(self) -> Self:
+        size = len(self.iou)
+        if [len(row) for row in self.confmat] != [size + 1] * size:
+            raise ValueError(f"confmat: expected {size} rows of {size + 1}")
+        return self
+
 
 class Evaluated(Result):
     """What an evaluation found out."""
 
     classes: list[str]
     methods: list[Method]
+
+    @model_validator(mode="after")
+    def _of_its_own(self, info: ValidationInfo) -> Self:
+        """Refuse methods that it was not made from."""
+        if info.context is not None:
+            manifest: Manifest = info.context
+            roles = manifest.inputs.keys() - {"truth"}
+            if sorted(Role(m.kind, m.name) for m in self.methods) != sorted(roles):
+                raise ValueError(f"methods: expected {', '.join(sorted(roles))}")
+        return self
 
 
 STAGE: Final = Stage("evaluation", 1, Evaluated)
