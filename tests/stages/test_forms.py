@@ -132,6 +132,15 @@ def test_what_is_of_each_class_is_so(artifacts, stage, change):
         assert "class" in told(artifacts[stage], result), way
 
 
+def test_a_certainty_is_of_the_classes_that_its_teacher_has(artifacts):
+    whole = artifacts["certainty"].manifest.result
+    gone = {field: {c: v for c, v in of.items() if c != "sky"} for field, of in whole.items()}
+    flipped = {**whole, "has_class": {c: not has for c, has in whole["has_class"].items()}}
+    for result in (gone, flipped):
+        why = told(artifacts["certainty"], result)
+        assert why == "has_class: expected the classes that its teacher has"
+
+
 def test_a_policy_is_of_the_teachers_that_it_was_chosen_from(artifacts):
     result = copy.deepcopy(artifacts["policy"].manifest.result)
     result["teacher"]["sky"] = "nobody"

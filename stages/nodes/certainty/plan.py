@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 
+from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Count, Named, Recipe, Record, Result
 from ensdistill.stages.experiment.schema import TRAIN, Teacher
@@ -37,6 +38,15 @@ class Certainty(Result):
                 raise ValueError(
                     "expected certainty, support, labelled and has_class of all classes"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _of_its_own(self, info: ValidationInfo) -> Self:
+        """Refuse other classes that its teacher has; which all are its recipe does not say."""
+        if info.context is not None:
+            manifest: Manifest = info.context
+            if [c for c, has in self.has_class.items() if has] != manifest.recipe.get("reached"):
+                raise ValueError("has_class: expected the classes that its teacher has")
         return self
 
 
