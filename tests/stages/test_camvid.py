@@ -78,6 +78,7 @@ def test_segformer_with_random_weights_on_real_images(camvid, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_main_job_and_then_a_sixth_teacher(camvid, tmp_path):
     world = CamVid(tmp_path, camvid)
     sixth = world.settings["teachers"].pop()
