@@ -17,7 +17,7 @@ from numcodecs import zstd
 
 from ensdistill.data.classes import IGNORE_INDEX
 from ensdistill.pipeline.errors import CorruptError, DataError
-from ensdistill.pipeline.opening import NotRegularError, read_regular
+from ensdistill.pipeline.opening import NotRegularError, read_json, read_regular
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -28,14 +28,13 @@ UNWRITTEN: Final = 254
 _DESCRIPTION: Final = "zarr.json"
 _CHUNK: Final = re.compile(r"c\.(\d+)\.0\.0")
 _LEVEL: Final = 1  # of zstd: higher ones take ten times as long for a fifth of the bytes
-_CODECS: Final = ["bytes", "zstd", "crc32c"]
 _REPAIR: Final = "`ensdistill verify --repair` makes it good"
 
 
 class LabelStore:
     """(N, H, W) uint8 train ids; smaller images are padded with 255 at the right and bottom.
 
-    Zarr makes the array and reads its description. Chunks are read and written here, byte for
+    Zarr makes the array. Its description and chunks are read, and chunks written, here, byte for
     byte as Zarr does it: its way through an event loop and a thread takes longer than the codec.
 
     Parameters
@@ -191,28 +190,37 @@ def _described(shape: tuple[int, int, int]) -> bytes:
 def _shape(path: Path) -> tuple[int, int, int]:
     """Return the shape of the array in a folder.
 
+    Its description is read as the JSON that it is: a reader need not wait for Zarr to be imported.
+
     Raises
     ------
     CorruptError
         If there is none, or one that is laid out otherwise.
     """
-    import zarr
-
     try:
-        read_regular(path / _DESCRIPTION)  # or Zarr may wait for what is no file
-        array = zarr.open_array(path, mode="r", zarr_format=3)
-        count, height, width = array.shape
-        if min(array.shape) < 1:
-            raise ValueError(f"shape {array.shape}")
-        laid_out: Any = array.metadata.to_dict()
-        codecs = [codec["name"] for codec in laid_out["codecs"]]
-        separator = laid_out["chunk_key_encoding"]["configuration"]["separator"]
-        whole = array.chunks == (1, height, width) and separator == "."
-        if not whole or array.dtype != np.uint8 or codecs != _CODECS:
-            raise ValueError(f"chunks of {array.chunks} {array.dtype} by {codecs}")
-    except Exception as error:  # Zarr has no kind of its own for spoilt metadata
+        found = read_json(path / _DESCRIPTION)
+        count, height, width = found["shape"]
+        if not all(type(n) is int and n > 0 for n in found["shape"]):
+            raise ValueError("its shape is none")
+        laid_out = {key: found[key] for key in ("zarr_format", "node_type", "data_type")}
+        laid_out |= {"chunks": found["chunk_grid"], "keys": found["chunk_key_encoding"]}
+        laid_out["codecs"] = [codec["name"] for codec in found["codecs"]]
+        if laid_out != _layout(height, width):
+            raise ValueError("it is laid out otherwise")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptError(f"{path}: is no readable label store ({error})") from error
     return count, height, width
+
+
+def _layout(height: int, width: int) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "data_type": "uint8",
+        "chunks": {"name": "regular", "configuration": {"chunk_shape": [1, height, width]}},
+        "keys": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": ["bytes", "zstd", "crc32c"],
+    }
 
 
 def _crc(content: bytes) -> bytes:

@@ -394,6 +394,13 @@ def test_a_map_is_read_into_an_array_of_any_layout(store, path):
         (("data_type",), "int8"),
         (("codecs",), [{"name": "bytes"}]),
         (("shape",), [HEIGHT, WIDTH]),
+        (("shape",), [True, HEIGHT, WIDTH]),
+        (("shape",), [0, HEIGHT, WIDTH]),
+        (("shape",), ["3", HEIGHT, WIDTH]),
+        (("shape",), 3),
+        (("chunk_grid",), []),
+        (("codecs",), {"bytes": "zstd"}),
+        (("node_type",), "group"),
     ],
 )
 def test_an_array_laid_out_otherwise_is_refused(store, path, keys, value):
@@ -409,7 +416,10 @@ def test_an_array_laid_out_otherwise_is_refused(store, path, keys, value):
 
 def test_a_store_goes_to_another_process_without_zarr(store):
     assert pickle.loads(pickle.dumps(store)).shape == store.shape
-    program = "import sys, ensdistill.data.store; sys.exit('zarr' in sys.modules)"
+    program = (
+        "import sys; from pathlib import Path; from ensdistill.data.store import LabelStore\n"
+        f"LabelStore(Path({str(store.path)!r})).present(); sys.exit('zarr' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
