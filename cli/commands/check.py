@@ -31,14 +31,17 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
     Example:
       ensdistill check -c experiment.yaml
     """
-    from ensdistill.stages.checks import ahead, files
+    from ensdistill.stages.checks import files
     from ensdistill.stages.checks.settings import sentences, unread
-    from ensdistill.stages.checks.trainings import sections
     from ensdistill.stages.graph import load
 
     experiment = load(config, rehash=rehash)
     with display() as shown:
         found = files.check(experiment, list(experiment.config.target), shown.bar("check"))
+        # not before: these load torch
+        from ensdistill.stages.checks import ahead
+        from ensdistill.stages.checks.trainings import sections
+
         decisions = plan(build(experiment), experiment.workspace.scan())
         coming = ahead.look_ahead(
             experiment,

@@ -41,11 +41,12 @@ def command(names: tuple[str, ...], part: Part | None, asked: options.Asked) -> 
     if asked.dry_run or part is not None:
         say(done, as_json=asked.as_json)
         return
+    if not asked.as_json:
+        render.engine.report(report)
     from ensdistill.stages.checks.teachers import published
 
     found = published(experiment, decisions)
     if asked.as_json:
         echo_json(report_json(report) | {"teachers": found})
     else:
-        render.engine.report(report)
         render.results.teachers(found)
