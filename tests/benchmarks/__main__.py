@@ -16,7 +16,10 @@ from pathlib import Path
 
 import tests.benchmarks.measure
 
-THEMES = ("kernels", "certainty", "scores", "stores", "samples", "networks", "fusing", "engine")
+THEMES = (
+    *("kernels", "certainty", "scores", "stores", "samples", "networks", "fusing"),
+    *("startup", "engine"),
+)
 
 
 def machine():

@@ -28,8 +28,11 @@ def save(path, array):
     Image.fromarray(array.astype(np.uint8)).save(path)
 
 
-def experiment(root, images=IMAGES, teachers=TEACHERS):
-    """Write an experiment of many tiny images, each file different from all others."""
+def experiment(root, images=IMAGES, teachers=TEACHERS, *, labelled=False):
+    """Write an experiment of many tiny images, each file different from all others.
+
+    Of a labelled one a split of the same images has teacher 0's labels for ground truth.
+    """
     for k in range(images):
         image = np.zeros((8, 8, 3))
         image[0, 0] = (k % 256, k // 256, 0)
@@ -49,6 +52,11 @@ def experiment(root, images=IMAGES, teachers=TEACHERS):
         "student": TINY,
         "runtime": {"device": "cpu", "workers": 2},
     }
+    if labelled:
+        split = {"images": "images/*.png", "labels": "teachers/0/*.png", "overlap": ["train"]}
+        settings["target"]["val"] = split
+        for t, teacher in enumerate(settings["teachers"]):
+            teacher["labels"]["val"] = f"teachers/{t}"
     (root / "experiment.yaml").write_text(yaml.safe_dump(settings))
 
 

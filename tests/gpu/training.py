@@ -3,7 +3,10 @@
 import gc
 import time
 import traceback
+import warnings
+from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -77,6 +80,22 @@ def plain_stepper(model, sizes):
     return step
 
 
+def waits(name, step, device):
+    """Yield how often a step waits for the device, and the lines that do, most often first."""
+    tell = torch.cuda.set_sync_debug_mode if device == "cuda" else lambda _: None
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tell("warn")
+        try:
+            step()
+        finally:
+            tell("default")
+    said = [w for w in found if "synchronizing CUDA operation" in str(w.message)]
+    lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in said)
+    note = ", ".join(f"{count} x {line}" for line, count in lines.most_common())
+    yield figure(f"{name}, waits for the device in a step", len(said), "", note=note)
+
+
 def compared(name, training, model, sizes):
     """Yield images a second and memory of the three loops, measured in turns."""
     step_of, plain = training.stepper(), plain_stepper(model, sizes)
@@ -112,6 +131,7 @@ def compared(name, training, model, sizes):
         seconds(islice(loaded, 2 * sizes.workers))  # what the loaders had made meanwhile
         for turn, batches in turns.items():
             times[turn].append(seconds(batches()))
+    yield from waits(name, lambda: step_of(number % 1000, ready), device)
     images = sizes.batch * sizes.steps
     for turn in turns:
         yield figure(f"{name}, {turn}", images / times.median(turn), "/s", better="more")
