@@ -106,7 +106,11 @@ def test_transformers_loads_the_folder_and_sees_what_the_student_sees(transforme
     transformer.call("export", "student", "-o", str(out), "--as", "hf")
     network, preprocessing = own_network(transformer)
     model = AutoModelForSemanticSegmentation.from_pretrained(out).eval()
-    processor = AutoImageProcessor.from_pretrained(out)
+    try:
+        processor = AutoImageProcessor.from_pretrained(out)
+    except ImportError as error:
+        assert "Torchvision" in str(error)
+        pytest.skip("this version of transformers reads no image without torchvision")
     path = transformer.root / "images/val/val_000000_000019.png"
     seen = processor(Image.open(path), return_tensors="pt")["pixel_values"]
     own = preprocessing.resize(np.array(Image.open(path)))[0]

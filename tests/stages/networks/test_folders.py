@@ -202,6 +202,8 @@ def test_types_whose_backbone_is_looked_up_are_known():
     }
     parts = {kind: getattr(CONFIG_MAPPING[kind], "sub_configs_defaults", {}) for kind in kinds}
     looking = {kind for kind in kinds if "backbone_config" in parts[kind]}
+    if not any(parts.values()):
+        pytest.skip("this version of transformers does not say which")
     assert looking and looking <= {*BACKBONES}
 
 
