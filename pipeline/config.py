@@ -22,6 +22,7 @@ from ensdistill.pipeline.opening import DEEPEST, open_regular, parse_json, what_
 _MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 classes have 20,000
 _MOST_JSON: Final = 100_000_000  # bytes of a JSON file
 _MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
+_MERGE: Final = "tag:yaml.org,2002:merge"  # what `<<` is resolved to
 _LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
 
 
@@ -105,6 +106,22 @@ class _Loader(yaml.SafeLoader):
                     raise _refusal(f"the key {key.value!r} appears twice", key)
                 seen.add(key.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace `<<` by what it stands for; a mapping's own keys win, then the first mapping's.
+
+        Here, because PyYAML 6.0.4 takes equal keys for different ones by what Python did with their
+        texts, and lets now the first win and now the last.
+        """
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        for _, value in (pair for pair in node.value if pair[0].tag == _MERGE):
+            for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(part, yaml.MappingNode):
+                    raise _refusal("`<<` stands for mappings alone", part)
+                self.flatten_mapping(part)
+                merged = [*part.value, *merged]
+        # of equal keys the last one is taken
+        node.value = merged + [pair for pair in node.value if pair[0].tag != _MERGE]
 
 
 def _inside(node: yaml.Node) -> list[yaml.Node]:

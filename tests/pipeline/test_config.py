@@ -219,6 +219,26 @@ def test_a_merged_mapping_may_be_overridden(read):
     }
 
 
+def test_of_merged_mappings_the_first_wins_whatever_their_keys_are_called(tmp_path):
+    """PyYAML 6.0.4 has it otherwise: of short keys the first, of long ones the last."""
+    file = tmp_path / "x.yaml"
+    for key in ("i", "images", "long name", "0"):
+        file.write_text(
+            f"one: &one {{{key}: 1, a: 1}}\nother: &other {{<<: *one, {key}: 2, b: 2}}\n"
+            f"first: {{<<: [*one, *other]}}\nlast: {{<<: [*other, *one], a: 3}}\n"
+        )
+        found = read_yaml(file)
+        name = int(key) if key.isdigit() else key
+        assert found["other"] == {name: 2, "a": 1, "b": 2}
+        assert found["first"] == {name: 1, "a": 1, "b": 2}
+        assert found["last"] == {name: 2, "a": 3, "b": 2}
+
+
+@pytest.mark.parametrize("merged", ["<<: 1", "<<: [1]", "<<: [[]]", "<<:"])
+def test_only_mappings_are_merged(refuse, merged):
+    assert "`<<` stands for mappings alone" in refuse(f"window: 1\nx: {{{merged}}}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [("", "nothing"), ("# only this\n", "nothing"), ("- 1", "list"), ("x", "str")],
