@@ -18,7 +18,7 @@ import tests.benchmarks.measure
 
 THEMES = (
     *("kernels", "certainty", "scores", "stores", "samples", "networks", "fusing"),
-    *("startup", "engine"),
+    *("startup", "engine", "commands"),
 )
 
 
