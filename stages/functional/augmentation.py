@@ -53,13 +53,17 @@ def recolour(images: Tensor, looks: Tensor) -> Tensor:
     `draw_look`.
     """
     brightness, contrast, saturation, hue, _ = looks.unbind(1)
-    grey = torch.tensor(_GREY, device=images.device)
-    yiq = torch.tensor(_YIQ, device=images.device)
+    # made here and sent: a GPU is not waited for, as it is where it inverts or is given a list
+    to_yiq = torch.tensor(_YIQ)
+    grey, yiq, rgb = (
+        x.to(images.device, non_blocking=True)
+        for x in (torch.tensor(_GREY), to_yiq, torch.linalg.inv(to_yiq))
+    )
     one, none = torch.ones_like(hue), torch.zeros_like(hue)
     cos, sin = hue.cos(), hue.sin()
     turn = torch.stack([one, none, none, none, cos, -sin, none, sin, cos], 1).view(-1, 3, 3)
     # towards grey, turned around the grey axis, brighter: one matrix
-    colours = torch.linalg.inv(yiq) @ turn @ yiq
+    colours = rgb @ turn @ yiq
     drained = torch.lerp(
         grey.expand(3, 3), torch.eye(3, device=images.device), saturation[:, None, None]
     )
