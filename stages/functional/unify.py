@@ -308,7 +308,7 @@ class _Parts:
         for scores, (top, left, height, width) in pieces:
             rows = _axis(source[0], size[0], (top, height), scores.shape[1], align_corners)
             columns = _axis(source[1], size[1], (left, width), scores.shape[2], align_corners)
-            on_device = _Axis(*columns[:2], *(t.to(scores.device) for t in columns[2:]))
+            on_device = _Axis(*columns[:2], *(_sent(t, scores.device) for t in columns[2:]))
             self._parts.append((scores, rows, on_device))
 
     def fill(self, band: slice, out: Tensor, _: Tensor) -> None:
@@ -324,13 +324,18 @@ class _Parts:
             top = int(before[0])
             source = scores[:, top : int(after[-1]) + 1].float().clamp(min=_MASKED)
             wide = _between(source, 2, columns.before, columns.after, columns.weight)
-            index = (t.to(out.device) for t in (before - top, after - top, rows.weight[of_rows]))
-            one, two, weight = index
+            index = (before - top, after - top, rows.weight[of_rows])
+            one, two, weight = (_sent(t, out.device) for t in index)
             found = _between(wide, 1, one, two, weight[:, None])
             at = slice(start - band.start, stop - band.start), slice(columns.start, columns.stop)
             out[:, *at] += found
             count[at] += 1
         out /= count
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device, which is not waited for."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _between(scores: Tensor, axis: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
