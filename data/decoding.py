@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ensdistill.data import png
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import NotRegularError, open_regular, read_regular, what_instead
 
@@ -27,8 +29,10 @@ STEPS: Final = 250  # of a confidence: 0 to 1 stay below what stands for an unwr
 # Whoever opens an image says how large it may be. Pillow's own limit would be that of every program
 # in this process, and can neither be told from damage nor be raised for one experiment.
 Image.MAX_IMAGE_PIXELS = None
+_uncompiled = 0  # pixels that this process read without numba
 
 _BLOCK: Final = 1 << 22  # pixels that are counted at a time
+_LOADING: Final = 1 << 24  # pixels that are read without numba in the time that loading it takes
 _UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _PLANES = 258, 284  # of TIFF
@@ -147,17 +151,8 @@ def _require_plain(path: Path | str, image: ImageFile.ImageFile, role: _Role) ->
         raise DataError(f"{path}: its content is TIFF compressed as {compression}; {role.expected}")
 
 
-def _open(
-    path: Path | str,
-    role: _Role,
-    sha256: str | None,
-    *,
-    fits: Callable[[tuple[int, int]], object] | None = None,
-) -> tuple[Image.Image, str]:
-    """Return a decoded image and how its file holds the pixels (see `_layout`).
-
-    `fits` is asked about its height and width before it is decoded, and raises if they are wrong.
-    """
+def _content(path: Path | str, sha256: str | None) -> bytes:
+    """Return the bytes of a file, which must be what was planned for."""
     with _refused(path):
         content = read_regular(path)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -165,6 +160,20 @@ def _open(
             f"{path}: changed since this command looked at it; run it again (with --rehash if "
             "the file's date was kept)"
         )
+    return content
+
+
+def _open(
+    path: Path | str,
+    role: _Role,
+    content: bytes,
+    *,
+    fits: Callable[[tuple[int, int]], object] | None = None,
+) -> tuple[Image.Image, str]:
+    """Return a decoded image and how its file holds the pixels (see `_layout`).
+
+    `fits` is asked about its height and width before it is decoded, and raises if they are wrong.
+    """
     with _opened(path, role, content) as image:
         if fits is not None:
             fits((image.height, image.width))
@@ -232,7 +241,7 @@ def read_image(path: Path | str, sha256: str | None = None) -> UInt8:
 
 
 def _photograph(path: Path | str, sha256: str | None) -> Image.Image:
-    image, layout = _open(path, _PHOTOGRAPH, sha256)
+    image, layout = _open(path, _PHOTOGRAPH, _content(path, sha256))
     if image.mode not in _PHOTO_MODES or layout.startswith(_DEEP):
         raise DataError(
             f"{path}: pixel mode {layout}; expected an 8-bit image in grey, RGB or RGBA"
@@ -314,7 +323,10 @@ def read_values(
         that changes values, turned by a tag, or holds colours where ids are expected.
     """
     fits = None if size is None else lambda own: require_same(path, own, size)
-    image, layout = _open(path, _VALUES, sha256, fits=fits)
+    content = _content(path, sha256)
+    if not palette and (quick := _quick_ids(content, fits)) is not None:
+        return quick
+    image, layout = _open(path, _VALUES, content, fits=fits)
     if image.mode not in (*_ID_MODES, *_COLOUR_MODES):
         raise DataError(
             f"{path}: pixel mode {layout}; expected whole numbers in one channel, or RGB; save the "
@@ -324,6 +336,28 @@ def read_values(
     if image.mode in ("RGBA", "LA"):
         _require_opaque(path, image)
     return values
+
+
+def _quick_ids(content: bytes, fits: Callable[[tuple[int, int]], object] | None) -> UInt8 | None:
+    """Return the ids of a usual PNG, (H, W), without Pillow; None if it has to read the file."""
+    found = png.unpack(content)
+    if found is None or not _is_compiled(found.size):
+        return None
+    if fits is not None:
+        fits(found.size)
+    return found.pixels()
+
+
+def _is_compiled(size: tuple[int, int]) -> bool:
+    """Whether to go on with compiled loops.
+
+    They are where numba is there anyway, or as much was read without them as loading them costs.
+    """
+    global _uncompiled  # noqa: PLW0603  (what it costs is a process's)
+    if "numba" in sys.modules or _uncompiled >= _LOADING:
+        return True
+    _uncompiled += size[0] * size[1]
+    return False
 
 
 def _require_opaque(path: Path | str, image: Image.Image) -> None:
@@ -381,10 +415,8 @@ def _first(found: npt.NDArray[np.bool_]) -> tuple[int, int] | None:
 def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> dict[str, Any]:
     """Return ``height``, ``width`` and ``values``: every raw value (as text) with its pixels."""
     raw = read_values(path, sha256, palette=palette)
-    if raw.dtype == np.uint8:  # seven times as fast as sorting the pixels
-        every = np.zeros(256, np.int64)
-        for k in range(0, raw.size, _BLOCK):  # which are copied as numbers of 8 bytes
-            every += np.bincount(raw.flat[k : k + _BLOCK], minlength=256)
+    if raw.dtype == np.uint8:  # faster than sorting the pixels
+        every = _histogram(np.asarray(raw, np.uint8))
         values = np.flatnonzero(every)
         counts = every[values]
     else:
@@ -395,6 +427,19 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
         "width": width,
         "values": {str(v): int(n) for v, n in zip(values.tolist(), counts, strict=True)},
     }
+
+
+def _histogram(raw: UInt8) -> npt.NDArray[np.int64]:
+    """Return how often each value stands there, (256,)."""
+    every = np.zeros(256, np.int64)
+    if _is_compiled(raw.shape):
+        from ensdistill.data.loops import as_words, count_values
+
+        count_values(*as_words(raw), every)
+    else:
+        for k in range(0, raw.size, _BLOCK):  # which are copied as numbers of 8 bytes
+            every += np.bincount(raw.flat[k : k + _BLOCK], minlength=256)
+    return every
 
 
 def read_confidence(path: Path | str, size: tuple[int, int], sha256: str | None = None) -> UInt8:
@@ -448,7 +493,7 @@ def _read_steps(
     sha256: str | None,
     fits: Callable[[tuple[int, int]], object] | None = None,
 ) -> UInt8:
-    image, layout = _open(path, _VALUES, sha256, fits=fits)
+    image, layout = _open(path, _VALUES, _content(path, sha256), fits=fits)
     most = {"L": 255, "I;16": 65535, "I;16B": 65535}.get(layout)
     if most is None:
         raise DataError(f"{path}: pixel mode {layout}; expected a grey PNG of 8 or 16 bits")
@@ -470,8 +515,7 @@ class Decoder:
         self._palette = palette
         self._keys = np.array(sorted(legal), dtype=np.int64)
         self._ids = np.array([legal[k] for k in sorted(legal)], dtype=np.uint8)
-        # the fastest look-up there is, in Python or NumPy
-        self._table = bytes(legal.get(value, _UNKNOWN) for value in range(256))
+        self._table = np.array([legal.get(value, _UNKNOWN) for value in range(256)], np.uint8)
 
     def read(
         self, path: Path | str, sha256: str | None = None, size: tuple[int, int] | None = None
@@ -486,7 +530,10 @@ class Decoder:
         """
         raw = read_values(path, sha256, palette=self._palette, size=size)
         if raw.dtype == np.uint8:
-            ids = np.frombuffer(raw.tobytes().translate(self._table), np.uint8).reshape(raw.shape)
+            from ensdistill.data.loops import as_words, look_up
+
+            ids = np.empty(raw.shape, np.uint8)
+            look_up(*as_words(np.asarray(raw, np.uint8)), self._table, ids.reshape(-1))
             known = ids != _UNKNOWN
         else:
             at = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)

@@ -168,7 +168,8 @@ def gather(experiment: Experiment | None = None) -> Facts:
     """
     with ThreadPoolExecutor() as threads:
         torch, torchvision, onnxruntime, numba = threads.map(ask, LOOKS)
-    core = ("ensdistill", "numpy", "zarr", "transformers", *(n for n in EXTRAS if n not in LOOKS))
+    core = ["ensdistill", "numpy", "zarr", "isal", "transformers"]
+    core += [name for name in EXTRAS if name not in LOOKS]
     gpus = tuple(Gpu(**gpu) for gpu in torch[1].pop("gpus", ()))
     runtimes = tuple(name for name in _RUNTIMES if version_of(name) is not None)
     providers = tuple(onnxruntime[1].pop("providers", ()))

@@ -124,7 +124,7 @@ def _look_at_onnxruntime() -> dict[str, Any]:
 
 
 def _look_at_numba() -> dict[str, Any]:
-    from ensdistill.stages.functional._compiling import cache_folder
+    from ensdistill.data.compiling import cache_folder
 
     return {"version": version_of("numba"), "cache": cache_folder()}
 

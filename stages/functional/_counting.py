@@ -8,37 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.stages.functional._compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, jit
-
-
-def flat(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array in one dimension, contiguous and read-only: one type to compile for."""
-    view = np.ascontiguousarray(array).reshape(-1).view()
-    view.flags.writeable = False
-    return view
-
-
-def as_words(labels: UInt8) -> tuple[UInt64, UInt8]:
-    """Return a label map as words of eight pixels and the pixels that are left over, read-only."""
-    pixels = flat(labels)
-    whole = len(pixels) // 8 * 8
-    return pixels[:whole].view(np.uint64), pixels[whole:]
-
-
-@jit
-def count_labels(words: UInt64, rest: UInt8, counts: Int64) -> None:
-    """Add to (256,) how often each label stands there."""
-    for k in range(len(words)):
-        word = words[k]
-        label = word & BYTE
-        if label * EACH == word:
-            counts[label] += 8
-            continue
-        for _ in range(8):
-            counts[word & BYTE] += 1
-            word >>= EIGHT
-    for i in range(len(rest)):
-        counts[rest[i]] += 1
+from ensdistill.data.compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, jit
 
 
 @jit

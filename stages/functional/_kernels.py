@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ensdistill.stages.functional._compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, jit
+from ensdistill.data.compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, jit
 
 # A plane of claims holds the class of a pixel's one claim, or one of these.
 PADDING: Final = 253

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ensdistill.data.compiling import Int64, UInt8, UInt64, jit
 from ensdistill.stages.functional import IGNORE_INDEX
-from ensdistill.stages.functional._compiling import Int64, UInt8, UInt64, jit
 
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]

@@ -73,13 +73,14 @@ def certainty_sums(
     if not np.issubdtype(certainty.dtype, np.floating):
         raise TypeError(f"certainty must be floating, got {certainty.dtype}")
 
-    from ensdistill.stages.functional import _counting as counting
+    from ensdistill.data.loops import flat
+    from ensdistill.stages.functional._counting import sum_by_label
 
     sums = np.zeros(256)
     support = np.zeros(256, np.int64)
     kind = np.float32 if certainty.dtype.itemsize <= 4 else np.float64
-    values = counting.flat(certainty.astype(kind, copy=False))
-    legal = counting.sum_by_label(counting.flat(labels), values, sums, support)
+    values = flat(certainty.astype(kind, copy=False))
+    legal = sum_by_label(flat(labels), values, sums, support)
     check_counted("labels", support, n_classes)
     if not legal:
         raise ValueError("certainty must be a fraction in [0, 1] wherever there is a label")

@@ -72,14 +72,15 @@ def confusion(
             f"{predictions.shape[1:]}"
         )
 
-    from ensdistill.stages.functional import _counting as counting
+    from ensdistill.data.loops import as_words
+    from ensdistill.stages.functional._counting import count_pairs
 
     columns = [*range(n_classes), IGNORE_INDEX]
-    wanted = counting.as_words(target)
+    wanted = as_words(target)
     confmats = np.empty((len(predictions), n_classes, n_classes + 1), np.int64)
     for k, prediction in enumerate(predictions):
         every_value = np.zeros((256, 256), np.int64)
-        counting.count_pairs(*wanted, *counting.as_words(prediction), every_value)
+        count_pairs(*wanted, *as_words(prediction), every_value)
         check_counted("target", every_value.sum(axis=1), n_classes)
         check_counted("predictions", every_value.sum(axis=0), n_classes)
         confmats[k] = every_value[:n_classes, columns]
@@ -94,10 +95,10 @@ def class_counts(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.int64]
     check_n_classes(n_classes)
     check_form("labels", labels, ndim=2)
 
-    from ensdistill.stages.functional import _counting as counting
+    from ensdistill.data.loops import as_words, count_values
 
     counts = np.zeros(256, np.int64)
-    counting.count_labels(*counting.as_words(labels), counts)
+    count_values(*as_words(labels), counts)
     check_counted("labels", counts, n_classes)
     return counts[:n_classes]
 

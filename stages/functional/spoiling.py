@@ -58,7 +58,8 @@ def relabel_segments(
 
 def _segments(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of each pixel's segment, from 1, 0 without a label; and their classes."""
-    from ensdistill.stages.functional._counting import find_segments, flat
+    from ensdistill.data.loops import flat
+    from ensdistill.stages.functional._counting import find_segments
 
     pixels = flat(labels)
     first = np.empty(pixels.shape, np.int64)

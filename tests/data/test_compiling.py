@@ -9,10 +9,10 @@ from pathlib import Path
 import numba
 import pytest
 
-from ensdistill.stages.functional import _compiling
+from ensdistill.data import compiling
 
 CODE = """
-from ensdistill.stages.functional._compiling import jit
+from ensdistill.data.compiling import jit
 
 @jit
 def twice(x):
@@ -77,7 +77,7 @@ def test_code_is_loaded_from_no_folder_that_others_write_to(place, monkeypatch, 
     if spoil == "world":
         Path(folder).chmod(0o777)
     else:
-        monkeypatch.setattr(_compiling.os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(compiling.os, "geteuid", lambda: 12345)
         if os.getuid() == 0:  # whose folders everybody may trust
             os.chown(folder, 54321, -1)
     assert call(place) == (None, False)
@@ -114,7 +114,7 @@ def test_where_nothing_can_be_kept_any_more_the_work_goes_on(place, monkeypatch)
 
 def test_it_is_told_where_it_is_kept(place):
     def told(**more):
-        code = "from ensdistill.stages.functional import _compiling as c; print(c.cache_folder())"
+        code = "from ensdistill.data import compiling as c; print(c.cache_folder())"
         command = [sys.executable, "-c", code]
         return subprocess.check_output(command, text=True, env=os.environ | more).strip()
 
