@@ -24,6 +24,7 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import NotRegularError, open_regular, read_regular, what_instead
 
 UInt8 = npt.NDArray[np.uint8]
+Int64 = npt.NDArray[np.int64]
 
 STEPS: Final = 250  # of a confidence: 0 to 1 stay below what stands for an unwritten map
 # Whoever opens an image says how large it may be. Pillow's own limit would be that of every program
@@ -296,7 +297,7 @@ def read_values(
     *,
     palette: bool,
     size: tuple[int, int] | None = None,
-) -> npt.NDArray[np.int64] | UInt8:
+) -> Int64 | UInt8:
     """Return the raw values of a label file, (H, W).
 
     Parameters
@@ -370,7 +371,7 @@ def _require_opaque(path: Path | str, image: Image.Image) -> None:
         )
 
 
-def _colours(path: Path | str, image: Image.Image, layout: str) -> npt.NDArray[np.int64]:
+def _colours(path: Path | str, image: Image.Image, layout: str) -> Int64:
     """Return colours, (H, W) packed."""
     if image.mode.startswith("I") or layout.startswith(_DEEP):
         raise DataError(
@@ -381,7 +382,7 @@ def _colours(path: Path | str, image: Image.Image, layout: str) -> npt.NDArray[n
     return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
 
 
-def _ids(path: Path | str, image: Image.Image, layout: str) -> npt.NDArray[np.int64] | UInt8:
+def _ids(path: Path | str, image: Image.Image, layout: str) -> Int64 | UInt8:
     """Return ids, (H, W), of one channel or of equal ones."""
     if layout.startswith(_DEEP):
         raise DataError(
@@ -429,7 +430,7 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
     }
 
 
-def _histogram(raw: UInt8) -> npt.NDArray[np.int64]:
+def _histogram(raw: UInt8) -> Int64:
     """Return how often each value stands there, (256,)."""
     every = np.zeros(256, np.int64)
     if _is_compiled(raw.shape):
@@ -528,18 +529,25 @@ class Decoder:
             If it cannot be read, is not what `sha256` says, has not the `size` of its image or
             holds a value outside the table.
         """
-        raw = read_values(path, sha256, palette=self._palette, size=size)
-        if raw.dtype == np.uint8:
-            from ensdistill.data.loops import as_words, look_up
+        return self.count(path, sha256, size)[0]
 
+    def count(
+        self, path: Path | str, sha256: str | None = None, size: tuple[int, int] | None = None
+    ) -> tuple[UInt8, Int64]:
+        """Return what `read` does, and (256,) how often each train id stands there."""
+        from ensdistill.data.loops import as_words, count_values, look_up
+
+        raw = read_values(path, sha256, palette=self._palette, size=size)
+        counts = np.zeros(256, np.int64)
+        if raw.dtype == np.uint8:
             ids = np.empty(raw.shape, np.uint8)
-            look_up(*as_words(np.asarray(raw, np.uint8)), self._table, ids.reshape(-1))
-            known = ids != _UNKNOWN
+            look_up(*as_words(np.asarray(raw, np.uint8)), self._table, ids.reshape(-1), counts)
         else:
             at = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)
-            known, ids = self._keys[at] == raw, self._ids[at]
-        if not known.all():
-            value = int(raw[~known][0])
+            ids = np.where(self._keys[at] == raw, self._ids[at], np.uint8(_UNKNOWN))
+            count_values(*as_words(ids), counts)
+        if counts[_UNKNOWN]:
+            value = int(raw[ids == _UNKNOWN][0])
             shown = f"colour #{value:06x}" if self._palette else f"value {value}"
             raise DataError(f"{path}: {shown} is outside the declared classes")
-        return np.asarray(ids)
+        return ids, counts

@@ -31,34 +31,53 @@ def as_words(pixels: UInt8) -> tuple[UInt64, UInt8]:
 @jit
 def count_values(words: UInt64, rest: UInt8, counts: Int64) -> None:
     """Add to (256,) how often each value stands there."""
+    last, times = np.uint64(0), 0
     for k in range(len(words)):
         word = words[k]
-        value = word & BYTE
-        if value * EACH == word:
-            counts[value] += 8
-            continue
-        for _ in range(8):
-            counts[word & BYTE] += 1
-            word >>= EIGHT
+        if word != last:
+            _add(last, times, counts)
+            last, times = word, 0
+        times += 1
+    _add(last, times, counts)
     for i in range(len(rest)):
         counts[rest[i]] += 1
 
 
 @jit
-def look_up(words: UInt64, rest: UInt8, table: UInt8, found: UInt8) -> None:
-    """Write for each value what stands for it in a (256,) table; `found` is (N,)."""
+def look_up(words: UInt64, rest: UInt8, table: UInt8, found: UInt8, counts: Int64) -> None:
+    """Write for each value what a (256,) table holds for it, and add to (256,) how often that is.
+
+    `found` is (N,), as long as words and rest together.
+    """
     into = found[: 8 * len(words)].view(np.uint64)
-    last, same = np.uint64(0), table[0] * EACH
+    last, told, times = np.uint64(0), table[0] * EACH, 0
     for k in range(len(words)):
         word = words[k]
         if word != last:
-            last, same = word, np.uint64(0)
+            _add(told, times, counts)
+            last, times = word, 0
             for _ in range(8):
-                same = same >> EIGHT | np.uint64(table[word & BYTE]) << _LAST
+                told = told >> EIGHT | np.uint64(table[word & BYTE]) << _LAST
                 word >>= EIGHT
-        into[k] = same
+        times += 1
+        into[k] = told
+    _add(told, times, counts)
     for i in range(len(rest)):
-        found[8 * len(words) + i] = table[rest[i]]
+        value = table[rest[i]]
+        found[8 * len(words) + i] = value
+        counts[value] += 1
+
+
+@jit
+def _add(word: np.uint64, times: int, counts: Int64) -> None:
+    """Count the eight values of a word so many times."""
+    value = word & BYTE
+    if value * EACH == word:
+        counts[value] += 8 * times
+        return
+    for _ in range(8):
+        counts[word & BYTE] += times
+        word >>= EIGHT
 
 
 @jit

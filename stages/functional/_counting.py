@@ -15,19 +15,30 @@ from ensdistill.data.compiling import BYTE, EACH, EIGHT, Int64, UInt8, UInt64, j
 def count_pairs(
     targets: UInt64, target_rest: UInt8, words: UInt64, rest: UInt8, counts: Int64
 ) -> None:
-    """Add to (256, 256) how often each pair of target and label stands there."""
+    """Add to (65536,), by 256 times the target plus the label, how often each pair stands there.
+
+    As long as all eight pairs of a word are those of the last such word, their count stays in a
+    register.
+    """
+    last_target = last_word = last = np.uint64(0)
+    held = 0
     for k in range(len(words)):
         target, word = targets[k], words[k]
+        if (target ^ last_target) | (word ^ last_word) == np.uint64(0):
+            held += 8
+            continue
         wanted, label = target & BYTE, word & BYTE
-        if wanted * EACH == target and label * EACH == word:
-            counts[wanted, label] += 8
+        if (wanted * EACH ^ target) | (label * EACH ^ word) == np.uint64(0):
+            counts[last] += held
+            last_target, last_word, last, held = target, word, wanted << EIGHT | label, 8
             continue
         for _ in range(8):
-            counts[target & BYTE, word & BYTE] += 1
+            counts[(target & BYTE) << EIGHT | word & BYTE] += 1
             target >>= EIGHT
             word >>= EIGHT
+    counts[last] += held
     for i in range(len(rest)):
-        counts[target_rest[i], rest[i]] += 1
+        counts[np.uint64(target_rest[i]) << EIGHT | np.uint64(rest[i])] += 1
 
 
 @jit

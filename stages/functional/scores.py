@@ -80,7 +80,7 @@ def confusion(
     confmats = np.empty((len(predictions), n_classes, n_classes + 1), np.int64)
     for k, prediction in enumerate(predictions):
         every_value = np.zeros((256, 256), np.int64)
-        count_pairs(*wanted, *as_words(prediction), every_value)
+        count_pairs(*wanted, *as_words(prediction), every_value.reshape(-1))
         check_counted("target", every_value.sum(axis=1), n_classes)
         check_counted("predictions", every_value.sum(axis=0), n_classes)
         confmats[k] = every_value[:n_classes, columns]

@@ -17,7 +17,7 @@ from pathlib import Path
 import tests.benchmarks.measure
 
 THEMES = (
-    *("kernels", "certainty", "scores", "stores", "samples", "networks", "fusing"),
+    *("kernels", "certainty", "scores", "decoding", "stores", "samples", "networks", "fusing"),
     *("startup", "engine", "commands"),
 )
 

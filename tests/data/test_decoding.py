@@ -608,23 +608,33 @@ def label_maps(draw, highest, dtype):
     return legal, draw(arrays.arrays(dtype, shape, elements=st.sampled_from(keys)))
 
 
+def assert_counted(decoder, path, ids):
+    same, counts = decoder.count(path)
+    np.testing.assert_array_equal(same, ids)
+    np.testing.assert_array_equal(counts, np.bincount(ids.ravel(), minlength=256))
+
+
 @quick
 @given(label_maps(255, np.uint8), st.booleans())
 def test_decoding_8_bits_equals_a_loop(save, drawn, as_palette):
     legal, values = drawn
     path = save(paletted(values) if as_palette else values)
-    found = Decoder(legal, palette=False).read(path)
+    decoder = Decoder(legal, palette=False)
+    found = decoder.read(path)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, naive(values, legal))
+    assert_counted(decoder, path, found)
 
 
 @quick
 @given(label_maps(65535, np.uint16))
 def test_decoding_16_bits_equals_a_loop(save, drawn):
     legal, values = drawn
-    found = Decoder(legal, palette=False).read(save(values))
+    decoder, path = Decoder(legal, palette=False), save(values)
+    found = decoder.read(path)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, naive(values, legal))
+    assert_counted(decoder, path, found)
 
 
 @quick

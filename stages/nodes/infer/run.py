@@ -47,8 +47,8 @@ def from_files(job: Job[Told, LabelFiles]) -> Labelled:
 
 
 def _read(decoder: Decoder, n_classes: int, given: tuple[str, str, tuple[int, int]]) -> Made:
-    labels = decoder.read(*given)
-    return labels, counted(labels, n_classes)
+    labels, counts = decoder.count(*given)
+    return labels, {"labels": counts[:n_classes].tolist()}
 
 
 def png_of(local: LabelFiles, image_id: str) -> tuple[str, str]:
