@@ -32,8 +32,7 @@ STEPS: Final = 250  # of a confidence: 0 to 1 stay below what stands for an unwr
 Image.MAX_IMAGE_PIXELS = None
 _uncompiled = 0  # pixels that this process read without numba
 
-_BLOCK: Final = 1 << 22  # pixels that are counted at a time
-_LOADING: Final = 1 << 24  # pixels that are read without numba in the time that loading it takes
+_LOADING: Final = 1 << 26  # pixels that are read without numba in the time that loading it takes
 _UNKNOWN = 254  # never a legal label
 _ORIENTATION = 0x0112  # EXIF
 _BITS_PER_SAMPLE, _PLANES = 258, 284  # of TIFF
@@ -350,9 +349,9 @@ def _quick_ids(content: bytes, fits: Callable[[tuple[int, int]], object] | None)
 
 
 def _is_compiled(size: tuple[int, int]) -> bool:
-    """Whether to go on with compiled loops.
+    """Whether compiled loops are there, or so much was read without that loading them is worth it.
 
-    They are where numba is there anyway, or as much was read without them as loading them costs.
+    Then they cost at most what was spent for want of them.
     """
     global _uncompiled  # noqa: PLW0603  (what it costs is a process's)
     if "numba" in sys.modules or _uncompiled >= _LOADING:
@@ -432,14 +431,13 @@ def inspect_values(path: Path, sha256: str | None = None, *, palette: bool) -> d
 
 def _histogram(raw: UInt8) -> Int64:
     """Return how often each value stands there, (256,)."""
-    every = np.zeros(256, np.int64)
-    if _is_compiled(raw.shape):
-        from ensdistill.data.loops import as_words, count_values
+    if "numba" not in sys.modules:
+        return np.array(Image.fromarray(raw).histogram(), np.int64)
 
-        count_values(*as_words(raw), every)
-    else:
-        for k in range(0, raw.size, _BLOCK):  # which are copied as numbers of 8 bytes
-            every += np.bincount(raw.flat[k : k + _BLOCK], minlength=256)
+    from ensdistill.data.loops import as_words, count_values
+
+    every = np.zeros(256, np.int64)
+    count_values(*as_words(raw), every)
     return every
 
 

@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -692,7 +693,11 @@ def test_an_illegal_colour_is_refused_as_a_colour(save):
         (np.array([[[1, 2, 3], [0, 0, 0], [1, 2, 3]]], np.uint8), True, {"66051": 2, "0": 1}),
     ],
 )
-def test_values_are_counted(save, array, palette, values):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_values_are_counted(save, monkeypatch, array, palette, values, compiled):
+    if not compiled:
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
+    monkeypatch.setattr(decoding, "_LOADING", 0 if compiled else 1 << 26)
     found = inspect_values(save(array), palette=palette)
     assert found == {"height": array.shape[0], "width": 3, "values": values}
     assert all(type(v) is int for v in found["values"].values())

@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import platform
+import resource
 import struct
 import zlib
 
@@ -287,10 +289,30 @@ for _ in range(3):
 
 
 @pytest.mark.parametrize(
-    ("worth", "loaded"), [(1 << 24, [False, False, False]), (120, [False, True, True])]
+    ("worth", "loaded"), [(1 << 26, [False, False, False]), (2 * IDS.size, [False, False, True])]
 )
 def test_numba_is_not_loaded_for_a_small_file_alone(tmp_path, python, worth, loaded):
-    """Each look counts the 60 pixels twice: reading and counting them."""
     (tmp_path / "x.png").write_bytes(GOOD)
     told = python(START, tmp_path / "x.png", worth).split()
     assert [word == "True" for word in told] == loaded
+
+
+AGAIN = """
+import resource, sys
+from ensdistill.data import decoding
+decoding._LOADING = 0
+read = lambda: decoding.read_values(sys.argv[1], palette=False)
+read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    read()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep memory")
+def test_images_are_read_into_the_same_memory(tmp_path, python):
+    labels = np.zeros((1024, 2048), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "x.png")
+    pages = labels.size / resource.getpagesize()
+    assert float(python(AGAIN, tmp_path / "x.png")) < pages / 4
