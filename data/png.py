@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Final, NamedTuple, cast
+import zlib
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
 UInt8 = npt.NDArray[np.uint8]
 
-_Spoilt = cast("type[Exception]", isal_zlib.error)
+try:
+    from isal import isal_zlib
+
+    _zlib: Any = isal_zlib
+except ImportError:  # no wheels for this machine: the same in four times the time
+    _zlib = zlib
 
 # What was freed at the end of its heap glibc gives back to the system, unless it is less than twice
 # the largest array that was freed before: two label maps are always more than twice one. To get the
@@ -54,10 +59,11 @@ class Packed(NamedTuple):
         expected = height * (width + 1)
         if expected > _MOST * len(self.content):
             return None  # before there is memory for them
-        stream = isal_zlib.decompressobj()
+        stream = _zlib.decompressobj()
         try:
-            rows = stream.decompress(self.content, expected)
-        except _Spoilt:
+            # one byte more, or zlib would stop before the checksum behind the last one
+            rows = stream.decompress(self.content, expected + 1)
+        except _zlib.error:
             return None
         if len(rows) != expected or not stream.eof or stream.unused_data:
             return None
@@ -83,7 +89,7 @@ def unpack(content: bytes) -> Packed | None:
             return None
         length, kind = struct.unpack_from(">I4s", content, at)
         end = at + 8 + length
-        if content[end : end + 4] != isal_zlib.crc32(view[at + 4 : end]).to_bytes(4, "big"):
+        if content[end : end + 4] != _zlib.crc32(view[at + 4 : end]).to_bytes(4, "big"):
             return None
         chunks.append((kind, view[at + 8 : end]))
         at = end + 4

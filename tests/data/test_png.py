@@ -19,6 +19,18 @@ from ensdistill.pipeline.errors import DataError
 quick = settings(derandomize=True, deadline=None, max_examples=100)
 
 
+@pytest.fixture(params=["isal", "zlib"], scope="module", autouse=True)
+def inflate(request):
+    """With ISA-L, and as where it is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(png, "_zlib", zlib if request.param == "zlib" else png._zlib)
+        yield request.param
+
+
+def test_isal_is_what_reads_them(inflate):
+    assert png._zlib.__name__.rpartition(".")[2] == {"isal": "isal_zlib"}.get(inflate, inflate)
+
+
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
