@@ -64,6 +64,10 @@ class _Job(NamedTuple):
     file: Path
 
 
+# what was learnt of a file as a kind of it: each file's state is asked for once
+_Facts = dict[tuple[Path, str], Mapping[str, Any] | None]
+
+
 class _Problem(NamedTuple):
     """What is wrong with a file (see `errors.grouped`)."""
 
@@ -122,16 +126,17 @@ def check(
             with _told_in(problems):
                 require_module(experiment.source(network, f"{section}.network"))
     problems += _about_packages(experiment)
-    problems += _read_all(experiment, jobs, progress)
+    facts: _Facts = {}
+    problems += _read_all(experiment, jobs, facts, progress)
     scored = [s for s, found in pictures.items() if s != TRAIN and found[0].labels is not None]
     if TRAIN in pictures:
         problems += filter(None, (_trained_on(experiment, split) for split in scored))
-    counted = {} if problems else _counted(experiment, jobs)
+    counted = {} if problems else _counted(jobs, facts)
     without = {of: labels.without_label(found) for of, found in counted.items()}
     problems += [f"{of}: {why}" for of, why in without.items() if why is not None]
     raise_all(problems, DataError)
     return {
-        "splits": {s: _split_summary(experiment, s, counted) for s in pictures},
+        "splits": {s: _split_summary(experiment, s, counted, facts) for s in pictures},
         "teachers": {t.name: _teacher_summary(experiment, t, counted) for t in experiment.teachers},
         "warnings": [
             *_about_splits(experiment, scored),
@@ -279,8 +284,10 @@ def look(item: Item) -> dict[str, Any] | str:
         return str(error)
 
 
-def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) -> list[str]:
-    """Inspect files in parallel and return the problems, in the order of `jobs`.
+def _read_all(
+    experiment: Experiment, jobs: Sequence[_Job], facts: _Facts, progress: Progress
+) -> list[str]:
+    """Inspect files in parallel and return the problems, in the order of `jobs`; fill in `facts`.
 
     The same finding on many files of a folder is one problem, so that it hides no other.
     """
@@ -297,7 +304,9 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
     for k, job in enumerate(jobs):
         try:
             kind = job.expected.kind
-            fact = files.recall(job.file, kind)
+            if (job.file, kind) not in facts:
+                facts[job.file, kind] = files.recall(job.file, kind)
+            fact = facts[job.file, kind]
             if fact is not None and fact["height"] * fact["width"] <= runtime.max_pixels:
                 continue
             if not (of_file := unknown.setdefault((job.file, kind), [])):
@@ -315,13 +324,14 @@ def _read_all(experiment: Experiment, jobs: Sequence[_Job], progress: Progress) 
                 unreadable(k, fact)
         else:
             files.learn(item.sha256, item.kind, fact)
+            facts[item.file, item.kind] = fact
 
     try:
         for_each(items, look, learn, workers=runtime.workers, progress=progress)
     finally:
         files.save()  # also what was learnt before Ctrl-C
     for k, job in enumerate(jobs):
-        if k not in found and (problem := _judged(experiment, job)) is not None:
+        if k not in found and (problem := _judged(job, facts)) is not None:
             found[k] = problem
     return grouped(found[k] for k in sorted(found))
 
@@ -334,14 +344,11 @@ def _require_fit(kind: str, file: Path, size: tuple[int, int], wanted: tuple[int
         require_same(file, size, wanted)
 
 
-def _judged(experiment: Experiment, job: _Job) -> _Problem | None:
+def _judged(job: _Job, facts: _Facts) -> _Problem | None:
     """Return what is wrong with a file that can be read."""
     of, kind, declared = job.expected
-    fact = experiment.files.recall(job.file, kind)
-    try:
-        image = experiment.files.recall(job.picture.image, "photograph")
-    except EnsdistillError:
-        image = None
+    fact = facts.get((job.file, kind))
+    image = facts.get((job.picture.image, "photograph"))
     if fact is None or image is None or kind == "photograph":
         return None  # what cannot be read was reported as the file's own problem
     size, wanted = (fact["height"], fact["width"]), (image["height"], image["width"])
@@ -400,19 +407,23 @@ def _remedy(declared: LabelFolder, strange: int, found: Mapping[str, int]) -> st
     return f"{remedy}; if {strange} is no class, {own} and `ignored_label_ids: [{strange}]`"
 
 
-def _counted(experiment: Experiment, jobs: Sequence[_Job]) -> dict[str, LabelFolder]:
+def _counted(jobs: Sequence[_Job], facts: _Facts) -> dict[str, LabelFolder]:
     """Return what the label files of each folder hold together, by the key that names them."""
-    found: dict[str, LabelFolder] = {}
-    values: dict[str, Counter[int]] = defaultdict(Counter)
+    folders: dict[str, LabelFolder] = {}
+    values: dict[str, Counter[str]] = defaultdict(Counter)
+    files: Counter[str] = Counter()
     for job in jobs:
         of, kind, declared = job.expected
         if declared is not None:
-            fact = experiment.files.recall(job.file, kind)
+            fact = facts[job.file, kind]
             assert fact is not None
-            values[of].update({int(v): n for v, n in fact["values"].items()})
-            files = found[of].files if of in found else 0
-            found[of] = replace(declared, files=files + 1, values=values[of])
-    return found
+            folders[of] = declared
+            files[of] += 1
+            values[of].update(fact["values"])
+    return {
+        of: replace(folder, files=files[of], values={int(v): n for v, n in values[of].items()})
+        for of, folder in folders.items()
+    }
 
 
 def _trained_on(experiment: Experiment, split: str) -> str | None:
@@ -442,11 +453,11 @@ def _opened(experiment: Experiment, split: str, opens: Collection[str]) -> bool:
 
 
 def _split_summary(
-    experiment: Experiment, split: str, counted: Mapping[str, LabelFolder]
+    experiment: Experiment, split: str, counted: Mapping[str, LabelFolder], facts: _Facts
 ) -> dict[str, Any]:
     pictures = experiment.pictures(split)
-    facts = [experiment.files.recall(p.image, "photograph") for p in pictures]
-    sizes = sorted({(f["height"], f["width"]) for f in facts if f is not None})
+    looked_at = [facts[p.image, "photograph"] for p in pictures]
+    sizes = sorted({(f["height"], f["width"]) for f in looked_at if f is not None})
     truth = counted.get(_of_truth(split))
     return {
         "images": len(pictures),
