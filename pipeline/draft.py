@@ -8,22 +8,23 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import digest, file_digest
-from ensdistill.pipeline.journal import Journal, Record, count_items, read_journal, seal
+from ensdistill.pipeline.journal import Journal, Record, count_items, numbered_lines, seal
 from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Form, Manifest
 from ensdistill.pipeline.opening import (
     NotRegularError,
-    StrayNameError,
     TooLongError,
     inner,
     is_inner,
     read_regular,
 )
+from ensdistill.pipeline.spares import Links, Spare, whole_file
 
 JOURNALS: Final = "journal-*.jsonl"
 REPAIR_BEGUN: Final = "repair-begun"  # an artifact that was withdrawn to be made good
@@ -31,23 +32,12 @@ _PASSING: Final = (JOURNALS, "draft-*", REPAIR_BEGUN)  # goes when the draft is 
 _INPUTS: Final = "draft-inputs.json"
 _NO_JOURNAL: Final = (FileNotFoundError, IsADirectoryError, NotRegularError, TooLongError)
 _LONGEST: Final = 1_000_000  # bytes of it
-_HALF_WRITTEN: Final = "*.partial"
+_HALF_WRITTEN: Final = ".partial"
+_AT_ONCE: Final = 200  # items whose records are journalled by one write
 
 
 class UnfinishedError(LookupError):
     """Items are missing: other parts of the work are not done yet."""
-
-
-@dataclass(frozen=True)
-class Spare:
-    """A finished item of another artifact or draft, with the same key."""
-
-    folder: Path
-    record: Record  # as it is there
-
-    def file(self) -> bytes | None:
-        """Return the bytes of the item's file, None if they are not what was written."""
-        return _whole_file(self.folder, self.record)
 
 
 class Draft:
@@ -85,27 +75,34 @@ class Draft:
         self._journal: Journal | None = None
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
+        self._lines: dict[str, bytes] = {}  # of each record, as it was journalled
+        self._mine: set[Path] = set()  # journals of this session
+        self._forced: dict[str, int] = {}  # name to inode of files that are on the disk already
         self.reload()
 
     def reload(self) -> None:
         """Read the records of all sessions, those of other processes included."""
-        for record in self._stored() if self.keys else ():
+        for line, record in self._stored() if self.keys else ():
             item_id = str(record.get("id"))
             if (
                 item_id in self.keys
                 and item_id not in self._records
                 and self.keys[item_id] == record.get("key")
                 and (self._form is None or self._form.record(record) is None)
-                and ("file" not in record or _whole_file(self.path, record) is not None)
+                and ("file" not in record or whole_file(self.path, record) is not None)
             ):
                 self._records[item_id] = record
+                self._lines[item_id] = line
 
-    def _stored(self) -> Iterator[Record]:
+    def _stored(self) -> Iterator[tuple[bytes, Record]]:
+        """Yield what others journalled, and earlier sessions, each with its line."""
         for pattern in (JOURNALS, ITEMS):
-            for path in sorted(self.path.glob(pattern)):
+            for path in sorted({*self.path.glob(pattern)} - self._mine):
                 # published meanwhile by another process, or no journal of ours
                 with suppress(*_NO_JOURNAL):
-                    yield from read_journal(path)
+                    for _, line, record in numbered_lines(path):
+                        if record is not None:
+                            yield line + b"\n", record
 
     def bind(self, made_from: Mapping[str, str]) -> None:
         """Forget what was begun from other content: a checkpoint does not say what it has seen.
@@ -154,38 +151,77 @@ class Draft:
         if "content" not in fields:
             fields["content"] = digest(fields)
         made_from = dict(self._made_from.get(item_id, {}))
-        self._append({"id": item_id, "key": self.keys[item_id], "made_from": made_from, **fields})
+        key = self.keys[item_id]
+        record = {"id": item_id, "key": key, "made_from": made_from, **fields}
+        self._append((record, seal(record)))
         with self._lock:
             self.written += 1
 
     def adopt(
-        self, item_id: str, spare: Spare, *, file: str | None = None, written: bool = False
+        self,
+        spares: Mapping[str, Spare],
+        file: Callable[[str], str] | None = None,
+        *,
+        written: bool = False,
     ) -> None:
-        """Take a finished item over, unless its file is not what it was.
+        """Take finished items over, by their ids, but for those whose file is not what it was.
 
-        `file` is the name that its file gets here; `written`, that it is here, encoded anew.
+        `file` returns the name that an item's file gets here; `written`, that it is here, encoded
+        anew. A file that its publication forced to the disk, and that was not changed since, is
+        linked: it is read when it is used, as it would be where it lies.
         """
-        record = spare.record | {"id": item_id}
-        if file is not None:
-            content = read_regular(inner(self.path, file)) if written else spare.file()
-            if content is None:
-                return
-            if not written:
-                atomic.write_bytes(self.path / file, content, sync=False)
-            record["file"] = [file, len(content), hashlib.sha256(content).hexdigest()]
-        self._append(record)
-        with self._lock:
-            self.reused += 1
+        todo = iter(spares.items())
+        with Links(self.path) as links:
+            while some := list(islice(todo, _AT_ONCE)):
+                taken = []
+                for item_id, spare in some:
+                    record = self._taken(item_id, spare, file, links, written)
+                    if record is not None:
+                        same = record == spare.record
+                        taken.append((record, spare.line if same else seal(record)))
+                if taken:
+                    self._append(*taken)
+                    with self._lock:
+                        self.reused += len(taken)
 
-    def _append(self, record: Record) -> None:
+    def _taken(
+        self,
+        item_id: str,
+        spare: Spare,
+        file: Callable[[str], str] | None,
+        links: Links,
+        written: bool,
+    ) -> Record | None:
+        """Return the record of an item whose file was taken over, None if that is spoilt."""
+        record = spare.record | {"id": item_id}
+        if file is None:
+            return record
+        name = file(item_id)
+        inode = None if written else links.take(spare, name)
+        if inode is not None:
+            self._forced[name] = inode
+            return record | {"file": [name, *record["file"][1:]]}
+        content = read_regular(inner(self.path, name)) if written else spare.file()
+        if content is None:
+            return None
+        if not written:
+            atomic.write_bytes(self.path / name, content, sync=False)
+        return record | {"file": [name, len(content), hashlib.sha256(content).hexdigest()]}
+
+    def _append(self, *found: tuple[Record, bytes]) -> None:
+        """Journal records, each with its line, by a single write."""
         self.guard()
         with self._lock:
             if self._closed:  # a thread that outlived an error must not write without the lock
                 raise RuntimeError(f"{self.path} is closed")
             if self._journal is None:
-                self._journal = Journal(self.path / f"journal-{os.urandom(6).hex()}.jsonl")
-            self._journal.append(record)
-            self._records[record["id"]] = record
+                path = self.path / f"journal-{os.urandom(6).hex()}.jsonl"
+                self._journal = Journal(path)
+                self._mine.add(path)
+            self._journal.write(b"".join(line for _, line in found))
+            for record, line in found:
+                self._records[record["id"]] = record
+                self._lines[record["id"]] = line
 
     def flush(self) -> None:
         """Let other machines see what was journalled: a network file system sends it at closing."""
@@ -207,29 +243,33 @@ class Draft:
         What a kill left of a write is swept away first, so that equal artifacts are equal folders.
         """
         self.close()
-        for path in self.path.rglob(_HALF_WRITTEN):
-            path.unlink(missing_ok=True)  # a worker that lost its parent may be about to rename it
         records = self.complete()
         if records:
-            atomic.write_bytes(self.path / ITEMS, b"".join(seal(r) for r in records))
+            atomic.write_bytes(self.path / ITEMS, b"".join(self._lines[r["id"]] for r in records))
         of_items = {r["file"][0] for r in records if "file" in r}
         passing = {p for pattern in _PASSING for p in self.path.glob(pattern)}
-        files: dict[str, list[Any]] = {}
-        folders = {self.path.parent.parent, self.path.parent, self.path}
-        for path in sorted(self.path.rglob("*")):
-            hidden = path.name.startswith(".")  # such as .nfs0123 or .DS_Store
-            begun = path.match(_HALF_WRITTEN)
-            if path in passing or hidden or begun or path == self.path / MANIFEST:
+        others: list[str] = []
+        folders = [self.path]
+        for name, entry in _below(self.path):
+            if entry.name.endswith(_HALF_WRITTEN):
+                # a worker that lost its parent may be about to rename it
+                Path(entry).unlink(missing_ok=True)
+            elif entry.name.startswith("."):  # such as .nfs0123 or .DS_Store
                 continue
-            if path.is_dir():
-                folders.add(path)
-                continue
-            name = path.relative_to(self.path).as_posix()
-            if name not in of_items:
-                files[name] = [path.stat().st_size, file_digest(path)]
-            atomic.sync_file(path)
-        for folder in folders:
+            elif entry.is_dir():
+                folders.append(Path(entry))
+            elif name in of_items:
+                if self._forced.get(name) != entry.inode():
+                    atomic.sync_file(Path(entry))
+            elif name != MANIFEST and Path(entry) not in passing:
+                others.append(name)
+                atomic.sync_file(Path(entry))
+        for folder in (*folders, self.path.parent, self.path.parent.parent):
             atomic.sync_folder(folder)
+        files: dict[str, list[Any]] = {}
+        for name in sorted(others, key=lambda name: name.split("/")):
+            path = self.path / name
+            files[name] = [path.stat().st_size, file_digest(path)]
         content_of: Any = [[r["id"], r["content"]] for r in records] or [
             [name, entry[1]] for name, entry in files.items()
         ]
@@ -248,13 +288,14 @@ class Draft:
         return Artifact(self.path, manifest)
 
 
-def _whole_file(folder: Path, record: Record) -> bytes | None:
-    try:
-        name, size, expected = record["file"]
-        content = read_regular(inner(folder, name), size)
-    except (OSError, KeyError, StrayNameError):
-        return None
-    return content if hashlib.sha256(content).hexdigest() == expected else None
+def _below(folder: str | Path, before: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all that is below a folder by its relative name; thousands take no time."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            name = before + entry.name
+            yield name, entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path, f"{name}/")
 
 
 def is_begun(folder: Path) -> bool:

@@ -21,7 +21,7 @@ class Estimate:
 
     compute: int  # items; 0 for a node without
     reuse: int  # items to take from other artifacts
-    bytes: int | None  # about what it would write to disk; None if nothing tells
+    bytes: int | None  # about what computing would write to disk; None if nothing tells
     at_most: bool  # upstream nodes have to run first, so some of the items may turn out to be there
 
 
@@ -53,9 +53,9 @@ def estimate(
     else:
         counts = [(m.disk_bytes, m.count) for m in made if m.count]
         if counts:
-            size = round(missing * sum(b for b, _ in counts) / sum(n for _, n in counts))
+            size = round((missing - reuse) * sum(b for b, _ in counts) / sum(n for _, n in counts))
         elif work.item_bytes is not None:
-            size = missing * work.item_bytes()
+            size = (missing - reuse) * work.item_bytes()
     return Estimate(missing - reuse, reuse, size, left is None)
 
 

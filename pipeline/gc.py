@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,7 +30,7 @@ class Kept:
     path: Path
     kind: Literal["artifact", "draft", "corrupt", "cache"]
     node: str | None  # that it was made for, where that is known
-    bytes: int  # on disk
+    bytes: int  # on disk; of what several share, with the first of them (what stays before others)
     reason: str | None  # why it stays; None if nothing needs it
     files: tuple[str, ...] = ()  # those of a cache that this is about
 
@@ -103,15 +103,18 @@ def survey(
     kept = []
     for artifact in snapshot.published.values():
         path, node = artifact.path, artifact.manifest.node
-        kept.append(Kept(path, "artifact", node, disk_usage(path), reason(path, node)))
+        kept.append(Kept(path, "artifact", node, 0, reason(path, node)))
     for path in snapshot.drafts.values():
-        why = reason(path, None) or _unmarked(path)
-        kept.append(Kept(path, "draft", None, disk_usage(path), why))
+        kept.append(Kept(path, "draft", None, 0, reason(path, None) or _unmarked(path)))
     for path in workspace.folders():
         if key_of(path) in snapshot.corrupt:
-            why = reason(path, None) or _unmarked(path)
-            kept.append(Kept(path, "corrupt", None, disk_usage(path), why))
-    return sorted(kept, key=lambda one: one.path)
+            kept.append(Kept(path, "corrupt", None, 0, reason(path, None) or _unmarked(path)))
+    kept.sort(key=lambda one: one.path)
+    counted: set[tuple[int, int]] = set()
+    # what stays first: deleting what shares a file with it frees nothing
+    order = sorted(kept, key=lambda one: one.reason is None)
+    sizes = {one.path: disk_usage(one.path, counted) for one in order}
+    return [replace(one, bytes=sizes[one.path]) for one in kept]
 
 
 def _unmarked(folder: Path) -> str | None:
@@ -198,13 +201,14 @@ def _clear(workspace: Workspace, folder: Path) -> str | None:
     return why
 
 
-def disk_usage(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
+def disk_usage(folder: Path, counted: set[tuple[int, int]]) -> int:
+    """Return the bytes of all files below a folder but those `counted`, and count them."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
-                total += (Path(parent) / name).lstat().st_size
-            except OSError:  # gone meanwhile
-                continue
+            with suppress(OSError):  # gone meanwhile
+                found = os.lstat(f"{parent}/{name}")
+                file = found.st_dev, found.st_ino
+                total += found.st_size if file not in counted else 0
+                counted.add(file)
     return total

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ Record = dict[str, Any]
 _LARGEST: Final = 4 * 10**9  # bytes: five million records
 _MOST: Final = 2**62
 _CHECK: Final = re.compile(rb', "check": "([0-9a-f]{16})"\}\Z')
+_KEY: Final = re.compile(rb'\{"id": (?:null|"(?:[^"\\]|\\.)*"), "key": "([0-9a-f]+)"')
 _ID: Final = re.compile(rb'^\{"id": ("(?:[^"\\]|\\.)*")', re.MULTILINE)
 
 
@@ -91,19 +92,22 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Add one record."""
-        line = seal(record)
+        self.write(seal(record))
+
+    def write(self, lines: bytes) -> None:
+        """Add records by a single write: lines that `seal` returned, one after another."""
         with self._lock:
             if self._torn:
                 os.write(self._file, b"\n")
             self._torn = True
             try:
-                written = os.write(self._file, line)
+                written = os.write(self._file, lines)
             except OSError as error:
                 error.filename = str(self._path)
                 raise
-            if written != len(line):  # a full disk takes a part
+            if written != len(lines):  # a full disk takes a part
                 raise OSError(
-                    f"{self._path}: only {written} of {len(line)} journal bytes could be written"
+                    f"{self._path}: only {written} of {len(lines)} journal bytes could be written"
                 )
             self._torn = False
 
@@ -117,10 +121,16 @@ def read_journal(path: Path) -> list[Record]:
     return [record for _, _, record in numbered_lines(path) if record is not None]
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
-    """Yield line number (from 1), raw line and its record (None if that is none, or not whole)."""
+def numbered_lines(
+    path: Path, keys: Container[str] | None = None
+) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Yield line number (from 1), raw line and its record (None if that is none, or not whole).
+
+    With `keys`, lines that tell another key are left out.
+    """
     for number, line in enumerate(read_regular(path, _LARGEST).split(b"\n"), 1):
-        if line:
+        other = keys is not None and (key := _KEY.match(line)) and key[1].decode() not in keys
+        if line and not other:
             record = unseal(line)
             yield number, line, record if record is not None and _is_record(record) else None
 

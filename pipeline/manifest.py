@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import CorruptError, shown
 from ensdistill.pipeline.fingerprint import Json, canonical_json, checksum, fingerprint
-from ensdistill.pipeline.journal import Record, is_count, numbered_lines
+from ensdistill.pipeline.journal import Record, is_count, item_of, numbered_lines
 from ensdistill.pipeline.opening import (
     StrayNameError,
     inner,
@@ -389,6 +389,15 @@ def _check(value: Json) -> str:
     return checksum(canonical_json(value))
 
 
+class Line(NamedTuple):
+    """One line of an item index."""
+
+    number: int  # from 1
+    record: Record | None  # None if the line is not whole
+    why: str | None  # what is wrong with it, None if nothing is
+    item: str | None  # the id that stands in it
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A published artifact: never edited."""
@@ -397,9 +406,22 @@ class Artifact:
     manifest: Manifest
     form: Form | None = None  # what its records are
 
-    def misfit(self, record: Record) -> str | None:
-        """Return in what a whole record is not of its type, None if it is."""
-        return None if self.form is None else self.form.record(record)
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The lines of the item index, as they were when they were first asked for.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        """
+        return [self._line(*found) for found in numbered_lines(self.path / ITEMS)]
+
+    def _line(self, number: int, text: bytes, record: Record | None) -> Line:
+        if record is None:
+            return Line(number, None, "is not what was written", item_of(text))
+        why = None if self.form is None else self.form.record(record)
+        return Line(number, record, why, record["id"])
 
     @cached_property
     def items(self) -> list[Record]:
@@ -414,16 +436,14 @@ class Artifact:
             return []
         file = self.path / ITEMS
         try:
-            lines = list(numbered_lines(file))
+            lines = self.lines
         except OSError as error:
             raise CorruptError(f"{file}: cannot be read ({error}); {REPAIR}") from error
-        for number, _, record in lines:
-            if record is None:
-                raise CorruptError(f"{file}: line {number} is not what was written; {REPAIR}")
-            why = self.misfit(record)
-            if why is not None:
-                raise CorruptError(f"{file}: line {number}: {why}; {REPAIR}")
-        records = [record for _, _, record in lines if record is not None]
+        for line in lines:
+            if line.why is not None:
+                told = f" {line.why}" if line.record is None else f": {line.why}"
+                raise CorruptError(f"{file}: line {line.number}{told}; {REPAIR}")
+        records = [line.record for line in lines if line.record is not None]
         if self.form is not None and len({r["id"] for r in records}) != self.manifest.count:
             raise CorruptError(
                 f"{file}: does not hold {self.manifest.count} items, each once; {REPAIR}"

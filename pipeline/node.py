@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from ensdistill.pipeline.draft import Draft, Spare
+from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.fingerprint import KEYS, Json, digest
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.locks import Part
 from ensdistill.pipeline.manifest import SHORT, Artifact
+from ensdistill.pipeline.spares import Spare
 
 T = TypeVar("T")
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import REPAIR_BEGUN, unpublish
 from ensdistill.pipeline.fingerprint import file_digest
-from ensdistill.pipeline.journal import Record, item_of, numbered_lines
+from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import (
     ITEMS,
     MANIFEST,
     SHORT,
     Artifact,
     Form,
+    Line,
     Manifest,
     SpoiltManifestError,
     form_of,
@@ -97,15 +98,14 @@ def damaged_files(
 
 
 def _damaged_lines(artifact: Artifact) -> Iterator[Damage]:
-    for number, line, record in _lines(artifact):
-        why = "is not what was written" if record is None else artifact.misfit(record)
-        if why is not None:
-            yield Damage(artifact.path, ITEMS, f"line {number} {why}", item=item_of(line))
+    for line in _lines(artifact):
+        if line.why is not None:
+            yield Damage(artifact.path, ITEMS, f"line {line.number} {line.why}", item=line.item)
 
 
-def _lines(artifact: Artifact) -> list[tuple[int, bytes, Record | None]]:
+def _lines(artifact: Artifact) -> list[Line]:
     try:
-        return list(numbered_lines(artifact.path / ITEMS))
+        return artifact.lines if ITEMS in artifact.manifest.files else []
     except OSError:
         return []
 
@@ -122,12 +122,8 @@ def _damaged_items(artifact: Artifact, checked: Callable[[int], None]) -> Iterat
 
 def whole_records(artifact: Artifact) -> list[Record]:
     """Return the records of an item index that are what was written."""
-    if ITEMS not in artifact.manifest.files:
-        return []
     return [
-        record
-        for _, _, record in _lines(artifact)
-        if record is not None and artifact.misfit(record) is None
+        line.record for line in _lines(artifact) if line.record is not None and line.why is None
     ]
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from ensdistill.pipeline import atomic
-from ensdistill.pipeline.draft import JOURNALS, Draft, Spare, is_begun, progress_of
+from ensdistill.pipeline.draft import JOURNALS, REPAIR_BEGUN, Draft, is_begun, progress_of
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.pipeline.journal import read_journal
+from ensdistill.pipeline.journal import numbered_lines
 from ensdistill.pipeline.locks import Locks
 from ensdistill.pipeline.manifest import (
     ITEMS,
+    MANIFEST,
     REPAIR,
     SHORT,
     Artifact,
@@ -27,6 +28,7 @@ from ensdistill.pipeline.manifest import (
     read_manifest,
 )
 from ensdistill.pipeline.ownership import cut_links, is_own, own, require_no_link
+from ensdistill.pipeline.spares import Spare
 
 Key: TypeAlias = tuple[str, str]  # stage and short fingerprint
 
@@ -175,30 +177,41 @@ class Workspace:
     def spares(self, stage: str, wanted: Mapping[str, str], but: Path | None) -> dict[str, Spare]:
         """Return finished items of all artifacts and drafts of a stage but one that is asking.
 
-        Of `wanted`, item id to key, those are found of which there is an item with the same key.
+        Of `wanted`, item id to key, those are found of which there is an item with the same key,
+        in what was published last first. What is being made good takes nothing that was not read.
         """
         form = self.forms.get(stage)
         found: dict[str, Spare] = {}
         by_key: dict[str, list[str]] = {}
         for item_id, key in wanted.items():
             by_key.setdefault(key, []).append(item_id)
-        for folder in self.folders(stage):
-            if folder == but or not by_key:
-                continue
+        repairs = but is not None and (but / REPAIR_BEGUN).exists()
+        lenders = {f: self._published_at(f) for f in self.folders(stage) if f != but}
+        for folder in sorted(lenders, key=lambda f: lenders[f] or 0, reverse=True):
+            if not by_key:
+                break
+            published = None if repairs else lenders[folder]
             for index in (folder / ITEMS, *sorted(folder.glob(JOURNALS))):
-                try:
-                    records = read_journal(index)
-                except OSError:  # published, or cleared away, meanwhile
-                    continue
-                for record in records:
-                    key, spare = str(record.get("key")), Spare(folder, record)
-                    if (
-                        key in by_key
-                        and (form is None or form.record(record) is None)
-                        and ("file" not in record or spare.file() is not None)
-                    ):
-                        found.update(dict.fromkeys(by_key.pop(key), spare))
+                with suppress(OSError):  # published, or cleared away, meanwhile
+                    for _, line, record in numbered_lines(index, by_key):
+                        if (
+                            record is None
+                            or record["key"] not in by_key
+                            or (form is not None and form.record(record) is not None)
+                        ):
+                            continue
+                        when = published if index.name == ITEMS else None
+                        spare = Spare(folder, record, line + b"\n", when)
+                        if spare.is_whole():
+                            found.update(dict.fromkeys(by_key.pop(record["key"]), spare))
         return found
+
+    def _published_at(self, folder: Path) -> int | None:
+        """Return the time of a whole manifest (ns); None of a draft."""
+        with suppress(OSError):
+            found = (folder / MANIFEST).lstat().st_mtime_ns
+            return found if isinstance(self._read(folder), Artifact) else None
+        return None
 
 
 def key_of(folder: Path) -> Key:

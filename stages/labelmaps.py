@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from ensdistill.data.decoding import image_size
 from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
-from ensdistill.pipeline.draft import Spare
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
 from ensdistill.pipeline.node import Job, Told
 from ensdistill.pipeline.opening import NotRegularError, StrayNameError, inner, read_regular
+from ensdistill.pipeline.spares import Spare
 from ensdistill.stages.functional.scores import class_counts
 from ensdistill.stages.local import Local
 from ensdistill.stages.work.items import for_each
@@ -183,10 +183,7 @@ class LabelMapsDraft:
         self._places = {i: Place(i, k, sizes[i]) for k, i in enumerate(ids)}
         self._store = LabelStore.create(job.draft.path / STORE, len(ids), height, width)
         self._write = LabelWriter(self._store)
-        self._lenders: dict[Path, LabelStore] = {}
-        for image_id, spare in job.spares.items():
-            with suppress(EnsdistillError):  # spoilt or gone since: then it is computed
-                self._take(self._places[image_id], spare)
+        self._take(job.spares)
         self.missing = job.todo()
 
     def fill(self, given: Callable[[str], T], make: Callable[[T], Made]) -> None:
@@ -207,24 +204,41 @@ class LabelMapsDraft:
 
     def journal(self, place: Place, record: Mapping[str, Any]) -> None:
         """Journal a label map that was written."""
-        self._job.draft.record(place.id, file=_file(place), **record)
+        self._job.draft.record(place.id, file=self._file(place.id), **record)
 
-    def _take(self, place: Place, spare: Spare) -> None:
-        """Take a label map over: byte for byte, or encoded anew where the largest size differs."""
-        if spare.folder not in self._lenders:
-            self._lenders[spare.folder] = LabelStore(spare.folder / STORE)
-        store = self._lenders[spare.folder]
-        if store.shape[1:] == self._store.shape[1:]:
-            self._job.draft.adopt(place.id, spare, file=_file(place))
-            return
-        label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
-        if checksum(label_map) == spare.record["content"]:
-            self._store.write(place.position, label_map)
-            self._job.draft.adopt(place.id, spare, file=_file(place), written=True)
+    def _take(self, spares: Mapping[str, Spare]) -> None:
+        """Take label maps over: byte for byte, or encoded anew where the largest size differs."""
+        stores = {
+            folder: _readable(folder / STORE) for folder in {s.folder for s in spares.values()}
+        }
+        same, anew = {}, {}
+        for image_id, spare in spares.items():
+            store = stores[spare.folder]
+            if store is not None and store.shape[1:] == self._store.shape[1:]:
+                same[image_id] = spare
+            elif store is not None and self._encode_anew(self._places[image_id], spare, store):
+                anew[image_id] = spare
+        self._job.draft.adopt(same, self._file)
+        self._job.draft.adopt(anew, self._file, written=True)
+
+    def _encode_anew(self, place: Place, spare: Spare, store: LabelStore) -> bool:
+        """Write what another store holds, unless that is spoilt or gone since."""
+        with suppress(EnsdistillError):
+            label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
+            if checksum(label_map) == spare.record["content"]:
+                self._store.write(place.position, label_map)
+                return True
+        return False
+
+    def _file(self, image_id: str) -> str:
+        return f"{STORE}/{chunk_name(self._places[image_id].position)}"
 
 
-def _file(place: Place) -> str:
-    return f"{STORE}/{chunk_name(place.position)}"
+def _readable(path: Path) -> LabelStore | None:
+    """Return the store in a folder, None if it is spoilt: then what it held is computed."""
+    with suppress(EnsdistillError):
+        return LabelStore(path)
+    return None
 
 
 def counted(label_map: UInt8, n_classes: int) -> dict[str, Any]:

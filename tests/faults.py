@@ -514,8 +514,7 @@ def _each(job, value):
     if not about.exists() or about.read_bytes() != text:
         atomic.write_bytes(about, text, sync=False)
     place = {item.id: f"maps/{k}.map" for k, item in enumerate(job.work.items)}
-    for item_id, spare in job.spares.items():
-        job.draft.adopt(item_id, spare, file=place[item_id])
+    job.draft.adopt(job.spares, place.__getitem__)
     for item_id in job.todo():
         found = value(item_id)
         atomic.write_bytes(job.draft.path / place[item_id], f"{found}\n".encode(), sync=False)

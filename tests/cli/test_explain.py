@@ -115,6 +115,9 @@ def test_a_dry_run_tells_what_is_computed_taken_over_and_written(made):
     text = made.call("run", "--dry-run")
     assert re.search(r"\ninfer\[a\] +stale +1 +5 +~\S+ [kM]?B ", text)
     assert re.search(r"would compute at most \d+ images, take 10 from other artifacts", text)
+    # what is taken over is linked
+    mean = made.artifact("infer[a]@val").manifest
+    assert found["infer[a]"]["bytes"] < 2 * mean.disk_bytes / mean.count
     made.call("run")
     assert set(would(made, "run", "--dry-run").values()) == {None}
 

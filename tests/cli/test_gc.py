@@ -63,6 +63,31 @@ def test_what_lends_its_images_to_the_next_run_stays(made):
     assert garbage(made) == {"infer[a]", "infer[b]"}
 
 
+def test_what_is_shared_with_what_stays_frees_nothing(made):
+    for kind in ("images/train", "teachers/a/train", "teachers/b/train"):
+        (made.root / kind / "train_000004_000019.png").unlink()
+    made.call("run", "--no-evaluate")
+    rows = {r["path"]: r for r in made.json("gc")}
+    old = next(r for r in rows.values() if r["node"] == "infer[a]" and r["reason"] is None)
+    new = made.artifact("infer[a]")
+    maps = [f for f in Path(old["path"]).rglob("c.*") if f.stat().st_nlink == 2]
+    assert len(maps) == len(new.items) == 4
+    everything = sum(f.stat().st_size for f in Path(old["path"]).rglob("*") if f.is_file())
+    assert old["bytes"] == everything - sum(f.stat().st_size for f in maps)
+    before = inodes(rows)
+    made.call("gc", "--delete")
+    assert made.call("verify").startswith("no damage")
+    after = inodes(rows)
+    freed = sum(size for inode, size in before.items() if inode not in after)
+    assert freed == sum(r["bytes"] for r in rows.values() if r["reason"] is None)
+
+
+def inodes(folders):
+    """Return inode to bytes of all files below some folders."""
+    files = (f for folder in folders for f in Path(folder).rglob("*") if f.is_file())
+    return {f.stat().st_ino: f.stat().st_size for f in files}
+
+
 def made_image(world):
     import numpy as np
 

@@ -1,6 +1,7 @@
 """`ensdistill verify`, on artifacts of every stage."""
 
 import json
+import os
 import random
 import shutil
 
@@ -356,3 +357,47 @@ def test_numbers_beyond_all_measure_are_damage(world, changes):
     for command in (("explain", "infer[a]"), ("report",), ("status", "-v")):
         world.call(*command)
     world.call("verify", "--repair")
+
+
+def test_items_that_two_artifacts_share_are_made_good_one_by_one(world):
+    image, labels = (
+        world.root / "images/train/train_000004_000019.png",
+        [world.root / f"teachers/{t}/train/train_000004_000019.png" for t in "ab"],
+    )
+    gone = {path: path.read_bytes() for path in (image, *labels)}
+    old = world.artifact("infer[a]").path
+    for path in gone:
+        path.unlink()
+    world.call("run", "--no-evaluate")
+    new = world.artifact("infer[a]").path
+    chunk, twin = (folder / "maps.zarr" / "c.1.0.0" for folder in (old, new))
+    assert chunk.samefile(twin)
+    whole, when = chunk.read_bytes(), chunk.stat().st_mtime_ns
+    flip(chunk)
+    os.utime(chunk, ns=(when, when))  # as a disk forgets
+    spoilt = chunk.read_bytes()
+    for file in (chunk, twin):
+        assert f"{file} (item train_000001_000019)" in world.call("verify", expect=1)
+    world.call("verify", "--repair", expect=1)  # the old one is of no experiment
+    assert (twin.read_bytes(), chunk.read_bytes()) == (whole, spoilt)
+    for path, content in gone.items():
+        path.write_bytes(content)
+    world.call("verify", "--repair")
+    assert (twin.read_bytes(), chunk.read_bytes()) == (whole, whole)
+    assert "no damage" in world.call("verify")
+
+
+def test_an_image_that_a_disk_spoilt_in_silence_is_refused_when_it_is_read(world):
+    old = world.artifact("infer[a]").path
+    (world.root / "images/train/train_000004_000019.png").unlink()
+    chunk = old / "maps.zarr" / "c.1.0.0"
+    when = chunk.stat().st_mtime_ns
+    flip(chunk)
+    os.utime(chunk, ns=(when, when))
+    for teacher in "ab":
+        (world.root / f"teachers/{teacher}/train/train_000004_000019.png").unlink()
+    said = world.refuse("infer-teacher")
+    assert "c.1.0.0: is not what was written for train_000001_000019" in said
+    assert "verify --repair" in said
+    world.call("verify", "--repair", expect=1)
+    world.call("fuse", "--upstream")

@@ -12,14 +12,14 @@ import pytest
 from ensdistill.pipeline import draft as module
 from ensdistill.pipeline.draft import (
     Draft,
-    Spare,
     UnfinishedError,
     progress_of,
     unpublish,
 )
 from ensdistill.pipeline.fingerprint import digest
-from ensdistill.pipeline.journal import Journal, read_journal, seal
+from ensdistill.pipeline.journal import Journal, numbered_lines, read_journal, seal
 from ensdistill.pipeline.manifest import Manifest, read_manifest
+from ensdistill.pipeline.spares import Spare
 
 KEYS = {"x": "key of x", "y": "key of y"}
 MANIFEST = Manifest("fusion", "fusion", 1, "a" * 64, {"window": 3}, {}, {"n": 1})
@@ -234,9 +234,9 @@ def test_a_journal_that_goes_while_it_is_read_is_no_error(folder, monkeypatch):
 
     def gone(path):
         path.unlink()
-        return read_journal(path)
+        return numbered_lines(path)
 
-    monkeypatch.setattr(module, "read_journal", gone)
+    monkeypatch.setattr(module, "numbered_lines", gone)
     assert found(folder) == {}
     assert progress_of(folder) == 0
 
@@ -300,12 +300,13 @@ def spare(tmp_path):
     draft = Draft(other, {"o": KEYS["x"]}, {"o": {"image": "abc"}})
     fill(draft)
     draft.close()
-    return Spare(other, draft.records()["o"])
+    record = draft.records()["o"]
+    return Spare(other, record, seal(record))
 
 
 def test_a_spare_is_taken_over_byte_for_byte_under_its_own_id(folder, spare):
     draft = Draft(folder, KEYS)
-    draft.adopt("x", spare, file="c.0")
+    draft.adopt({"x": spare}, lambda _: "c.0")
     draft.close()
     assert (folder / "c.0").read_bytes() == b"map of o"
     assert (
@@ -319,7 +320,7 @@ def test_a_spare_is_taken_over_byte_for_byte_under_its_own_id(folder, spare):
 def test_a_spare_may_have_been_encoded_anew(folder, spare):
     draft = Draft(folder, KEYS)
     (folder / "c.0").write_bytes(b"the same in other words")
-    draft.adopt("x", spare, file="c.0", written=True)
+    draft.adopt({"x": spare}, lambda _: "c.0", written=True)
     draft.close()
     file = ["c.0", 23, sha256(b"the same in other words")]
     assert found(folder)["x"] == spare.record | {"id": "x", "file": file}
@@ -328,7 +329,7 @@ def test_a_spare_may_have_been_encoded_anew(folder, spare):
 def test_a_spare_without_file_is_its_record(folder, tmp_path):
     record = {"id": "o", "key": KEYS["x"], "made_from": {}, "content": "s", "n": 3}
     draft = Draft(folder, KEYS)
-    draft.adopt("x", Spare(tmp_path, record))
+    draft.adopt({"x": Spare(tmp_path, record, seal(record))})
     draft.close()
     assert found(folder) == {"x": record | {"id": "x"}}
 
@@ -345,7 +346,7 @@ def test_a_spare_without_file_is_its_record(folder, tmp_path):
 def test_a_spoilt_spare_is_refused_and_leaves_no_trace(folder, spare, spoil):
     spoil(spare.folder / "maps" / "o")
     draft = Draft(folder, KEYS)
-    draft.adopt("x", spare, file="c.0")
+    draft.adopt({"x": spare}, lambda _: "c.0")
     draft.close()
     assert draft.records() == found(folder) == {}
     assert (draft.written, draft.reused, names(folder)) == (0, 0, [])

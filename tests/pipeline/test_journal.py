@@ -118,6 +118,37 @@ def test_a_disk_that_fills_in_a_line_tears_only_that_line(tmp_path, monkeypatch)
     assert read_journal(tmp_path / "j.jsonl") == [of("a"), of("c")]
 
 
+def test_many_records_are_one_write_of_which_a_full_disk_tears_the_last(tmp_path, monkeypatch):
+    lines = [seal(of(name)) for name in "abc"]
+    real, written = os.write, []
+
+    def short(file, data):
+        written.append(data)
+        return real(file, data[:-20])
+
+    journal = Journal(tmp_path / "j.jsonl")
+    monkeypatch.setattr(module.os, "write", short)
+    with pytest.raises(OSError, match="journal bytes"):
+        journal.write(b"".join(lines))
+    monkeypatch.undo()
+    assert written == [b"".join(lines)]
+    journal.append(of("d"))
+    journal.close()
+    assert read_journal(tmp_path / "j.jsonl") == [of("a"), of("b"), of("d")]
+
+
+def test_lines_that_tell_another_key_are_passed_over(tmp_path):
+    keys = {"a": "0" * 64, 'b", "key": "': "1" * 64, "c\\": "2" * 64, "d": "not hex"}
+    records = [of(name) | {"key": key} for name, key in keys.items()]
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b"".join(map(seal, records)) + b'{"id": "e", "key": "1')
+    for record in records:
+        found = [r for _, _, r in numbered_lines(path, {record["key"]}) if r is not None]
+        assert record in found
+        assert {r["key"] for r in found} <= {record["key"], "not hex"}
+    assert list(numbered_lines(path, ())) == list(numbered_lines(path, {"x"}))
+
+
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
 

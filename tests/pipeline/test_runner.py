@@ -115,8 +115,7 @@ class Lab:
         return Told(self.result.get(job.node.id, result))
 
     def each(self, job, value):
-        for item_id, spare in job.spares.items():
-            job.draft.adopt(item_id, spare, file=f"{self.place(job, item_id)}.map")
+        job.draft.adopt(job.spares, lambda item_id: f"{self.place(job, item_id)}.map")
         for item_id in job.todo():
             if self.call(job, item_id):
                 # as every stage: what is read must be what the plan was made for
@@ -230,8 +229,7 @@ def test_items_that_read_whole_artifacts_are_made_once(lab, monkeypatch):
     teachers = ["a", "b"]
 
     def run_pairs(job):
-        for item_id, spare in job.spares.items():
-            job.draft.adopt(item_id, spare)
+        job.draft.adopt(job.spares)
         for item_id in job.todo():
             lab.call(job, item_id)
             job.draft.record(item_id, value=len(item_id))

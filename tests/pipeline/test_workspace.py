@@ -258,6 +258,7 @@ def test_a_whole_item_is_lent_where_another_copy_is_spoilt(workspace, publish):
 def test_a_folder_that_goes_meanwhile_lends_nothing(workspace, begin, monkeypatch):
     begin(A)
     monkeypatch.setattr(
-        "ensdistill.pipeline.workspace.read_journal", lambda path: path.with_name("x").read_bytes()
+        "ensdistill.pipeline.workspace.numbered_lines",
+        lambda path, _: path.with_name("x").read_bytes(),
     )
     assert workspace.spares("fusion", KEYS, workspace.root) == {}

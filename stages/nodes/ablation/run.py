@@ -132,8 +132,7 @@ class _Steps:
 def run(job: Job[Recipe, Local]) -> Ablated:
     """Fuse the split by every composition of teachers, and with bad ones, and score it all."""
     require_labelled(job)
-    for item_id, spare in job.spares.items():
-        job.draft.adopt(item_id, spare)
+    job.draft.adopt(job.spares)
     making = _Making(job)
     making.run()
     return Ablated.model_validate(making.result())

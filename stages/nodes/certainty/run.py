@@ -27,8 +27,7 @@ def run(job: Job[Reached, Running]) -> Certainty:
     """
     local = job.work.local
     classes = local.classes.classes
-    for image_id, spare in job.spares.items():
-        job.draft.adopt(image_id, spare)
+    job.draft.adopt(job.spares)
     missing = set(job.todo())
     job.start("images")
 
