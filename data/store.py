@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import google_crc32c
@@ -242,11 +242,6 @@ def _replace(file: Path, content: bytes) -> None:
 def chunk_name(index: int) -> str:
     """Return the file below a store that holds the image at a position."""
     return f"c.{index}.0.0"
-
-
-def chunk_index(file: str) -> int:
-    """Return the position that a chunk's file stands for."""
-    return int(PurePosixPath(file).name.split(".")[1])
 
 
 def checksum(label_map: UInt8) -> str:

@@ -15,7 +15,14 @@ from typing import Any, Final
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.fingerprint import digest, file_digest
-from ensdistill.pipeline.journal import Journal, Record, count_items, numbered_lines, seal
+from ensdistill.pipeline.journal import (
+    Journal,
+    Record,
+    count_items,
+    numbered_lines,
+    seal,
+    without_cycles,
+)
 from ensdistill.pipeline.manifest import ITEMS, MANIFEST, Artifact, Form, Manifest
 from ensdistill.pipeline.opening import (
     NotRegularError,
@@ -143,11 +150,10 @@ class Draft:
         given.
         """
         if file is not None:
-            whole = read_regular(inner(self.path, file))
-            found = hashlib.sha256(whole).hexdigest()
+            entry = self._written(file)
             if "content" not in fields:
-                fields["content"] = digest({**fields, "file": found})  # wherever it lies
-            fields["file"] = [file, len(whole), found]
+                fields["content"] = digest({**fields, "file": entry[-1]})  # wherever it lies
+            fields["file"] = entry
         if "content" not in fields:
             fields["content"] = digest(fields)
         made_from = dict(self._made_from.get(item_id, {}))
@@ -171,14 +177,10 @@ class Draft:
         linked: it is read when it is used, as it would be where it lies.
         """
         todo = iter(spares.items())
-        with Links(self.path) as links:
+        with without_cycles(), Links(self.path) as links:
             while some := list(islice(todo, _AT_ONCE)):
-                taken = []
-                for item_id, spare in some:
-                    record = self._taken(item_id, spare, file, links, written)
-                    if record is not None:
-                        same = record == spare.record
-                        taken.append((record, spare.line if same else seal(record)))
+                found = (self._taken(i, spare, file, links, written) for i, spare in some)
+                taken = [one for one in found if one is not None]
                 if taken:
                     self._append(*taken)
                     with self._lock:
@@ -191,22 +193,36 @@ class Draft:
         file: Callable[[str], str] | None,
         links: Links,
         written: bool,
-    ) -> Record | None:
-        """Return the record of an item whose file was taken over, None if that is spoilt."""
-        record = spare.record | {"id": item_id}
-        if file is None:
-            return record
-        name = file(item_id)
-        inode = None if written else links.take(spare, name)
+    ) -> tuple[Record, bytes] | None:
+        """Return record and line of an item whose file was taken over, None if that is spoilt."""
+        record = spare.record
+        if file is not None:
+            name = file(item_id)
+            entry = self._written(name) if written else self._brought(name, spare, links)
+            if entry is None:
+                return None
+            if entry != record["file"]:
+                record = record | {"file": entry}
+        if record["id"] != item_id:
+            record = record | {"id": item_id}
+        return record, spare.line if record is spare.record else seal(record)
+
+    def _written(self, name: str) -> list[Any]:
+        """Return what a record says of a file: its name, length and digest."""
+        whole = read_regular(inner(self.path, name))
+        return [name, len(whole), hashlib.sha256(whole).hexdigest()]
+
+    def _brought(self, name: str, spare: Spare, links: Links) -> list[Any] | None:
+        """Bring a spare's file here, linked or copied; None if it is spoilt."""
+        inode = links.take(spare, name)
         if inode is not None:
             self._forced[name] = inode
-            return record | {"file": [name, *record["file"][1:]]}
-        content = read_regular(inner(self.path, name)) if written else spare.file()
-        if content is None:
-            return None
-        if not written:
+        else:
+            content = spare.file()
+            if content is None:
+                return None
             atomic.write_bytes(self.path / name, content, sync=False)
-        return record | {"file": [name, len(content), hashlib.sha256(content).hexdigest()]}
+        return [name, *spare.record["file"][1:]]
 
     def _append(self, *found: tuple[Record, bytes]) -> None:
         """Journal records, each with its line, by a single write."""

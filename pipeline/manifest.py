@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.errors import CorruptError, shown
 from ensdistill.pipeline.fingerprint import Json, canonical_json, checksum, fingerprint
-from ensdistill.pipeline.journal import Record, is_count, item_of, numbered_lines
+from ensdistill.pipeline.journal import Record, is_count, item_of, numbered_lines, without_cycles
 from ensdistill.pipeline.opening import (
     StrayNameError,
     inner,
@@ -415,7 +415,8 @@ class Artifact:
         OSError
             If it cannot be read.
         """
-        return [self._line(*found) for found in numbered_lines(self.path / ITEMS)]
+        with without_cycles():
+            return [self._line(*found) for found in numbered_lines(self.path / ITEMS)]
 
     def _line(self, number: int, text: bytes, record: Record | None) -> Line:
         if record is None:

@@ -35,16 +35,10 @@ class Spare:
         """
         if "file" not in self.record:
             return True
-        if self.published is not None:
-            here = os.fspath(self.folder)
-            with suppress(OSError):
-                for part in self.record["file"][0].split("/"):
-                    here = f"{here}/{part}"
-                    found = os.lstat(here)
-                    if stat.S_ISLNK(found.st_mode):
-                        break
-                if self.is_as_published(found):
-                    return True
+        with suppress(OSError):
+            # where folders lead `Links` sees to
+            if self.is_as_published(os.lstat(f"{self.folder}/{self.record['file'][0]}")):
+                return True
         return self.file() is not None
 
     def is_as_published(self, found: os.stat_result) -> bool:
@@ -121,13 +115,14 @@ class Links:
     def _folder(self, folder: Path, name: str) -> tuple[int, str]:
         """Return the open folder that a recorded name lies in, and its name there."""
         above, _, last = name.rpartition("/")
-        if (folder, above) not in self._opened:
+        opened = self._opened.get((folder, above))
+        if opened is None:
             flags = os.O_RDONLY | os.O_DIRECTORY
             opened = self._open(os.fspath(folder), flags)
             for part in above.split("/") if above else ():
                 opened = self._open(part, flags | os.O_NOFOLLOW, opened)
             self._opened[folder, above] = opened
-        return self._opened[folder, above], last
+        return opened, last
 
     def _open(self, path: str, flags: int, above: int | None = None) -> int:
         opened = os.open(path, flags, dir_fd=above)

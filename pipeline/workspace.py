@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import JOURNALS, REPAIR_BEGUN, Draft, is_begun, progress_of
 from ensdistill.pipeline.errors import ConfigError, DataError
-from ensdistill.pipeline.journal import numbered_lines
+from ensdistill.pipeline.journal import numbered_lines, without_cycles
 from ensdistill.pipeline.locks import Locks
 from ensdistill.pipeline.manifest import (
     ITEMS,
@@ -192,7 +192,8 @@ class Workspace:
                 break
             published = None if repairs else lenders[folder]
             for index in (folder / ITEMS, *sorted(folder.glob(JOURNALS))):
-                with suppress(OSError):  # published, or cleared away, meanwhile
+                # published, or cleared away, meanwhile
+                with suppress(OSError), without_cycles():
                     for _, line, record in numbered_lines(index, by_key):
                         if (
                             record is None

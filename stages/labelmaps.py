@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensdistill.data.decoding import image_size
-from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_index, chunk_name
+from ensdistill.data.store import LabelStore, UInt8, checksum, chunk_name
 from ensdistill.pipeline.errors import CorruptError, DataError, EnsdistillError
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.manifest import REPAIR, Artifact
@@ -224,7 +224,8 @@ class LabelMapsDraft:
     def _encode_anew(self, place: Place, spare: Spare, store: LabelStore) -> bool:
         """Write what another store holds, unless that is spoilt or gone since."""
         with suppress(EnsdistillError):
-            label_map = store.read(chunk_index(spare.record["file"][0]), *place.size)
+            content, file = spare.file(), spare.folder / spare.record["file"][0]
+            label_map = store.decode(content or b"", file, *place.size)
             if checksum(label_map) == spare.record["content"]:
                 self._store.write(place.position, label_map)
                 return True

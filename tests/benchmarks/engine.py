@@ -1,9 +1,11 @@
 """The engine: publishing what was made, and looking at what is there."""
 
+import os
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -15,8 +17,9 @@ from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import Draft
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.verify import damages
+from ensdistill.pipeline.workspace import Workspace
 
-from .measure import ROUNDS, figure
+from .measure import ROUNDS, cpu, figure
 
 TEACHERS, IMAGES = 7, 3000
 GROWTH = (1000, 4000, 16000)
@@ -159,4 +162,61 @@ def publishing(root):
     yield figure("verify 367 label maps", median["verify"], "s")
 
 
-MEASURES = (publishing, status, growth)
+def changed(root):
+    """What the engine does where one image of many changed: all others are of the last artifact."""
+    content = np.random.default_rng(0).bytes(30_000)
+    manifest = Manifest("fusion", "fusion", 1, "", {}, {}, {})
+    table = {"labels": [0] * 19, "size": [1024, 2048]}
+
+    def draft(workspace, number, keys):
+        name = f"{number:012}".ljust(64, "0")
+        made = workspace.draft("fusion", "fused", name, keys)
+        (made.path / "maps").mkdir(exist_ok=True)
+        return made, replace(manifest, fingerprint=name)
+
+    def first(workspace, count):
+        keys = {f"{k:05}": checksum(np.uint8(list(f"{k:05}"))) for k in range(count)}
+        made, said = draft(workspace, 0, keys)
+        for k, item_id in enumerate(keys):
+            (made.path / f"maps/{k}").write_bytes(content)
+            made.record(item_id, file=f"maps/{k}", **table)
+        made.publish(said)
+        return keys
+
+    def again(workspace, keys, number):
+        """Make the next one, in which the image of this number is another."""
+        ids = list(keys)
+        keys[ids[number]] = checksum(np.uint8([number]))
+        made, said = draft(workspace, number, keys)
+        spares = workspace.spares("fusion", keys, made.path)
+        made.adopt(spares, lambda item_id: f"maps/{int(item_id)}")
+        (made.path / f"maps/{number}").write_bytes(content)
+        made.record(ids[number], file=f"maps/{number}", **table)
+        made.reload()
+        made.publish(said)
+        assert made.reused == len(keys) - 1
+
+    def timed(*arguments):
+        begin, used = time.perf_counter(), cpu()
+        again(*arguments)
+        return time.perf_counter() - begin, cpu() - used
+
+    workspace = Workspace(root / "many")
+    keys = first(workspace, GROWTH[-1])
+    walls, used = zip(*[timed(workspace, keys, k) for k in range(1, 6)], strict=True)
+    note = f"  {statistics.median(walls):.1f} s"
+    yield figure(f"one changed of {GROWTH[-1]}, CPU", statistics.median(used), "s", 1, note=note)
+    workspace = Workspace(root / "few")
+    keys = first(workspace, GROWTH[0])
+    ratios = []
+    for k in range(1, 2 * ROUNDS, 2):
+        linked, _ = timed(workspace, keys, k)
+        with mock.patch.object(os, "link", side_effect=OSError):
+            copied, _ = timed(workspace, keys, k + 1)
+        ratios.append(linked / copied)
+    yield figure(
+        f"one changed of {GROWTH[0]}, wall, linked / copied", statistics.median(ratios), "x", 0.2
+    )
+
+
+MEASURES = (publishing, status, growth, changed)
