@@ -635,18 +635,25 @@ def command(file, *arguments):
 def warm_stages():
     """Import what the stages need, and load compiled code; no tensor is made before a fork."""
     import numpy as np
+    import torch
     from PIL import Image
     from pydantic import BaseModel
 
     from ensdistill.stages.functional.fusion import channel_wise, majority
+    from ensdistill.stages.networks import frozen
 
-    importlib.import_module("ensdistill.stages.graph")
-    for stage in ("infer", "probe", "certainty", "policy", "fusion", "student", "evaluation"):
-        importlib.import_module(f"ensdistill.stages.nodes.{stage}.run")
-    late = ("torch._dynamo", "torch.profiler._cupti_monitor", "torch.utils.serialization.config")
-    for name in (*late, "ensdistill.stages.functional._counting", "filelock", "zarr"):
+    nodes = ("infer", "probe", "certainty", "policy", "fusion", "student", "evaluation", "ablation")
+    ours = [f"stages.nodes.{node}.run" for node in nodes]
+    ours += ["stages.graph", "stages.functional._counting", "stages.functional.agreement"]
+    ours += [f"stages.checks.{name}" for name in ("ahead", "files", "networks", "teachers")]
+    ours += ["cli.__main__", "cli.progress", "cli.commands.run", "cli.commands.ablate"]
+    late = ("_dynamo", "profiler._cupti_monitor", "utils.serialization.config")
+    for name in (*(f"ensdistill.{n}" for n in ours), *(f"torch.{n}" for n in late)):
+        importlib.import_module(name)
+    for name in ("click.testing", "filelock", "rich.live", "zarr"):
         importlib.import_module(name)
     Image.init()
+    frozen.here(torch.device("cpu"))  # reads what is installed
     build_models(BaseModel)
     labels = np.zeros((2, 8, 8), np.uint8)
     majority(labels, 3)
