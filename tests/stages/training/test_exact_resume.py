@@ -1,5 +1,6 @@
 """A training that is interrupted, anywhere and as often as you like, ends in the same bits."""
 
+import json
 import os
 import random
 import shutil
@@ -7,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from faults import Forks
 from worlds import EVERYTHING, TINY, World, files_of
 
 from ensdistill.stages.training.checkpoints import checkpoints
@@ -90,37 +94,44 @@ def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step,
     assert_the_same(world, expected)
 
 
+def killed_at(world, forks, reached):
+    """Run the command in a process of its own until something is reached, and kill it then."""
+    with ThreadPoolExecutor(1) as thread:
+        ended = thread.submit(forks.call, "faults:command", str(world.file), "train-student")
+        while not reached():
+            assert not ended.done(), ended.result()
+            time.sleep(0.002)
+        [holder] = (world.root / "work/.locks").glob("student-*.json")
+        os.kill(json.loads(holder.read_text())["pid"], signal.SIGKILL)
+        assert ended.result().killed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_kills_and_other_loader_workers_end_in_the_same_bits(tmp_path):
     segformer(tmp_path / "segformer")
-    student = EVERYTHING | {"network": {"hf": "segformer"}, "steps": 400, "watch": "val"}
-    world, expected = prepared(tmp_path, student | {"watch_every": 150}, checkpoint_every=2)
+    student = EVERYTHING | {"network": {"hf": "segformer"}, "steps": 240, "watch": "val"}
+    world, expected = prepared(tmp_path, student | {"watch_every": 50}, checkpoint_every=2)
     shutil.rmtree(world.root / "work" / "student")
-    numbers, kills = random.Random(1), 0
+    numbers = random.Random(1)
     drafts = world.root / "work" / "student"
 
-    def reached():
+    def done():
         return max((s for d in drafts.glob("*") for s in checkpoints(d)), default=0)
 
-    while kills < 20:
-        world.settings["runtime"]["workers"] = numbers.randrange(3)
-        world.write()
-        goal = reached() + numbers.randrange(1, 16)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ensdistill.cli", "train-student", "-c", world.file],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        while reached() < goal:
-            assert process.poll() is None, process.stderr.read().decode()
-            time.sleep(0.002)
-        time.sleep(numbers.random() * 0.05)  # anywhere in a step, or in writing a checkpoint
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
-        kills += 1
-    assert reached() < 400
+    def reached(goal, pause):
+        if done() < goal:
+            return False
+        time.sleep(pause)  # anywhere in a step, or in writing a checkpoint
+        return True
+
+    with Forks("faults:warm_stages") as forks:
+        for _ in range(20):
+            world.settings["runtime"]["workers"] = numbers.randrange(3)
+            world.write()
+            goal, pause = done() + numbers.randrange(1, 9), numbers.random() * 0.05
+            killed_at(world, forks, partial(reached, goal, pause))
+    assert done() < 240
     world.call("train-student")
     assert_the_same(world, expected)
 
