@@ -16,9 +16,9 @@ from PIL import Image
 
 from ensdistill.data.classes import TABLES
 from ensdistill.pipeline.runner import run
+from ensdistill.stages import labelmaps
 from ensdistill.stages.functional.fusion import channel_wise
 from ensdistill.stages.graph import build, load
-from ensdistill.stages.nodes.fusion import run as fusion
 from ensdistill.stages.work import items
 
 from . import maps
@@ -98,7 +98,7 @@ class Fusion:
 
     def through(self, for_each):
         """Make them with something else between the images."""
-        with mock.patch.object(fusion, "for_each", for_each):
+        with mock.patch.object(labelmaps, "for_each", for_each):
             self.fuse()
 
     def kernel(self, planes):
