@@ -102,7 +102,7 @@ class LabelStore:
         h, w = label_map.shape
         if h > height or w > width:
             raise ValueError(f"label map of {h}x{w} in a store of {height}x{width}")
-        if (label_map == UNWRITTEN).any():
+        if _holds_unwritten(label_map):
             raise ValueError(f"label {UNWRITTEN} is reserved")
         chunk = np.ascontiguousarray(label_map)
         if (h, w) != (height, width):
@@ -132,7 +132,7 @@ class LabelStore:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
         label_map = self.decode(content, file, height, width)
         # the checksum covers the chunk, not `zarr.json`, which says how large it is
-        if (label_map == UNWRITTEN).any():
+        if _holds_unwritten(label_map):
             raise CorruptError(f"{file}: does not hold {height}x{width} labels; {_REPAIR}")
         return label_map
 
@@ -221,6 +221,11 @@ def _layout(height: int, width: int) -> dict[str, Any]:
         "keys": {"name": "default", "configuration": {"separator": "."}},
         "codecs": ["bytes", "zstd", "crc32c"],
     }
+
+
+def _holds_unwritten(label_map: UInt8) -> bool:
+    # as signed numbers 254 and 255 are -2 and -1: one look settles it for less than 128 classes
+    return bool(label_map.view(np.int8).min() < -1 and (label_map == UNWRITTEN).any())
 
 
 def _crc(content: bytes) -> bytes:

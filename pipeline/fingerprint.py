@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -15,6 +15,7 @@ Json: TypeAlias = (
 )
 
 KEYS: Final = 1  # how keys are made: another number, and nothing that was made is found again
+_NESTS: Final = (dict, list, tuple)
 _HEX: Final = 16  # digits of a checksum that guards against accidents, not against forgery
 
 
@@ -40,13 +41,14 @@ def canonical_json(value: Json) -> bytes:
 
 def _require_text_keys(value: object) -> None:
     """`json` would write the key 10 as "10" and sort it behind 9."""
+    parts: Iterable[object] = value if isinstance(value, (list, tuple)) else ()
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is no text")
-        _require_text_keys(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
+        parts = value.values()
+    for part in parts:
+        if isinstance(part, _NESTS):  # most are counts of pixels: a call of each would cost more
             _require_text_keys(part)
 
 

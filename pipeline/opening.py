@@ -118,7 +118,7 @@ def parse_json(
         found = _loads(text) if pairs is None else json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    if _opened_brackets(text) > DEEPEST and _is_deep(found):
+    if _opened_brackets(text) >= DEEPEST and _is_deep(found):
         raise ValueError(_TOO_DEEP)
     return found
 

@@ -7,6 +7,7 @@ import resource
 import shlex
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,14 +23,7 @@ def facts(folder: Path) -> dict[str, Any]:
     folder : Path
         A folder of the user's repository, if there is one.
     """
-    import importlib.metadata  # half of what `status` could afford, and it needs none of it
     import platform
-
-    def version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
 
     return {
         "command": shlex.join(sys.argv),
@@ -38,8 +32,18 @@ def facts(folder: Path) -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+@cache
+def _version(name: str) -> str | None:
+    import importlib.metadata  # half of what `status` could afford, and it needs none of it
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -94,6 +94,7 @@ class Fusion:
         experiment = load(self.root / file)
         nodes, workspace = build(experiment), experiment.workspace
         report = run(nodes, workspace, [node], lambda _: Silent(), upstream=upstream)
+        experiment.files.save()
         assert report.ran[-1].written == self.images
 
     def through(self, for_each):

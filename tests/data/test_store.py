@@ -75,7 +75,7 @@ def test_only_what_was_written_is_present(store, path):
     assert store.present() == LabelStore(path).present() == {0, 2}
 
 
-@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("value", [0, 200, 255])
 def test_a_map_of_one_value_counts_as_written(store, path, value):
     label_map = np.full((HEIGHT, WIDTH), value, np.uint8)
     store.write(1, label_map)
@@ -94,6 +94,7 @@ def test_an_unwritten_image_is_never_read(store, path):
     ("label_map", "said"),
     [
         (np.full((2, 2), UNWRITTEN, np.uint8), "label 254 is reserved"),
+        (np.array([[200, 255, UNWRITTEN]], np.uint8), "label 254 is reserved"),
         (np.eye(HEIGHT, WIDTH, dtype=np.uint8) * UNWRITTEN, "label 254 is reserved"),
         (np.zeros((HEIGHT + 1, 1), np.uint8), "label map of 13x1 in a store of 12x17"),
         (np.zeros((1, WIDTH + 1), np.uint8), "label map of 1x18 in a store of 12x17"),

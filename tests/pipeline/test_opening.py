@@ -1,15 +1,18 @@
 """Opening what somebody else may have written."""
 
+import json
 import os
 import socket
 
 import pytest
 
 from ensdistill.pipeline.opening import (
+    DEEPEST,
     NotRegularError,
     StrayNameError,
     inner,
     open_regular,
+    parse_json,
     read_json,
     read_regular,
     what_instead,
@@ -131,3 +134,16 @@ def test_no_more_is_read_than_is_asked_for(tmp_path):
         read_regular(tmp_path / "x", 100)
     (tmp_path / "y").write_bytes(b"x" * 100)
     assert read_regular(tmp_path / "y", 100) == b"x" * 100
+
+
+@pytest.mark.parametrize("encode", [str, str.encode, lambda text: text.encode("utf-16")])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a": ', "}")])
+def test_depth_is_that_of_values_and_not_of_brackets(encode, begin, end):
+    def text(depth, beside):
+        return encode(f"[{beside}" + begin * (depth - 1) + "1" + end * (depth - 1) + "]")
+
+    assert parse_json(encode(json.dumps(["["] * 2 * DEEPEST)))
+    for beside in ("", '"[[{{", [], '):
+        assert parse_json(text(DEEPEST - 1, beside))
+        with pytest.raises(ValueError, match="too deep"):
+            parse_json(text(DEEPEST, beside))
