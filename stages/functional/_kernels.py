@@ -484,26 +484,30 @@ def rank(
 
 
 @jit
-def vote_of_four(a: UInt8, b: UInt8, c: UInt8, d: UInt8, winner: UInt8) -> int:
-    """Write the plurality of four flat label maps; return the highest label but 255.
+def vote_of_four(a: UInt8, b: UInt8, c: UInt8, d: UInt8, weights: UInt8, winner: UInt8) -> int:
+    """Write the plurality of weighted votes of four flat label maps; return the highest label.
 
-    As `vote`, and four times as fast, since nothing but the result goes through memory.
+    As `vote`, and several times as fast, since nothing but the result goes through memory. The
+    weights sum to less than 256.
     """
+    for_a, for_b, for_c, for_d = weights[0], weights[1], weights[2], weights[3]
     highest = np.uint8(0)
-    one = np.uint8(1)
+    none, one = np.uint8(0), np.uint8(1)
     for i in range(len(winner)):
         p, q, r, s = a[i], b[i], c[i], d[i]
-        for_p = np.uint8(one + np.uint8(p == q) + np.uint8(p == r) + np.uint8(p == s))
-        for_q = np.uint8(one + np.uint8(q == r) + np.uint8(q == s))
-        for_r = np.uint8(one + np.uint8(r == s))
-        most = for_p if p != np.uint8(255) else np.uint8(0)
-        count = for_q if q != np.uint8(255) else np.uint8(0)
+        for_p = np.uint8(for_a + (for_b if p == q else none) + (for_c if p == r else none))
+        for_p = np.uint8(for_p + (for_d if p == s else none))
+        for_q = np.uint8(for_b + (for_c if q == r else none) + (for_d if q == s else none))
+        for_r = np.uint8(for_c + (for_d if r == s else none))
+        most = for_p if p != np.uint8(255) else none
+        count = for_q if q != np.uint8(255) else none
         label = q if count > most else p
         most = max(most, count)
-        count = for_r if r != np.uint8(255) else np.uint8(0)
+        count = for_r if r != np.uint8(255) else none
         label = r if count > most else label
         most = max(most, count)
-        label = s if np.uint8(s != np.uint8(255)) > most else label
+        count = for_d if s != np.uint8(255) else none
+        label = s if count > most else label
         winner[i] = label
         next_p, next_q = np.uint8(p + one), np.uint8(q + one)
         next_r, next_s = np.uint8(r + one), np.uint8(s + one)
@@ -545,8 +549,7 @@ def vote(label_maps: UInt8, weights: NDArray[Any], none: NDArray[Any], winner: U
                     none[0],
                     votes,
                 )
-            _elect(labels, votes, most, winner[start:stop])
-            highest = max(highest, _highest(labels))
+            highest = max(highest, _elect(labels, votes, most, winner[start:stop]))
     return int(highest) - 1
 
 
@@ -572,18 +575,14 @@ def _agree(
 
 
 @jit
-def _elect(labels: UInt8, votes: NDArray[Any], most: NDArray[Any], winner: UInt8) -> None:
-    for i in range(len(labels)):
-        label, count, so_far = labels[i], votes[i], most[i]
-        better = (label != np.uint8(255)) & (count > so_far)
-        winner[i] = label if better else winner[i]
-        most[i] = count if better else so_far
-
-
-@jit
-def _highest(labels: UInt8) -> np.uint8:
-    """The highest of label + 1, so that 255 counts least."""
+def _elect(labels: UInt8, votes: NDArray[Any], most: NDArray[Any], winner: UInt8) -> np.uint8:
+    """Let labels win that have more votes than those before; return the highest of label + 1."""
     highest = np.uint8(0)
     for i in range(len(labels)):
-        highest = max(highest, np.uint8(labels[i] + np.uint8(1)))
+        label, count, so_far, before = labels[i], votes[i], most[i], winner[i]
+        # 255 does not vote. Asked by itself: `&` of both questions keeps the compiler from it.
+        more, top = label if count > so_far else before, max(count, so_far)
+        winner[i] = before if label == np.uint8(255) else more
+        most[i] = so_far if label == np.uint8(255) else top
+        highest = max(highest, np.uint8(label + np.uint8(1)))
     return highest

@@ -255,16 +255,17 @@ def majority(
                 f"weights must be ({teachers},) positive integers that sum to less than 2**32, "
                 f"got {weights.tolist()}"
             )
-        votes = weights.astype(np.uint32)
+        votes = weights.astype(np.uint8 if sum(weights.tolist()) < 256 else np.uint32)
 
     from ensdistill.stages.functional import _kernels as kernels
 
     fused = np.empty(label_maps.shape[1:], np.uint8)
     flat = frozen(label_maps).reshape(teachers, -1)
-    if weights is None and teachers <= 4:
+    if teachers <= 4 and votes.dtype == np.uint8:
         silent = np.full(fused.size if teachers < 4 else 0, IGNORE_INDEX, np.uint8)
         a, b, c, d = [*flat, *[frozen(silent)] * (4 - teachers)]
-        highest = kernels.vote_of_four(a, b, c, d, fused.reshape(-1))
+        each = np.array([*votes, *[0] * (4 - teachers)], np.uint8)
+        highest = kernels.vote_of_four(a, b, c, d, each, fused.reshape(-1))
     else:
         none = np.zeros(kernels.BLOCK, votes.dtype)
         highest = kernels.vote(flat, votes, none, fused.reshape(-1))

@@ -143,12 +143,12 @@ def votes(root):
     planes = sets()["easy"]
     times = turns({"majority": vote(planes), "max": highest(planes)})
     title = "majority, T=7, easy / max of planes"
-    yield figure(title, times.ratio("majority", "max"))
-    for count in (4, 7):
+    yield figure(title, times.ratio("majority", "max"), "x", 6, 4)
+    for count, goal in ((4, 3), (7, 2)):
         weights = np.arange(1, count + 1, dtype=np.uint16)
         works = {"weighted": vote(planes[:count], weights), "majority": vote(planes[:count])}
         ratio = turns(works).ratio("weighted", "majority")
-        yield figure(f"weighted majority, T={count}, easy / unweighted", ratio)
+        yield figure(f"weighted majority, T={count}, easy / unweighted", ratio, "x", goal)
 
 
 def vote(label_maps, weights=None):

@@ -389,6 +389,26 @@ def test_majority_agrees_with_the_loops_beyond_one_block(teachers, weighted):
     np.testing.assert_array_equal(majority(label_maps, 4, weights=weights), expected)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [127, 128],
+        [128, 128],
+        [255, 1],
+        [100, 100, 55],
+        [85, 85, 85, 1],
+        [64, 64, 64, 64],
+        [51, 51, 51, 51, 51],
+        [52, 51, 51, 51, 51],
+    ],
+)
+def test_weights_are_counted_beyond_8_bits(weights):
+    rng = np.random.default_rng(sum(weights))
+    label_maps = rng.choice([0, 1, 2, 255], (len(weights), 7, 90)).astype(np.uint8)
+    expected = oracles.majority(label_maps, weights)
+    np.testing.assert_array_equal(majority(label_maps, 3, weights=np.array(weights)), expected)
+
+
 def test_weights_are_counted_beyond_16_bits():
     label_maps = np.array([0, 1, 1, 0, 2], np.uint8).reshape(-1, 1, 1)
     weights = np.array([65_536, 65_535, 2, 2**31, 2**31 - 200_000])
