@@ -145,14 +145,14 @@ class PixelCache:
             self.file(sha256).unlink(missing_ok=True)
 
     def map(self, sha256: str) -> UInt8 | None:
-        """Return a photograph's (H, W, 3) uint8 RGB as a read-only map of its file.
+        """Return a photograph's (H, W, 3) uint8 RGB as a map of its file, which no change reaches.
 
         Only what is looked at is read. The map outlives the file. None if there are no pixels of
         this size, photograph and decoder; their checksum is left to `fault`.
         """
         try:
             with open_regular(self.file(sha256)) as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             height, width = _size(content, sha256)
         except (OSError, ValueError):
             return None

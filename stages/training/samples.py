@@ -105,6 +105,7 @@ class Samples(Dataset[Sample]):
         ):
             other = self._cut(int(mixing.integers(len(self.local.pictures))), None, mixing)
             pasted = mix_classes(mixing, other.label, cut.label, IGNORE_INDEX)
+            cut = _Cut(*(plane.copy() for plane in cut))  # it may be a part of what was read
             for taker, giver in zip(cut, other, strict=True):
                 if giver.size:
                     taker[pasted] = giver[pasted]
@@ -162,12 +163,17 @@ class Samples(Dataset[Sample]):
         flip = self.recipe["flip"] and random.random() < 0.5
 
         def cut(plane: UInt8, method: Image.Resampling, pad: Any) -> UInt8:
-            out = np.empty((crop_h, crop_w, *plane.shape[2:]), np.uint8)
-            if (h, w) != (crop_h, crop_w):
-                out[:] = pad
-            out[:h, :w] = _resized(plane, box, (h, w), method)
+            found = _resized(plane, box, (h, w), method)
+            padded = (h, w) != (crop_h, crop_w)
+            # else a part of what was read will do: it is copied when samples are collated
+            if padded or not found.flags.writeable:
+                out = np.empty((crop_h, crop_w, *plane.shape[2:]), np.uint8)
+                if padded:
+                    out[:] = pad
+                out[:h, :w] = found
+                found = out
             # six times as fast as NumPy's
-            return torch.from_numpy(out).flip(1).numpy() if flip else out
+            return torch.from_numpy(found).flip(1).numpy() if flip else found
 
         weight = np.empty((0, 0), np.uint8)
         if self.weights is not None:
