@@ -156,6 +156,18 @@ def stage(root):
     yield figure("PNG folders with the same kernel / fuse", ratio, "x", 3, 5, better="more")
 
 
+def frames(root):
+    """What is the same for each image, however small: its files, its records."""
+    large, small = Fusion(root / "large", SCENES), Fusion(root / "small", 4 * SCENES, (360, 480))
+    for made in (large, small):
+        made.make()
+    times = turns({"large": large.fuse, "small": small.fuse})
+    pixels = [made.images * made.shape[0] * made.shape[1] for made in (large, small)]
+    ratio = times.ratio("small", "large") * pixels[0] / pixels[1]
+    note = f"{1e3 * times.median('small') / small.images:.2f} ms an image"
+    yield figure("fuse, a pixel of 360x480 / of 1024x2048", ratio, note=note)
+
+
 def label_model(root):
     made = Fusion(root, 4 * SCENES)
     made.make()
@@ -309,4 +321,4 @@ def prepare(small, large):
     return large
 
 
-MEASURES = (stage, label_model, weights, processes, scheduling, memory)
+MEASURES = (stage, frames, label_model, weights, processes, scheduling, memory)

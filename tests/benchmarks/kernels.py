@@ -108,6 +108,23 @@ def window(root):
         yield figure(f"{title} / max of planes", ratio, "x", 20, stretch, note=note)
 
 
+def frames(root):
+    """Whether small images, of CamVid's size, take longer for their pixels than large ones."""
+    planes = sets()["easy"][:4]
+    owner = maps.owner_near(planes, 0.08)
+    parts = [
+        np.ascontiguousarray(planes[:, y : y + 360, x : x + 480])
+        for y in (0, 332, 664)
+        for x in (0, 392, 784, 1176, 1568)
+    ]
+    small = [fuse(part, owner, "window", "window") for part in parts]
+    large = fuse(planes, owner, "window", "window")
+    times = turns({"small": lambda: [work() for work in small], "large": large})
+    ratio = times.ratio("small", "large") * planes.size / sum(part.size for part in parts)
+    title = "rule window, T=4, easy, a pixel of 360x480 / of 1024x2048"
+    yield figure(title, ratio, "x", 1.5, 1.2)
+
+
 def pooling(root):
     """Against the form of the method's published code, on a part of an image: it is slow."""
     planes = np.ascontiguousarray(sets()["easy"][:4, 384:640, 512:1536])
@@ -199,4 +216,4 @@ def crowd(planes):
     return lambda: SegmentationMajorityVote().fit_predict(data)
 
 
-MEASURES = (rules, window, pooling, votes, voters)
+MEASURES = (rules, window, frames, pooling, votes, voters)
