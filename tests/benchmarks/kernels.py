@@ -85,7 +85,7 @@ def rules(root):
         times = turns(works | {"claims": claims, "max": highest(planes)})
         for work in works:
             title = f"{work}, T=4, {name} / max of planes"
-            yield figure(title, times.ratio(work, "max"), "x", 2.5, 1.5)
+            yield figure(title, times.ratio(work, "max"), "x", 5, 2.5)
         note = "without what is counted and noted of them by class and by tile"
         title = f"claims alone, T=4, {name} / max of planes"
         yield figure(title, times.ratio("claims", "max"), note=note)
