@@ -64,11 +64,9 @@ class FactoryNetwork:
     def __init__(self, factory: Factory, recipe: Mapping[str, Any], local: Running):
         self._factory = factory
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        # compiled files go by date and size: those of other code may pass for this code's
         self._compiled = tempfile.TemporaryDirectory()
-        compiled = f"pycache_prefix={self._compiled.name}"
         process = self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", compiled, "-m", __spec__.name],
+            [sys.executable, "-P", "-m", __spec__.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,7 +80,7 @@ class FactoryNetwork:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         order = asdict(factory) | {"root": str(factory.root), "recipe": dict(recipe)}
-        order["hashed"] = list(local.weights)
+        order |= {"hashed": list(local.weights), "compiled": self._compiled.name}
         if local.state_dict is not None:
             order["state_dict"] = str(real_path(local.state_dict))
         runtime = ("trusted", "device", "threads", "channels_last", "workers")
@@ -250,6 +248,9 @@ def _load(order: Mapping[str, Any]) -> FrozenNetwork:
     from ensdistill.stages.networks.state_dicts import load_weights
 
     set_threads(order["threads"])
+    # compiled files go by date and size: those of other code may pass for this code's. From here on
+    # only, as to compile torch anew takes 3 s
+    sys.pycache_prefix = order["compiled"]
     sys.path.insert(0, order["root"])
     name, function = order["function"].split(":")
     with Reads(order["hashed"], Path(order["root"])) as reads:
