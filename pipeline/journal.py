@@ -145,7 +145,7 @@ def numbered_lines(
 ) -> Iterator[tuple[int, bytes, Record | None]]:
     """Yield line number (from 1), raw line and its record (None if that is none, or not whole).
 
-    With `keys`, lines that tell another key are left out.
+    With `keys`, no line is left out that tells one of them.
     """
     content = read_regular(path, _LARGEST)
     if keys is not None and len(keys) <= _FEW and not any(k.encode() in content for k in keys):

@@ -278,9 +278,11 @@ def test_two_experiments_in_one_workspace_share_their_images(world):
 
 
 def flip_chunk(world, artifact, position):
+    """Spoil a chunk, in this artifact alone: others may hold the same file."""
     path = artifact.path / "maps.zarr" / chunk_name(position)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
+    path.unlink()
     path.write_bytes(content)
 
 
@@ -349,14 +351,12 @@ def test_of_two_that_hold_an_image_the_whole_one_lends_it(world, spoilt):
     read_back(world)
 
 
-def test_what_is_lent_is_a_copy(world):
+def test_what_is_lent_stays_as_it_is(world):
     lender = world.artifact("infer[a]")
     before = files_of(lender.path)
     add(world, "train_000009_000019")
     fuse(world)
     assert files_of(lender.path) == before
-    flip_chunk(world, lender, 0)
-    read_back(world)
 
 
 def test_the_same_pixels_in_other_bytes_are_another_image(world):
@@ -369,9 +369,9 @@ def test_the_same_pixels_in_other_bytes_are_another_image(world):
 
 def test_no_file_is_opened_for_an_image_that_is_taken_over(world, monkeypatch):
     opened = []
-    read = Decoder.read
+    count = Decoder.count
     monkeypatch.setattr(
-        Decoder, "read", lambda self, path, *more: opened.append(path) or read(self, path, *more)
+        Decoder, "count", lambda self, path, *more: opened.append(path) or count(self, path, *more)
     )
     add(world, "train_000009_000019")
     make(world, "infer[a]", "infer[b]")
