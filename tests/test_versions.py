@@ -81,14 +81,15 @@ def ties_to_the_highest_class(labels, owner, *, certainty=None, **rules):
 
 
 def one_pixel_further(self, path, *more):
-    return np.roll(READ(self, path, *more), 1, axis=1)
+    labels, counts = COUNT(self, path, *more)
+    return np.roll(labels, 1, axis=1), counts
 
 
-READ = decoding.Decoder.read
+COUNT = decoding.Decoder.count
 SCORES = FrozenNetwork._scores
 ALIKE = labelmodel._alike
 CHANGES = {
-    "predictions one pixel further": ("infer", decoding.Decoder, "read", one_pixel_further),
+    "predictions one pixel further": ("infer", decoding.Decoder, "count", one_pixel_further),
     "a network's least likely class": (
         "infer",
         FrozenNetwork,
@@ -138,7 +139,7 @@ CHANGES = {
     "the last of equals": ("policy", policy, "_best", lambda v: max(v, key=lambda n: (v[n], n))),
     "ties of the vote": ("fusion", fusion, "majority", ties_to_the_last_teacher),
     "ties of the window": ("fusion", fusion, "channel_wise", ties_to_the_highest_class),
-    "ground truth one pixel further": ("truth", decoding.Decoder, "read", one_pixel_further),
+    "ground truth one pixel further": ("truth", decoding.Decoder, "count", one_pixel_further),
     "absent classes count as wrong": (
         "evaluation",
         evaluation,
