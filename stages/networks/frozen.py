@@ -352,7 +352,8 @@ def here(device: torch.device) -> list[Json]:
 
 @cache
 def _installed() -> list[str]:
-    return sorted(f"{d.name} {d.version}" for d in distributions())
+    found = (d.metadata for d in distributions())  # read once: each of its names would read it
+    return sorted(f"{of['Name']} {of['Version']}" for of in found)
 
 
 def set_threads(threads: int | None) -> None:
