@@ -7,6 +7,7 @@ import io
 import keyword
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,9 @@ COMMANDS: Final[Mapping[str, str]] = {
     "gc": "Clear away what no experiment reaches any more.",
     "demo": "The whole pipeline on a small generated city.",
 }
+
+
+_SPEAKING: Final = 10.0  # seconds in which rank 0 says what it and all others refuse
 
 
 class Group(options.Group):
@@ -147,6 +151,7 @@ def _with_ranks(arguments: Any, said: dict[str, Any], *, verbose: bool) -> Any:
         with suppress(EnsdistillError, KeyboardInterrupt):  # rank 0 says it
             ranks.follow(loop.follow)
             return 0
+        time.sleep(_SPEAKING)  # torchrun ends all where one has ended, rank 0 too
         return 1
     code = _command(arguments, said)
     ranks.dismiss()  # after an error torchrun stops them: they may be in the middle of a step

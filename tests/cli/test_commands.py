@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from ensdistill.cli.__main__ import COMMANDS, cli
+from ensdistill.cli.__main__ import COMMANDS, cli, main
 from ensdistill.pipeline.config import read_model
+from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.experiment.schema import Config, Teacher
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -165,3 +167,22 @@ def test_yaml_of_the_camvid_template(camvid, tmp_path):
     content = yaml.safe_load((tmp_path / "experiment.yaml").read_text())
     assert len(content["teachers"]) == 6
     assert all(t["map"] == content["teachers"][0]["map"] for t in content["teachers"])
+
+
+def test_a_rank_that_refuses_waits_until_rank_0_has_said_why(monkeypatch):
+    """torchrun ends all processes where one has ended."""
+    from ensdistill.stages.training import ranks
+
+    def refuse(_):
+        raise DataError("as rank 0 does")
+
+    slept = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(ranks, "launched", lambda: True)
+    monkeypatch.setattr(ranks, "join", lambda: 1)
+    monkeypatch.setattr(ranks, "follow", refuse)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert ended.value.code == 1
+    assert slept and slept[0] >= 5
