@@ -23,6 +23,7 @@ _MOST_BYTES: Final = 1_000_000  # of a YAML file; those with a table of 254 clas
 _MOST_JSON: Final = 100_000_000  # bytes of a JSON file
 _MOST_VALUES: Final = 50_000  # of a YAML file, each time that an alias repeats one
 _MERGE: Final = "tag:yaml.org,2002:merge"  # what `<<` is resolved to
+_VALUE: Final = "tag:yaml.org,2002:value"  # and a plain `=`
 _LONGEST: Final = 100  # characters of a number or a date: long ones take a square of that to read
 
 
@@ -92,6 +93,8 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if "\0" in node.value:
             raise _refusal("a NUL character, which no name can hold", node)
+        if node.tag == _VALUE:  # of which nothing can be made
+            node.tag = self.DEFAULT_SCALAR_TAG
         if len(node.value) > _LONGEST and node.tag != self.DEFAULT_SCALAR_TAG:
             raise _refusal(f"a number or date of {len(node.value):,} characters", node)
         return node

@@ -219,6 +219,13 @@ def test_a_merged_mapping_may_be_overridden(read):
     }
 
 
+def test_an_equals_sign_is_a_text(tmp_path):
+    """YAML 1.1 has a type of its own for it, of which PyYAML makes a text in keys alone."""
+    file = tmp_path / "x.yaml"
+    file.write_text("one: &one {=: 1}\nother: {<<: *one, a: =}\n")
+    assert read_yaml(file) == {"one": {"=": 1}, "other": {"=": 1, "a": "="}}
+
+
 def test_of_merged_mappings_the_first_wins_whatever_their_keys_are_called(tmp_path):
     """PyYAML 6.0.4 has it otherwise: of short keys the first, of long ones the last."""
     file = tmp_path / "x.yaml"
