@@ -2,6 +2,8 @@
 
 What is not quite usual is left to Pillow: another form, a chunk that may mean something, a wrong
 checksum, a byte too many. So what is read is always what Pillow reads, and nothing is refused here.
+Only of deflate codes with unused words, which zlib never writes, ISA-L reads what is
+written there, and its checksum holds, where zlib and so Pillow refuse them.
 """
 
 from __future__ import annotations
