@@ -150,11 +150,22 @@ def withdraw(folder: Path, found: list[Damage], forms: Mapping[str, Form] | None
     """
     manifest = readable_manifest(folder, forms)
     if manifest is not None and all(d.file == MANIFEST for d in found):
+        _force(Artifact(folder, manifest, form_of(manifest, forms or {})))
         atomic.write_bytes(folder / MANIFEST, manifest.to_bytes())
         return False
     atomic.write_bytes(folder / REPAIR_BEGUN, b"")  # so that a killed repair is gone on with
     unpublish(folder, sorted({d.file for d in found} - {MANIFEST, ITEMS}))
     return True
+
+
+def _force(artifact: Artifact) -> None:
+    """Force what a manifest speaks of to the disk: what is older than it is linked unread."""
+    of_items = (r["file"][0] for r in whole_records(artifact) if "file" in r)
+    files = [artifact.path / name for name in (*artifact.manifest.files, *of_items)]
+    for file in files:
+        atomic.sync_file(file)
+    for folder in {file.parent for file in files}:
+        atomic.sync_folder(folder)
 
 
 def readable_manifest(folder: Path, forms: Mapping[str, Form] | None = None) -> Manifest | None:

@@ -1,6 +1,8 @@
 """Finding damage: whatever byte of an artifact changes is found and named, and taken out."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -256,6 +258,24 @@ def test_a_spoilt_field_that_nothing_depends_on_is_emptied(folder, name):
     assert {k: v for k, v in contents(folder).items() if k != "manifest.json"} == {
         k: v for k, v in files.items() if k != "manifest.json"
     }
+
+
+def test_all_has_reached_the_disk_before_a_manifest_stands_again(folder, monkeypatch):
+    content = (folder / "maps" / "c.0").read_bytes()
+    (folder / "maps" / "c.0").unlink()
+    (folder / "maps" / "c.0").write_bytes(content)  # as it is got back by hand
+    spoil_field(folder, seconds=3)
+    found = damages(folder)
+    synced, fsync = [], os.fsync
+
+    def told(file):
+        synced.append(Path(f"/proc/self/fd/{file}").readlink().name)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", told)
+    assert withdraw(folder, found) is False
+    before = synced[: next(k for k, name in enumerate(synced) if name.startswith("manifest.json"))]
+    assert {"items.jsonl", "zarr.json", "c.0", "c.1", "c.2", "maps"} <= set(before)
 
 
 def test_another_spelling_is_put_right(folder):
