@@ -197,6 +197,7 @@ class Draft:
         """Return record and line of an item whose file was taken over, None if that is spoilt."""
         record = spare.record
         if file is not None:
+            self.guard()  # before anything takes another's place
             name = file(item_id)
             entry = self._written(name) if written else self._brought(name, spare, links)
             if entry is None:

@@ -8,10 +8,12 @@ import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from ensdistill.pipeline.journal import Record
 from ensdistill.pipeline.opening import StrayNameError, inner, read_regular
+
+_OPEN: Final = 16  # folders: of many lenders a process could not open all at once
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def whole_file(folder: Path, record: Record) -> bytes | None:
 class Links:
     """Links the files of published items into a draft, while it is open and the system does so.
 
-    Folders stay open meanwhile, and are reached through no link: nothing that takes their place
-    leads elsewhere.
+    Folders stay open meanwhile, a few, and are reached through no link: nothing that takes their
+    place leads elsewhere.
     """
 
     def __init__(self, draft: Path):
@@ -93,6 +95,9 @@ class Links:
         """
         if not self._works or spare.published is None:
             return None
+        if len(self._opened) > _OPEN:
+            self._stack.close()
+            self._opened.clear()
         try:
             there, old = self._folder(spare.folder, spare.record["file"][0])
             here, new = self._folder(self._draft, name)
@@ -106,7 +111,7 @@ class Links:
             if spare.is_as_published(found) and found.st_uid == os.geteuid():
                 return found.st_ino
             os.unlink(new, dir_fd=here)
-        except FileNotFoundError:
+        except (FileNotFoundError, KeyError):  # it is gone, or its record names none
             pass
         except OSError:  # another file system, one without links, or a file with too many
             self._works = False

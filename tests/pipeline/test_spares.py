@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from ensdistill.pipeline import atomic
 from ensdistill.pipeline.draft import REPAIR_BEGUN, unpublish
+from ensdistill.pipeline.errors import LockedError
 from ensdistill.pipeline.manifest import Manifest
+from ensdistill.pipeline.spares import Links
 from ensdistill.pipeline.verify import damages
 from ensdistill.pipeline.workspace import Workspace
 
@@ -305,3 +308,44 @@ def test_a_record_of_another_id_or_name_gets_a_line_of_its_own(world):
     again = world.draft(NEW)
     assert again.records() == world.new.records()
     assert again.records()["y"]["file"][0] == NAMES["y"]
+
+
+def test_a_record_that_names_no_file_lends_none(world):
+    spares = world.spares()
+    bare = {k: v for k, v in spares["x"].record.items() if k != "file"}
+    assert world.adopt(spares | {"x": replace(spares["x"], record=bare)}) == {"y"}
+    assert not world.file(NEW, "x").exists()
+
+
+def test_who_lost_the_draft_replaces_nothing_in_it(world):
+    world.write(world.new, NAMES["x"], "of another")
+
+    def lost():
+        raise LockedError("taken over")
+
+    world.new.guard = lost
+    with pytest.raises(LockedError):
+        world.adopt()
+    assert world.file(NEW, "x").read_bytes() == b"of another"
+    assert not world.file(NEW, "y").exists()
+
+
+def test_of_many_lenders_few_folders_are_open_at_once(world, monkeypatch):
+    spare, spares = world.spares()["x"], {}
+    for k in range(60):
+        folder = world.published.path.with_name(f"fused-{k:012x}")
+        shutil.copytree(world.published.path, folder)
+        spares[str(k)] = replace(spare, folder=folder)
+    opened, take = [], Links.take
+
+    def counted(*arguments):
+        inode = take(*arguments)
+        opened.append(len(list(Path("/dev/fd").iterdir())))
+        return inode
+
+    monkeypatch.setattr(Links, "take", counted)
+    draft = world.workspace.draft("fusion", "fused", "c" * 64, dict.fromkeys(spares, "key of x"))
+    draft.adopt(spares, lambda i: f"c.{i}")
+    assert len(opened) == 60
+    assert max(opened) - min(opened) < 50
+    assert draft.reused == 60 and draft.path.joinpath("c.59").samefile(folder / NAMES["x"])
