@@ -211,21 +211,24 @@ class LabelMapsDraft:
         stores = {
             folder: _readable(folder / STORE) for folder in {s.folder for s in spares.values()}
         }
-        same, anew = {}, {}
+        same = {}
         for image_id, spare in spares.items():
             store = stores[spare.folder]
             if store is not None and store.shape[1:] == self._store.shape[1:]:
                 same[image_id] = spare
             elif store is not None and self._encode_anew(self._places[image_id], spare, store):
-                anew[image_id] = spare
+                # one by one: what a kill interrupts has taken as long as it takes to make
+                self._job.draft.adopt({image_id: spare}, self._file, written=True)
         self._job.draft.adopt(same, self._file)
-        self._job.draft.adopt(anew, self._file, written=True)
 
     def _encode_anew(self, place: Place, spare: Spare, store: LabelStore) -> bool:
         """Write what another store holds, unless that is spoilt or gone since."""
+        content = spare.file()
+        if content is None:
+            return False
         with suppress(EnsdistillError):
-            content, file = spare.file(), spare.folder / spare.record["file"][0]
-            label_map = store.decode(content or b"", file, *place.size)
+            file = spare.folder / spare.record["file"][0]
+            label_map = store.decode(content, file, *place.size)
             if checksum(label_map) == spare.record["content"]:
                 self._store.write(place.position, label_map)
                 return True

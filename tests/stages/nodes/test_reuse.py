@@ -11,6 +11,8 @@ from worlds import TINY, World, files_of
 
 from ensdistill.data.decoding import Decoder, read_image
 from ensdistill.data.store import LabelStore, chunk_name
+from ensdistill.pipeline.draft import progress_of
+from ensdistill.pipeline.journal import seal
 from ensdistill.pipeline.runner import run
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
@@ -237,6 +239,26 @@ def test_a_larger_image_makes_the_chunks_larger_and_computes_nothing_again(world
     require_as_new(world)
 
 
+def test_a_kill_while_chunks_are_made_larger_keeps_those_that_are(world, monkeypatch):
+    add(world, "train_000009_000019", (40, 48))
+    write, count = LabelStore.write, []
+
+    def killed(self, *arguments):
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        count.append(write(self, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelStore, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(world, "infer[a]")
+    drafts = load(world.file).workspace.scan().drafts.values()
+    (draft,) = [folder for folder in drafts if folder.parent.name == "infer"]
+    assert progress_of(draft) == 3
+    assert make(world, "infer[a]") == {"infer[a]": (1, 2, 6)}
+    read_back(world)
+
+
 def test_a_killed_draft_of_an_older_list_lends_its_images(world, monkeypatch):
     shutil.rmtree(world.root / "work")
     journal, count = LabelMapsDraft.journal, []
@@ -303,8 +325,15 @@ def flip_record(world, artifact, position):
     path.write_bytes(b"".join(lines))
 
 
+def lose_name(world, artifact, position):
+    file = artifact.path / "items.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[position] = seal({k: v for k, v in artifact.items[position].items() if k != "file"})
+    file.write_bytes(b"".join(lines))
+
+
 @pytest.mark.parametrize("larger", [False, True], ids=["same size", "larger"])
-@pytest.mark.parametrize("spoil", [flip_chunk, swap_chunks, lose_chunk, flip_record])
+@pytest.mark.parametrize("spoil", [flip_chunk, swap_chunks, lose_chunk, flip_record, lose_name])
 def test_a_spoilt_image_is_not_taken_over_but_computed(world, spoil, larger):
     spoil(world, world.artifact("infer[a]"), 1)
     add(world, "train_000009_000019", (40, 48) if larger else (28, 40))
