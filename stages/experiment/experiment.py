@@ -17,7 +17,8 @@ from ensdistill.pipeline.files import FileCache
 from ensdistill.pipeline.manifest import Form
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.workspace import Workspace
-from ensdistill.stages.experiment.schema import NAME, TRAIN, Built, Config, Teacher
+from ensdistill.stages.experiment.networks import Built
+from ensdistill.stages.experiment.schema import NAME, TRAIN, Config, Teacher
 from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.local import PIXELS
 from ensdistill.stages.networks.files import Source
@@ -124,7 +125,7 @@ class Experiment:
         built: list[Built] = [t.network for t in config.teachers if t.network is not None]
         built += [t.network for t in trainings]
         texts = [path for network in built for path in network.paths]
-        texts += [t.init.file for t in trainings if t.init is not None]
+        texts += [t.init.path for t in trainings if t.init is not None and t.init.path is not None]
         return [self.folder(text) for text in texts]
 
     def source(self, network: Built, where: str) -> Source:

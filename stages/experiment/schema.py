@@ -6,28 +6,31 @@ Light on purpose: `status` reads it, and must answer before torch would be impor
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ensdistill.data.classes import Ids
 from ensdistill.pipeline.config import Section
 from ensdistill.pipeline.errors import shown
-from ensdistill.pipeline.fingerprint import canonical_json
-from ensdistill.stages.experiment.presets import PAPER, PRESETS
+from ensdistill.stages.experiment.networks import (
+    Network,
+    Positive,
+    PositiveReal,
+    Preprocess,
+    Size,
+    StudentNetwork,
+    require_trust,
+)
+from ensdistill.stages.experiment.presets import PAPER
 from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.fusions import LABEL_MODEL, METHODS
-from ensdistill.stages.networks.kinds import KINDS, SETTINGS, kind_of
+from ensdistill.stages.networks import backbones
 
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-PositiveReal = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Size = tuple[Positive, Positive]  # height, width in pixels
 
 TRAIN = "train"
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -71,224 +74,6 @@ class Split(Section):
     def encoding(self) -> Ids:
         """How the ground truth is encoded."""
         return self.ids or ("label_ids" if self.cityscapes else "train_ids")
-
-
-class Tiles(Section):
-    """Parts of an image that a network sees one by one, each `size`, sharing `overlap` pixels."""
-
-    size: Size
-    overlap: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
-
-    @model_validator(mode="after")
-    def _moves_on(self) -> Tiles:
-        if self.overlap[0] >= self.size[0] or self.overlap[1] >= self.size[1]:
-            raise ValueError(f"overlap is {self.overlap}; expected less than size, {self.size}")
-        return self
-
-
-class Preprocess(Section):
-    """How an image becomes a network's input; a field left out takes the network's own value.
-
-    ``x = (pixel / scale - mean) / std``, channel by channel, in the order of `channels`. Before,
-    the image is resized to `size` (``image`` leaves it as it is), or by `factor`. With `scales` the
-    network sees it at each of these multiples of that, with `flip` also mirrored, with `tiles` in
-    parts; what it says is averaged.
-    """
-
-    preset: Literal["imagenet", "caffe"] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[PositiveReal, PositiveReal, PositiveReal] | None = None
-    scale: PositiveReal | None = None
-    channels: Literal["rgb", "bgr"] | None = None
-    size: Size | Literal["image"] | None = None
-    factor: PositiveReal | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    align_corners: bool | None = None
-    flip: bool | None = None
-    scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] | None = None
-    tiles: Tiles | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") in [*PRESETS]:  # or unhashable
-            own = {k: v for k, v in given.items() if k != "preset"}
-            return {**PRESETS[given["preset"]], **own}
-        return given
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Preprocess:
-        if self.size is not None and self.factor is not None:
-            raise ValueError("expected one of size and factor")
-        return self
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a sentence has them."""
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _output_name(given: Any) -> str:
-    """Return the name or position of a network's output as a text."""
-    if isinstance(given, str) and given:
-        return given
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
-        return str(given)
-    raise ValueError(f"expected the name or the position (0, 1, ...) of an output, found {given!r}")
-
-
-def _output_weight(key: Any, given: Any) -> float:
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not number or not 0 < abs(given) <= sys.float_info.max:
-        raise ValueError(f"the weight of {key!r} is {given!r}; expected a number other than 0")
-    return float(given)
-
-
-def _require_trust(network: Built, trust: str, where: str) -> None:
-    if (code := network.code) is not None and trust != "code":
-        raise ValueError(
-            f"{code} is code that would run here with your rights; if you trust it, "
-            f"say `trust: code` on {where}"
-        )
-
-
-class Built(Section):
-    """What a network is built from: a folder of transformers or a function.
-
-    `factory` names a function of modules below `root`; it gets `kwargs`, and the paths of `files`,
-    and returns a `torch.nn.Module` that turns images into logits. Its code and its files are part
-    of the network's key. Images are padded at the bottom and right to a multiple of `divisor`.
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = tuple(kind.key for kind in KINDS if kind.trainable)
-
-    hf: str | None = None
-    factory: str | None = None
-    root: str | None = None
-    kwargs: Mapping[str, Any] = {}
-    files: Mapping[str, str] = {}
-    divisor: Positive = 1
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(given := self._given) > 1:
-            raise ValueError(f"expected one of {_listed(self.kinds)}, found {given}")
-        if self.factory is not None and not _FUNCTION.fullmatch(self.factory):
-            raise ValueError(f"factory is {self.factory!r}; expected package.module:function")
-        if (self.factory is None) != (self.root is None):
-            raise ValueError("`factory` and `root`, the folder its modules are in, go together")
-        if self.factory is None and (self.kwargs or self.files):
-            raise ValueError("`kwargs` and `files` go with `factory`")
-        try:
-            canonical_json(dict(self.kwargs))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"kwargs: {error}; expected what JSON can say") from None
-        if twice := set(self.kwargs) & set(self.files):
-            raise ValueError(f"{min(twice)!r} is in both `kwargs` and `files`")
-        return self
-
-    @property
-    def _given(self) -> list[str]:
-        return [k for k in self.kinds if getattr(self, k) is not None]
-
-    @property
-    def kind(self) -> str:
-        """Which of `kinds` it is."""
-        return self._given[0]
-
-    @property
-    def path(self) -> str:
-        """The folder or file that it is, or is built from, as written in the file."""
-        return self.root if self.root is not None else str(getattr(self, self.kind))
-
-    @property
-    def code(self) -> str | None:
-        """What of it runs code that came with it, as written in the file."""
-        codes = [kind.key for kind in KINDS if kind.runs_code and kind.key in self._given]
-        return getattr(self, codes[0]) if codes else None
-
-    @property
-    def paths(self) -> list[str]:
-        """The folders and files it is made from, as written in the file."""
-        return [p for p in (self.hf, self.root, *self.files.values()) if p is not None]
-
-
-BuiltT = TypeVar("BuiltT", bound=Built)
-
-
-def _with_kinds(section: type[BuiltT]) -> type[BuiltT]:
-    """Return a section with a field, the path, for each of its kinds that it does not spell out."""
-    fields: dict[str, Any] = {
-        key: (str | None, None) for key in section.kinds if key not in section.model_fields
-    }
-    return create_model(
-        section.__name__,
-        __base__=section,
-        __doc__=section.__doc__,
-        __module__=section.__module__,
-        **fields,
-    )
-
-
-@_with_kinds
-class Network(Built):
-    """A frozen network, of whatever kind.
-
-    `student` is the folder of one trained here, `onnx`, `exported` (.pt2) and `torchscript` are
-    files. `state_dict` holds the weights where `hf` or `factory` gives the architecture alone; keys
-    that match a pattern of `ignore_keys` may be on one side only. `hf` may also be a hub's
-    ``owner/name`` with the `revision`, 40 hex digits. `output` says what it returns, for each of
-    its channels but the `void_channels`; where it returns several outputs, `take` which of them, by
-    name or position (``1``, ``out``, ``aux/0``), or the weights of those whose sum is meant.
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = tuple(kind.key for kind in KINDS)
-
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    state_dict: str | None = None
-    ignore_keys: tuple[str, ...] = ()
-    output: Literal["logits", "probabilities", "ids"] = "logits"
-    void_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    take: str | Mapping[str, float] | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-
-    @field_validator("take", mode="before")
-    @classmethod
-    def _one_form(cls, given: Any) -> Any:
-        """Return names as texts and weights as numbers: `1` and `"1"` are one."""
-        if given is None:
-            return None
-        if not isinstance(given, Mapping):
-            return _output_name(given)
-        weights = {_output_name(key): _output_weight(key, value) for key, value in given.items()}
-        if len(weights) != len(given) or not given:
-            raise ValueError(f"expected the weight of each output once, found {dict(given)}")
-        return weights
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Network:
-        if not self._given:
-            raise ValueError(f"expected one of {_listed(self.kinds)}, found none")
-        for key in SETTINGS:
-            used = getattr(self, key) != type(self).model_fields[key].default
-            if used and key not in kind_of(self.kind).settings:
-                raise ValueError(f"`{key}` does not go with `{self.kind}`")
-        if self.ignore_keys and self.state_dict is None:
-            raise ValueError("`ignore_keys` goes with `state_dict`")
-        for key, given in (
-            ("void_channels", bool(self.void_channels)),
-            ("divisor", self.divisor != 1),
-            ("take: {...}", isinstance(self.take, Mapping)),
-        ):
-            if self.output == "ids" and given:
-                raise ValueError(f"`{key}` is for scores; a network whose output is `ids` has none")
-        return self
-
-    @property
-    def paths(self) -> list[str]:
-        """The folders and files it is made from, as written in the file."""
-        more = [self.state_dict] if self.state_dict is not None else []
-        return [self.path, *self.files.values(), *more]
 
 
 class Teacher(Section):
@@ -345,26 +130,13 @@ class Teacher(Section):
             raise ValueError("`ids` is for predictions in files; a network's classes have no ids")
         if "confidence" in given:
             raise ValueError("`confidence` is for predictions in files; say `keep: [confidence]`")
-        _require_trust(self.network, self.trust, "this teacher")
+        require_trust(self.network, self.trust, "this teacher")
         ways = [k for k in ("flip", "scales", "tiles") if getattr(self.preprocess, k) is not None]
         if self.network.output == "ids" and (ways or self.keep):
             raise ValueError("a network whose output is `ids` has no scores to average or to keep")
         if "soft" in self.keep and {"scales", "tiles"} & set(ways):
             raise ValueError("`keep: [soft]` needs the scores of whole images at one scale")
         return self
-
-
-class StudentNetwork(Built):
-    """What a probe or student is built from; it may also be an architecture of ours."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("arch", *Built.kinds)
-
-    arch: Literal["mobilenetv2-deeplabv3plus", "tiny"] | None = None
-
-    @property
-    def architecture(self) -> str:
-        """The architecture of ours, where nothing else is given."""
-        return self.arch or "mobilenetv2-deeplabv3plus"
 
 
 def _ends_in_a_dot(text: str) -> str:
@@ -380,6 +152,7 @@ Prefix = Annotated[str, AfterValidator(_ends_in_a_dot)]
 class Init(Section):
     """The first weights of a training, from a file.
 
+    For its path `imagenet` stands for the weights that are installed, and `none` for random ones.
     All tensors of the network are what the file holds, or with `into` those whose names begin with
     it; the others stay as they were made, and so does the head, unless it is to `keep` what the
     file has for it. With `strip` only names of the file that begin with it count, without it.
@@ -390,14 +163,27 @@ class Init(Section):
     strip: Prefix | None = None
     head: Literal["new", "keep"] = "new"
 
+    @model_validator(mode="after")
+    def _none_is_alone(self) -> Init:
+        if self.file == "none" and self.model_fields_set != {"file"}:
+            raise ValueError("random weights need no other key; say `init: none`")
+        return self
+
+    @property
+    def path(self) -> str | None:
+        """The file as written; None where it is none of the experiment's."""
+        return None if self.file in ("imagenet", "none") else self.file
+
 
 class Training(Section):
     """How a probe or a student is trained. Sizes are height, width in pixels.
 
     `preset: paper` stands for the settings of `presets.PAPER`; whatever is given beside it holds.
-    `head` are patterns (``decoder.*``) of the names that are the network's head, without the
-    prefixes of wrappers; left out, it is what is called ``head``, ``decode_head``,
-    ``auxiliary_head``, ``segmentation_head`` or ``classifier``.
+    `init: none` stands for random weights, `imagenet` for those that are installed; that is what
+    `arch: deeplabv3plus` begins with where nothing is said. `head` are patterns (``decoder.*``) of
+    the names that are the network's head, without the prefixes of wrappers; left out, it is what is
+    called ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``,
+    and of `arch: deeplabv3plus` its decoder.
     """
 
     preset: Literal["paper"] | None = None
@@ -448,7 +234,25 @@ class Training(Section):
             return given
         if isinstance(given, str):
             return {"file": given}
-        raise ValueError(f"expected a file, or {{file: FILE, into: NAME, ...}}, found {given!r}")
+        raise ValueError(
+            "expected a file, or {file: FILE, into: NAME, ...}, imagenet or none, found "
+            f"{given!r}"
+        )
+
+    @property
+    def begins_with(self) -> Init | None:
+        """The first weights; None for those that the network is built with."""
+        if self.init is None:
+            return None if self.network.backbone is None else Init(file="imagenet")
+        # of all that is built, only a folder of transformers may come with weights
+        return None if self.init.file == "none" and self.network.hf is None else self.init
+
+    @property
+    def head_names(self) -> tuple[str, ...] | None:
+        """The patterns of the head; None where its usual names are meant."""
+        if self.head is None and self.network.backbone is not None:
+            return ("decoder.*",)
+        return self.head
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -472,7 +276,12 @@ class Training(Section):
                 f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected "
                 "parts of equal size, of at least 2 images"
             )
-        _require_trust(self.network, self.trust, "this section")
+        begin = self.begins_with
+        if begin is not None and begin.file == "imagenet":
+            backbones.require_package(self.network.backbone)
+        if self.network.factory is not None and self.init is not None and self.init.file == "none":
+            raise ValueError("`init: none`: the code that makes this network chooses its weights")
+        require_trust(self.network, self.trust, "this section")
         return self
 
 

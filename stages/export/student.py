@@ -124,7 +124,7 @@ def _require_expressible(description: Mapping[str, Any]) -> None:
     """Refuse a student that no folder of transformers can say."""
     architecture = description["architecture"]
     other = "export it `--as onnx` or `--as state-dict`"
-    if architecture == "tiny" or "factory" in architecture:
+    if not _of_transformers(architecture):
         name = architecture if isinstance(architecture, str) else architecture["factory"]
         raise DataError(f"the student's network, {name}, is none of transformers; {other}")
     if description["preprocessing"]["channels"] != "rgb":
@@ -132,6 +132,12 @@ def _require_expressible(description: Mapping[str, Any]) -> None:
             "the student sees BGR, which no image processor of transformers for segmentation "
             f"gives it; {other}"
         )
+
+
+def _of_transformers(architecture: Any) -> bool:
+    if isinstance(architecture, str):
+        return architecture == "mobilenetv2-deeplabv3plus"
+    return "hf_config" in architecture
 
 
 def _require_onnx() -> None:
@@ -229,10 +235,7 @@ def _write_folder(student: Student, classes: list[str], folder: Path) -> None:
 def _write_tensors(given: Order, description: Mapping[str, Any], file: Path, about: Path) -> None:
     """Write the tensors by the names that the network's own code has for them."""
     tensors = load_file(given.artifact.path / WEIGHTS)
-    architecture = description["architecture"]
-    ours = (description.get("divisor", 1) > 1) + (
-        architecture != "tiny" and "factory" not in architecture
-    )
+    ours = (description.get("divisor", 1) > 1) + _of_transformers(description["architecture"])
     prefix = "model." * ours  # of `Padded` and `HfSegmentation`
     save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, file)
     made = given.artifact.manifest

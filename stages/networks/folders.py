@@ -14,11 +14,12 @@ from ensdistill.data.classes import MAX_CLASSES
 from ensdistill.pipeline.config import Foreign, described, read_object
 from ensdistill.pipeline.errors import DataError, shortened, shown
 from ensdistill.pipeline.opening import what_instead
+from ensdistill.stages.networks.backbones import ARCHITECTURES
 from ensdistill.stages.networks.whole import require_whole, tensor_shapes
 
 NETWORK: Final = "network.json"
 DESCRIBED: Final = 1  # its `format`; later keys are read past
-_OURS: Final = ["tiny", "mobilenetv2-deeplabv3plus"]  # architectures
+_OURS: Final = ["tiny", "mobilenetv2-deeplabv3plus", *ARCHITECTURES]
 _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 INDEX: Final = "model.safetensors.index.json"
 _WEIGHTS: Final = ("model.safetensors", INDEX)
@@ -467,7 +468,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         return found
     if isinstance(architecture, str):
         raise DataError(
-            f"{path}: architecture is {shown(architecture)}; expected {' or '.join(_OURS)}, "
+            f"{path}: architecture is {shown(architecture)}; expected {', '.join(_OURS)}, "
             "hf_config or factory"
         )
     built = described(path, found, _Built).architecture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.local import Learning
+from ensdistill.stages.networks.backbones import Backbone, backbone_of
 from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
 from ensdistill.stages.networks.state_dicts import below, load_into, read_tensors, some_of
 from ensdistill.stages.networks.students import (
@@ -25,6 +27,7 @@ from ensdistill.stages.networks.students import (
 )
 
 _SMALL: Final = 64  # pixels a side
+_BACKBONE: Final = "backbone."
 
 
 def initial_network(
@@ -62,7 +65,7 @@ def initial_network(
             local.network,
             recipe["seed"],
             local.factory,
-            weights=local.init is None,
+            weights=local.init is None and recipe.get("init") != "none",
             head=head,
         )
     _require_head(network, head)
@@ -70,7 +73,7 @@ def initial_network(
     if isinstance(network, HfSegmentation) and network.loaded is not None:
         report = {k: v if k == "loaded" else some_of(v) for k, v in network.loaded.items()}
     if local.init is not None:
-        report = _load(network, local.init, _way(recipe), classes)
+        report = _load(network, local.init, _way(recipe), classes, backbone_of(recipe["network"]))
     frozen = _freeze_unreached(network, classes, recipe["crop"], divisor)
     if frozen and not isinstance(recipe["network"], str):  # of our own it is known
         report["frozen"] = some_of(frozen)
@@ -126,9 +129,13 @@ def _way(recipe: Mapping[str, Any]) -> Way:
     )
 
 
-def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, Any]:
+def _load(
+    network: nn.Module, file: Path, way: Way, classes: int, backbone: Backbone | None
+) -> dict[str, Any]:
     with _under("init"):
         tensors = read_tensors(file, trusted=False, advice="save a state_dict alone")
+    if backbone and not way.into and not below(tensors, f"{way.strip}{_BACKBONE}"):
+        way = replace(way, into=_BACKBONE)  # the file is of a backbone alone
     own = network.state_dict()
     for key, prefix, names, whose in (
         ("strip", way.strip, tensors, str(file)),
@@ -163,10 +170,11 @@ def _load(network: nn.Module, file: Path, way: Way, classes: int) -> dict[str, A
     with _under("init"):
         load_into(network, found.loaded, file)
     wanted = {*found.wanted, *anew}
+    classifier = backbone.classifier if backbone else ()
     report: dict[str, Any] = {
         "loaded": len(found.loaded),
         "head": some_of(plain_name(name) for name in anew if name not in found.loaded),
-        "unexpected": some_of(found.unused),
+        "unexpected": some_of(n for n in found.unused if not n.startswith(classifier)),
     }
     if left := [plain_name(name) for name in own if name not in wanted]:
         report["left"] = some_of(left)

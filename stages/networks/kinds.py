@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Recipe = Mapping[str, Any]
 
 SETTINGS: Final = ("divisor", "revision", "state_dict", "precision")
-"""What does not go with every kind of network; see `schema.Network`."""
+"""What does not go with every kind of network; see `experiment.networks.Network`."""
 
 
 class NetworkKind:

@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError, shortened
 from ensdistill.stages.local import Factory
+from ensdistill.stages.networks.backbones import ARCHITECTURES
 from ensdistill.stages.networks.code import build_from_code
+from ensdistill.stages.networks.deeplab import deeplabv3plus
 from ensdistill.stages.networks.folders import require_own_files, weight_files
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.whole import require_whole
@@ -155,8 +157,8 @@ def build_student(
     Parameters
     ----------
     architecture : str or mapping
-        ``"mobilenetv2-deeplabv3plus"``, ``"tiny"``, or the digests of a transformers folder or of
-        a user's code.
+        ``"mobilenetv2-deeplabv3plus"``, ``"tiny"``, one of `backbones.ARCHITECTURES`, or the
+        digests of a transformers folder or of a user's code.
     folder : Path or None
         The transformers folder: its config, and its weights if there are any (what does not fit
         this number of classes is made anew).
@@ -182,6 +184,8 @@ def build_student(
         network = Tiny(classes)
     elif architecture == "mobilenetv2-deeplabv3plus":
         network = mobilenetv2_deeplabv3plus(classes)
+    elif isinstance(architecture, str):
+        network = deeplabv3plus(ARCHITECTURES[architecture], classes)
     else:
         assert folder is not None
         network = hf_segmentation(folder, classes, weights=weights, head=head)

@@ -9,8 +9,10 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Upstream
 from ensdistill.stages.contract import Count, Result
-from ensdistill.stages.experiment.schema import TRAIN, Built, Init, Student, Training
+from ensdistill.stages.experiment.networks import Built
+from ensdistill.stages.experiment.schema import TRAIN, Student, Training
 from ensdistill.stages.local import Factory, Learning, Running
+from ensdistill.stages.networks.backbones import imagenet_weights
 from ensdistill.stages.networks.files import Hashed, Source
 from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import Given, settings_of
@@ -51,12 +53,13 @@ def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
     network: Json = settings.network.architecture
     if settings.network.paths:
         network = _hashed(given, settings).recipe
-    if settings.init is not None:
-        file = given.experiment.files.digest(_init(given, settings.init, settings))
-        how = settings.init.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+    first, path = settings.begins_with, _init(given, settings)
+    if first is not None:
+        file = first.file if path is None else given.experiment.files.digest(path)
+        how = first.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
         recipe["init"] = {"file": file, **how} if how else file
-    if settings.head is not None:
-        recipe["head"] = sorted(set(settings.head))
+    if settings.head_names is not None:
+        recipe["head"] = sorted(set(settings.head_names))
     recipe |= divisor_of(settings.network)
     return recipe | {"network": network, "classes": list(given.classes)}
 
@@ -64,12 +67,11 @@ def training_recipe(given: Given, settings: Training) -> dict[str, Json]:
 def training_local(given: Given, settings: Training, upstream: Upstream) -> Learning:
     """Return what training on the training images needs."""
     exp, runtime = given.experiment, given.experiment.config.runtime
-    truth, init = None, None
+    truth, init = None, _init(given, settings)
     if isinstance(settings, Student) and settings.watch is not None:
         truth = truth_local(given, settings.watch, upstream)
     weights = dict(_hashed(given, settings).digests) if settings.network.paths else {}
-    if settings.init is not None:
-        init = _init(given, settings.init, settings)
+    if init is not None:
         weights[str(init)] = exp.files.digest(init)
     board = runtime.tensorboard
     return Learning(
@@ -122,11 +124,20 @@ def _hashed(given: Given, settings: Training) -> Hashed:
     return hashed(_source(given, settings), given.experiment.files.digest)
 
 
-def _init(given: Given, init: Init, settings: Training) -> Path:
-    """Return the file of a training's first weights."""
-    path = given.experiment.folder(init.file)
+def _init(given: Given, settings: Training) -> Path | None:
+    """Return the file of a training's first weights; None where there is none."""
+    first, key = settings.begins_with, f"{_section(settings)}.init"
+    if first is None or first.file == "none":
+        return None
+    if first.path is None:
+        assert settings.network.backbone is not None
+        try:
+            return imagenet_weights(settings.network.backbone)
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
+    path = given.experiment.folder(first.path)
     if not path.is_file():
-        raise DataError(f"{_section(settings)}.init: {path} is no file")
+        raise DataError(f"{key}: {path} is no file")
     return path
 
 

@@ -31,6 +31,7 @@ from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import probabilities
+from ensdistill.stages.networks.backbones import backbone_of
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason
 from ensdistill.stages.networks.frozen import (
@@ -143,7 +144,7 @@ class Training:
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.ranks: Ranks = meet(self.device) if ranks is None else ranks
         self.preprocessing = Preprocessing.from_settings(
-            _own_normalisation(local.network),
+            _own_normalisation(recipe["network"], local.network),
             recipe["preprocess"],
             {"size": recipe["input_size"]},
         )
@@ -562,8 +563,13 @@ def _name(recipe: Mapping[str, Any], local: Learning) -> str:
     return str(recipe["network"] if local.network is None else local.network)
 
 
-def _own_normalisation(folder: Path | None) -> dict[str, Any]:
-    """Return how a transformers folder wants its pixels; sizes are the training's own."""
+def _own_normalisation(architecture: Any, folder: Path | None) -> Mapping[str, Any]:
+    """Return how a backbone or a transformers folder wants its pixels.
+
+    Sizes are the training's own.
+    """
+    if (backbone := backbone_of(architecture)) is not None:
+        return backbone.seen
     if folder is None:
         return {}
     found = hf_preprocessing(folder, {"size": "image", "interpolation": "bilinear"})

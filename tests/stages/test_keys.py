@@ -32,6 +32,7 @@ from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages import graph
 from ensdistill.stages.experiment.schema import Config
 from ensdistill.stages.graph import VERSIONS, build, load
+from ensdistill.stages.networks.backbones import imagenet_weights
 
 OPENS = ("student", "truth")
 CHOSEN = {"road": "a", "car": "b", "sky": "n"}
@@ -331,6 +332,14 @@ def test_first_weights_have_one_key_however_they_are_written(origin):
     assert given[0] == given[1] == bare | {"init": into}
     heads = recipe(head=["out.*", "decoder.*"]), recipe(head=["decoder.*", "out.*", "out.*"])
     assert heads[0] == heads[1] == bare | {"head": ["decoder.*", "out.*"]}
+    assert recipe(init="none") == bare
+    assert recipe(init="none", network={"hf": "network"}) != recipe(network={"hf": "network"})
+    lite = {"network": {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}}
+    weights = imagenet_weights("efficientnet-lite0")
+    assert recipe(**lite)["init"] == load(origin.file).files.digest(weights)
+    assert recipe(**lite) == recipe(**lite, init="imagenet") == recipe(**lite, init=str(weights))
+    assert recipe(**lite, head=["decoder.*"]) == recipe(**lite)
+    assert "init" not in recipe(**lite, init="none")
 
 
 def test_names_of_files_and_folders_are_in_no_key(world):
@@ -514,6 +523,12 @@ def training(section, direct):
         cases[f"{section}.network.{field}"] = (*own, direct)
     folder = {f"{section}.network": {"hf": "network"}}
     cases[f"{section}.network.hf"] = (folder, {f"{section}.network.hf": "network-2"}, direct)
+    lite = {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}
+    cases[f"{section}.network.backbone"] = (
+        {f"{section}.network": lite, f"{section}.init": "none"},
+        {f"{section}.network.backbone": "resnet50"},
+        direct,
+    )
     init = {f"{section}.init": {"file": "init.pt"}}
     for field, value in (
         ("file", "init-2.pt"),

@@ -11,7 +11,8 @@ from ensdistill.data.classes import to_target_ids
 from ensdistill.pipeline.fingerprint import Json
 from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Labelled, LabelMap, Recipe
-from ensdistill.stages.experiment.schema import TRAIN, Network, Teacher, Training
+from ensdistill.stages.experiment.networks import Network
+from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
 from ensdistill.stages.local import LabelFiles, Running
 from ensdistill.stages.networks.files import Hashed
 from ensdistill.stages.networks.kinds import hashed

@@ -331,7 +331,10 @@ def test_what_reaches_nothing_is_refused(root, init, patterns, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"init": 3}, "student.init: expected a file, or {file: FILE, into: NAME, ...}, found 3"),
+        (
+            {"init": 3},
+            "student.init: expected a file, or {file: FILE, into: NAME, ...}, imagenet or none",
+        ),
         ({"init": {"into": "encoder"}}, "the key 'student.init.file' is missing"),
         ({"init": {"file": "f", "inot": "e"}}, "'student.init.inot'; did you mean 'into'?"),
         ({"init": {"file": "f", "into": "."}}, "student.init.into: expected what names begin with"),
