@@ -123,7 +123,7 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
     )
     if training["frozen"]:
         echo(f"  not trained: {', '.join(training['frozen'])}")
-    own = "the weights it is built with (random, unless its code loads some): there is no `init`"
+    own = "the weights it is built with (random, unless its code loads some)"
     begins = training["init"] or own
     echo(f"  begins with {begins}")
 

@@ -24,6 +24,7 @@ from ensdistill.pipeline.opening import what_instead
 from ensdistill.stages.checks.packages import LOOKS, Package, ask, version_of
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import Teacher
+from ensdistill.stages.networks.backbones import BACKBONES
 from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.kinds import KINDS, kind_of
 from ensdistill.stages.networks.whole import SAVED, require_whole
@@ -33,6 +34,11 @@ EXTRAS: Final = {
     "tensorboard": ("tensorboard", "`runtime: {tensorboard: FOLDER}`"),
     "distributed": ("cluster", "`runtime: {scheduler: ...}`"),
 } | {kind.package: (kind.extra, f"`network: {{{kind.key}: FILE}}`") for kind in KINDS if kind.extra}
+EXTRAS.update(
+    (about.package, ("weights", f"`init: imagenet` with `backbone: {name}`"))
+    for name, about in BACKBONES.items()
+    if about.package
+)
 GIGABYTE: Final = 10**9
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
 _COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
@@ -348,7 +354,7 @@ def _judge_extras(facts: Facts) -> Iterator[Finding]:
             else:
                 yield Finding(name, "ok", f"absent; only {purpose} needs it")
         elif name not in LOOKS:
-            yield Finding(name, "ok", package.version or "of unknown version")
+            yield Finding(name, "ok", f"{package.version or 'of unknown version'}, for {purpose}")
 
 
 def _judge_machine(facts: Facts) -> Iterator[Finding]:
@@ -416,6 +422,10 @@ def _experiment(experiment: Experiment) -> ExperimentFacts:
         "tensorboard": runtime.tensorboard is not None,
         "distributed": runtime.scheduler is not None,
     } | {kind.package: any(t.kind == kind.key for t in teachers) for kind in KINDS if kind.extra}
+    for training in (config.probe, config.student):
+        name, begin = training.network.backbone, training.begins_with
+        if name is not None and begin is not None and begin.path is None:
+            wanted[str(BACKBONES[name].package)] = True
     return ExperimentFacts(
         workspace=str(folder),
         free=shutil.disk_usage(there).free,

@@ -150,7 +150,7 @@ Prefix = Annotated[str, AfterValidator(_ends_in_a_dot)]
 
 
 class Init(Section):
-    """The first weights of a training, from a file.
+    """The first weights of a training, from a file, or a folder with a ``model.safetensors``.
 
     For its path `imagenet` stands for the weights that are installed, and `none` for random ones.
     All tensors of the network are what the file holds, or with `into` those whose names begin with

@@ -24,8 +24,8 @@ from ensdistill.stages.export.card import card
 from ensdistill.stages.export.target import as_json, drafted, require_absent, require_fresh, summed
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import Reading
-from ensdistill.stages.networks.folders import read_description
-from ensdistill.stages.networks.frozen import WEIGHTS, load_student
+from ensdistill.stages.networks.folders import WEIGHTS, read_description
+from ensdistill.stages.networks.frozen import load_student
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import HfSegmentation, Padded, hf_segmentation, quiet
 from ensdistill.stages.reading.outputs import require_outside_artifacts

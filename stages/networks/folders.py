@@ -22,7 +22,8 @@ DESCRIBED: Final = 1  # its `format`; later keys are read past
 _OURS: Final = ["tiny", "mobilenetv2-deeplabv3plus", *ARCHITECTURES]
 _INTERPOLATIONS: Final = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 INDEX: Final = "model.safetensors.index.json"
-_WEIGHTS: Final = ("model.safetensors", INDEX)
+WEIGHTS: Final = "model.safetensors"
+_FORMS: Final = (WEIGHTS, INDEX)
 # The last layers of transformers' models: of one channel a class, and of one more for no object.
 _HEAD: Final = re.compile(
     r"(decode_head\.classifier|segmentation_head\.classifier\.convolution|head\.head\.4"
@@ -161,9 +162,9 @@ def network_classes(
         If the folder does not hold such a network with weights as safetensors, or not all of it,
         or its head has another number of classes than its config.
     """
-    if weights and not any((folder / name).is_file() for name in _WEIGHTS):
+    if weights and not any((folder / name).is_file() for name in _FORMS):
         raise DataError(
-            f"{where}: {folder} holds no {_WEIGHTS[0]}; expected a folder written by "
+            f"{where}: {folder} holds no {WEIGHTS}; expected a folder written by "
             + ("`model.save_pretrained(folder)`" if kind == "hf" else "`ensdistill train-student`")
         )
     try:
@@ -176,7 +177,7 @@ def _classes_of(folder: Path, kind: str, *, weights: bool) -> list[str] | int:
     if kind == "student":
         description = read_description(folder)
         require_no_code(folder, description)
-        require_whole(folder / _WEIGHTS[0])
+        require_whole(folder / WEIGHTS)
         return list(description["classes"])
     require_own_files(folder)
     path = folder / "config.json"
@@ -238,7 +239,7 @@ def _head(files: Iterable[Mapping[str, list[int]]]) -> tuple[str, int] | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights of a transformers folder (see `shards`)."""
-    whole = folder / _WEIGHTS[0]
+    whole = folder / WEIGHTS
     return [whole] if whole.is_file() else [folder / name for name in shards(folder / INDEX)]
 
 
@@ -275,7 +276,7 @@ def require_own_files(folder: Path) -> None:
     _require_regular(folder)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         gone = [name for name in shards(index) if not (folder / name).is_file()]
-        if gone and index == folder / INDEX and not (folder / _WEIGHTS[0]).is_file():
+        if gone and index == folder / INDEX and not (folder / WEIGHTS).is_file():
             raise DataError(
                 f"{index}: weight_map names {gone[0]!r}, which is not there; expected all files "
                 "that it names in the same folder"
@@ -313,10 +314,10 @@ def require_own_parts(path: Path, config: Mapping[str, Any]) -> None:
         most = _MOST_LAYERS if _LAYERS.search(key) else _MOST
         if isinstance(number, int) and number > most:
             raise DataError(f"{path}: {key} is {shown(number)}; expected at most {most:,}")
-    if config.get("transformers_weights") not in (None, *_WEIGHTS):
+    if config.get("transformers_weights") not in (None, *_FORMS):
         raise DataError(
             f"{path}: transformers_weights names {shown(config['transformers_weights'])}; expected "
-            f"weights in {_WEIGHTS[0]}: rename them, and take that key away"
+            f"weights in {WEIGHTS}: rename them, and take that key away"
         )
     if config.get("configuration_files"):
         raise DataError(
@@ -487,7 +488,7 @@ def require_no_code(folder: Path, description: Mapping[str, Any]) -> None:
         raise DataError(
             f"{folder}: its network is made by {function}, and that code is not in the folder. "
             "Give it as `network: {factory: ..., root: ...}` with a function "
-            f"that loads {_WEIGHTS[0]}, and that file in `files`; {NETWORK} says which "
+            f"that loads {WEIGHTS}, and that file in `files`; {NETWORK} says which "
             "`preprocess` it needs"
         )
 

@@ -34,7 +34,13 @@ from ensdistill.stages.functional.unify import (
 )
 from ensdistill.stages.local import Factory, Running
 from ensdistill.stages.networks.answers import Reading, misshapen
-from ensdistill.stages.networks.folders import DESCRIBED, NETWORK, read_description, require_no_code
+from ensdistill.stages.networks.folders import (
+    DESCRIBED,
+    NETWORK,
+    WEIGHTS,
+    read_description,
+    require_no_code,
+)
 from ensdistill.stages.networks.foreign import device_failure, reason, refusing
 from ensdistill.stages.networks.onnx import OnnxNetwork
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -49,7 +55,6 @@ from ensdistill.stages.networks.students import (
 from ensdistill.stages.networks.universal import UniversalSegmentation
 from ensdistill.stages.networks.whole import require_whole
 
-WEIGHTS: Final = "model.safetensors"
 LAYOUT_ADVICE: Final = (
     "It asks how its tensors lie in memory: say `runtime: {channels_last: false}`"
 )

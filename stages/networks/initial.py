@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.local import Learning
-from ensdistill.stages.networks.backbones import Backbone, backbone_of
+from ensdistill.stages.networks.backbones import BACKBONES, Name, backbone_of
 from ensdistill.stages.networks.fitting import Way, advice, beginnings, fit
+from ensdistill.stages.networks.renaming import renamed
 from ensdistill.stages.networks.state_dicts import below, load_into, read_tensors, some_of
 from ensdistill.stages.networks.students import (
     HfSegmentation,
@@ -130,10 +131,13 @@ def _way(recipe: Mapping[str, Any]) -> Way:
 
 
 def _load(
-    network: nn.Module, file: Path, way: Way, classes: int, backbone: Backbone | None
+    network: nn.Module, file: Path, way: Way, classes: int, backbone: Name | None
 ) -> dict[str, Any]:
     with _under("init"):
         tensors = read_tensors(file, trusted=False, advice="save a state_dict alone")
+    if backbone:
+        with _under("init"):
+            tensors = renamed(tensors, file, backbone)
     if backbone and not way.into and not below(tensors, f"{way.strip}{_BACKBONE}"):
         way = replace(way, into=_BACKBONE)  # the file is of a backbone alone
     own = network.state_dict()
@@ -170,7 +174,7 @@ def _load(
     with _under("init"):
         load_into(network, found.loaded, file)
     wanted = {*found.wanted, *anew}
-    classifier = backbone.classifier if backbone else ()
+    classifier = BACKBONES[backbone].classifier if backbone else ()
     report: dict[str, Any] = {
         "loaded": len(found.loaded),
         "head": some_of(plain_name(name) for name in anew if name not in found.loaded),

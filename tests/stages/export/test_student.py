@@ -285,7 +285,14 @@ def test_an_exported_onnx_teaches_what_the_student_says(transformer, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [{"arch": "tiny"}, {"arch": "mobilenetv2-deeplabv3plus"}])
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"arch": "tiny"},
+        {"arch": "mobilenetv2-deeplabv3plus"},
+        {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"},
+    ],
+)
 def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     import onnx
     import onnxruntime
@@ -308,10 +315,11 @@ def test_onnxruntime_returns_the_students_logits_at_any_size(tmp_path, network):
     made = world.artifact("student").manifest
     assert facts["fingerprint"] == made.fingerprint and facts["digest"] == made.content
     assert json.loads(facts["mean"]) == PREPROCESS["mean"]
-    assert json.loads(facts["stride"]) == (4 if network["arch"] == "tiny" else 16)
+    of_transformers = network["arch"] == "mobilenetv2-deeplabv3plus"
+    assert json.loads(facts["stride"]) == (16 if of_transformers else 4)
     assert str(tmp_path.parent).encode() not in file.read_bytes()
     assert b"site-packages" not in file.read_bytes()
-    if network["arch"] != "tiny":  # it is of transformers as well
+    if of_transformers:
         world.call("export", "student", "-o", str(tmp_path / "s"), "--as", "hf")
         model = hf_segmentation(tmp_path / "s").eval()
         with torch.inference_mode():
