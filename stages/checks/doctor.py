@@ -33,12 +33,13 @@ from ensdistill.stages.networks.whole import SAVED, require_whole
 EXTRAS: Final = {
     "tensorboard": ("tensorboard", "`runtime: {tensorboard: FOLDER}`"),
     "distributed": ("cluster", "`runtime: {scheduler: ...}`"),
-} | {kind.package: (kind.extra, f"`network: {{{kind.key}: FILE}}`") for kind in KINDS if kind.extra}
-EXTRAS.update(
-    (about.package, ("weights", f"`init: imagenet` with `backbone: {name}`"))
-    for name, about in BACKBONES.items()
-    if about.package
-)
+    **{k.package: (k.extra, f"`network: {{{k.key}: FILE}}`") for k in KINDS if k.extra},
+    **{
+        about.package: ("weights", f"`init: imagenet` with `backbone: {name}`")
+        for name, about in BACKBONES.items()
+        if about.package
+    },
+}
 GIGABYTE: Final = 10**9
 _RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu")  # both install the package onnxruntime
 _COMPILING: Final = 10  # seconds that it takes to compile what a fusion needs
@@ -424,7 +425,7 @@ def _experiment(experiment: Experiment) -> ExperimentFacts:
     } | {kind.package: any(t.kind == kind.key for t in teachers) for kind in KINDS if kind.extra}
     for training in (config.probe, config.student):
         name, begin = training.network.backbone, training.begins_with
-        if name is not None and begin is not None and begin.path is None:
+        if name is not None and begin is not None and begin.file == "imagenet":
             wanted[str(BACKBONES[name].package)] = True
     return ExperimentFacts(
         workspace=str(folder),

@@ -43,8 +43,8 @@ class Backbone(NamedTuple):
 _MOBILENET: Final = ("features.18.", "classifier.")
 _RESNET: Final = "torchvision's resnet{0}-*.pth, or a folder of transformers such as resnet-{0},"
 
-# The paper's decoder is 256 channels wide, with 48 of the low-level features. That is for backbones
-# of 2048 channels; on these of 320 it would cost more than they do.
+# The paper's decoder is 256 channels wide, with 48 of the low-level features, on backbones of 2048.
+# On these of 320 it would take 0.7 of their own time; of 64 channels it takes a tenth.
 BACKBONES: Final[Mapping[Name, Backbone]] = {
     "efficientnet-lite0": Backbone(
         64,
