@@ -107,7 +107,7 @@ def build(
         nodes.append(label_model.node(given, names))
     if by_policy and strategy == "certainty":
         for t in teachers:
-            nodes += [probe.node(given, t.name), certainty.node(given, t)]
+            nodes += [*probe.nodes(given, t.name), certainty.node(given, t)]
     if by_policy:
         nodes.append(policy.node(given))
     nodes.append(fusion.node(given, given.method, FUSE, names))
@@ -156,8 +156,9 @@ def made_by(nodes: Sequence[Node], command: Command) -> list[NodeId]:
 
 
 def probe_chains(nodes: Sequence[Node]) -> dict[str, list[NodeId]]:
-    """Return each teacher's probe and certainty, in that order; no teacher's need another's."""
-    return {n.name: [n.id, certainty.certainty_id(n.name)] for n in nodes if n.stage == "probe"}
+    """Return each teacher's probes and certainty, in that order; no teacher's need another's."""
+    stage = certainty.STAGE.name
+    return {n.name: [*certainty.probes(n), n.id] for n in nodes if n.stage == stage}
 
 
 def evaluation_ids(nodes: Sequence[Node], split: str) -> list[NodeId]:

@@ -22,7 +22,9 @@ from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
 from ensdistill.stages.graph import kept_ids
 from ensdistill.stages.networks.frozen import pick_device
 from ensdistill.stages.nodes.certainty.plan import certainty_id
+from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.infer.plan import infer_id, trained_id
+from ensdistill.stages.nodes.probe.plan import probe_ids
 
 _BACKWARD: Final = 3  # times as long as its forward pass a step of a training takes
 _NAMED: Final = 4  # nodes whose time is said
@@ -128,10 +130,12 @@ def _passes(experiment: Experiment, teacher: Teacher) -> list[NodeId]:
 
 def _own_passes(experiment: Experiment) -> dict[NodeId, tuple[str, str]]:
     """Return the nodes for which a network that is trained here sees images: section and split."""
+    given = Given(experiment)
     found = {certainty_id(t.name): ("probe", TRAIN) for t in experiment.teachers}
     for split in experiment.labelled:
         for t in experiment.teachers:
-            found[trained_id(NodeId("probe", t.name), split)] = ("probe", split)
+            for probe in probe_ids(given, t.name):
+                found[trained_id(probe, split)] = ("probe", split)
         found[trained_id(NodeId("student"), split)] = ("student", split)
     return found
 

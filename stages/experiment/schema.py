@@ -286,8 +286,13 @@ class Training(Section):
 
 
 class Probe(Training):
-    """The small identical student that measures each teacher (paper, section 3.2)."""
+    """The small identical student that measures each teacher (paper, section 3.2).
 
+    Of several `folds` of the training images each is asked of a probe that was trained on the
+    others; with one, the probe is asked of what it was trained on, as in the paper.
+    """
+
+    folds: Positive = 1
     steps: Positive = 800  # what shorter ones cost: stages/DESIGN.md, "How long a probe"
 
 

@@ -20,9 +20,12 @@ from ensdistill.stages.nodes.given import Given, settings_of
 from ensdistill.stages.nodes.truth.plan import truth_local
 
 # what does not change the numbers, or enters a recipe in another form
-_SKIPPED = {"preset", "network", "trust", "init", "head", "watch", "watch_every", "checkpoint"}
+_SKIPPED = {
+    *("preset", "network", "trust", "init", "head", "folds"),
+    *("watch", "watch_every", "checkpoint"),
+}
 # what enters a recipe only where it is no default: one more of these leaves the keys of all others
-_UNLESS_DEFAULT = {"pixel_weights"}
+_UNLESS_DEFAULT = {"pixel_weights", "settle"}
 
 
 class Watched(Result):

@@ -98,10 +98,11 @@ def train(job: Job[Told, Learning]) -> dict[str, Any]:
     DataError
         If no pixel has a label, or the network or its settings do not go.
     """
-    if not LabelMaps(job.inputs["labels"]).shares().any():
+    pictures, labels = job.work.local.pictures, LabelMaps(job.inputs["labels"])
+    if not any(any(labels.records[picture.id]["labels"]) for picture in pictures):
         raise DataError(
-            f"{job.node.id}: none of the pixels of its {len(job.work.local.pictures)} label maps "
-            "has a label; there is nothing to train on"
+            f"{job.node.id}: none of the pixels of its {len(pictures)} label maps has a label; "
+            "there is nothing to train on"
         )
     pixels = prepare(job.work.local, job.node.id, job.progress)
     order = Order(job.node.id, job.work.recipe.to_json(), job.work.local, job.inputs, pixels)

@@ -438,6 +438,7 @@ def test_the_order_of_a_stored_policy_is_in_no_key(world):
 
 A, B, N = ({f"infer[{t}]", f"infer[{t}]@val"} for t in "abn")
 PROBES = {f"probe[{t}]" for t in "abn"}
+FOLDS = {f"probe[{t}.{k}]" for t in "abn" for k in (1, 2, 3)}
 MAPS = {"fusion[channel]@val", "fusion[channel-oracle]@val", "fusion"}
 TRUTH = {"truth@val"}
 ALL = None
@@ -617,6 +618,7 @@ CASES = {
     ),
     "teachers.preprocess.align_corners": ({}, {"teachers.2.preprocess.align_corners": True}, N),
     **training("probe", PROBES),
+    "probe.folds": ({"probe.folds": 2}, {"probe.folds": 3}, FOLDS),
     **training("student", {"student"}),
     "student.watch": ({}, {"student.watch": "val"}, {"student"}),
     "student.watch_every": (WATCHED, {"student.watch_every": 3}, {"student"}),

@@ -15,7 +15,7 @@ from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
 from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.learning import running
-from ensdistill.stages.nodes.probe import plan as probe
+from ensdistill.stages.nodes.probe.plan import probe_ids
 from ensdistill.stages.nodes.stage import Stage
 
 
@@ -72,11 +72,21 @@ def certainty_id(teacher: str) -> NodeId:
     return STAGE.id(teacher)
 
 
+def probes(node: Node) -> list[NodeId]:
+    """Return the probes that a node of this stage asks."""
+    return [need for need in node.needs if need.stage == "probe"]
+
+
 def node(given: Given, teacher: Teacher) -> Node:
-    """Mean certainty of a probe per class, on the training images."""
+    """Mean certainty of a probe per class, on the training images.
+
+    Where there are several, each is asked of the images of the fold that it was trained without.
+    """
     goals = given.experiment.teacher_map(teacher).values()
     reached = tuple(c for c in given.classes if c in goals)
-    uses = {"probe": probe.STAGE.id(teacher.name), "labels": infer_id(teacher.name)}
+    asked = probe_ids(given, teacher.name)
+    roles = ["probe"] if len(asked) == 1 else [f"probe:{k}" for k in range(len(asked))]
+    uses = dict(zip(roles, asked, strict=True)) | {"labels": infer_id(teacher.name)}
 
     def plan(upstream: Upstream) -> Work[Reached, Running]:
         return Work(

@@ -17,6 +17,7 @@ from ensdistill.stages.local import Running
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.certainty.plan import Certainty, Reached
 from ensdistill.stages.nodes.infer.run import see_all
+from ensdistill.stages.nodes.probe.plan import folds_of
 
 
 def run(job: Job[Reached, Running]) -> Certainty:
@@ -36,9 +37,11 @@ def run(job: Job[Reached, Running]) -> Certainty:
         job.draft.record(image_id, sums=found.sums.tolist(), support=found.support.tolist())
         job.progress.advance()
 
-    if missing:
-        network = open_network(job.inputs["probe"].path, {"source": "student"}, local)
-        see_all(job, network, missing, "both", sum_up)
+    probes = [job.inputs[role].path for role in job.work.uses if role != "labels"]
+    for path, fold in zip(probes, folds_of(local.pictures, len(probes)), strict=True):
+        if asked := missing.intersection(picture.id for picture in fold):
+            network = open_network(path, {"source": "student"}, local)
+            see_all(job, network, asked, "both", sum_up)
     total = reduce(
         add,
         (

@@ -21,7 +21,7 @@ from ensdistill.stages.nodes.label_model import plan as label_model
 from ensdistill.stages.nodes.label_model.plan import label_model_id, model_id
 from ensdistill.stages.nodes.policy import plan as policy
 from ensdistill.stages.nodes.policy.plan import policy_of
-from ensdistill.stages.nodes.probe import plan as probe
+from ensdistill.stages.nodes.probe.plan import probe_ids
 from ensdistill.stages.nodes.stage import Stage
 from ensdistill.stages.nodes.student import plan as student
 from ensdistill.stages.nodes.truth import plan as truth
@@ -132,8 +132,7 @@ def nodes(given: Given, split: str, *, all_fusions: bool) -> list[Node]:
     made.append(_node(given, split, found))
     if all_fusions and beside:
         made += [fusion.node(given, m, ALL_FUSIONS, names, split) for m in _fusions(beside)]
-        probes = [s.name for s in beside if s.kind == "probe"]
-        made += [of_trained(given, probe.STAGE.id(t), split) for t in probes]
+        made += [of_trained(given, p, split) for p in _probes(given)]
         made.append(_node(given, split, beside, beside=True))
     return made
 
@@ -169,10 +168,15 @@ def _beside(given: Given, split: str) -> list[Scored]:
             and exp.config.fusion.method != m.name
             and strategy != m.policy
         ]
-    if strategy == "certainty":
-        probes = {t: probe.STAGE.id(t) for t in given.names}
-        found += [Scored("probe", t, trained_id(p, split), p) for t, p in probes.items()]
+    found += [Scored("probe", str(p.of), trained_id(p, split), p) for p in _probes(given)]
     return found
+
+
+def _probes(given: Given) -> list[NodeId]:
+    """Return all probes, where there are any."""
+    if given.experiment.config.policy.strategy != "certainty":
+        return []
+    return [p for t in given.names for p in probe_ids(given, t)]
 
 
 def _fusion(given: Given, method: FusionMethod, split: str) -> Scored:

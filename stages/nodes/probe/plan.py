@@ -1,10 +1,19 @@
-"""`probe[t]`: the small student trained on teacher t's labels alone (paper, section 3.2)."""
+"""`probe[t]`: the small student trained on teacher t's labels alone (paper, section 3.2).
+
+Of several folds of the training images there is a probe for each, `probe[t.1]` and so on, that
+learns from all others and so can be asked about images whose labels it has not learnt by heart.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Final, TypeVar
 
-from ensdistill.pipeline.node import Node, Upstream, Work
+from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.fingerprint import Json
+from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.given import Given
@@ -14,18 +23,63 @@ from ensdistill.stages.nodes.stage import Stage
 
 STAGE: Final = Stage("probe", 2, Trained)
 
+T = TypeVar("T")
 
-def node(given: Given, teacher: str) -> Node:
-    """The small student that measures a teacher."""
-    settings = given.experiment.config.probe
 
-    def plan(upstream: Upstream) -> Work[Settings, Learning]:
-        return Work(
-            Settings(training_recipe(given, settings)),
-            uses={"labels": infer_id(teacher)},
-            local=training_local(given, settings, upstream),
-            runtime=given.runtime(),
+def probe_ids(given: Given, teacher: str) -> list[NodeId]:
+    """Return the node ids of a teacher's probes, one for each fold."""
+    folds = given.experiment.config.probe.folds
+    if folds == 1:
+        return [STAGE.id(teacher)]
+    return [STAGE.id(f"{teacher}.{k + 1}") for k in range(folds)]
+
+
+def folds_of(images: Sequence[T], folds: int) -> list[Sequence[T]]:
+    """Cut sorted images into folds of one size, but for one image.
+
+    Each is a run of neighbours, since neighbours in a video are nearly the same image.
+    """
+    cuts = [k * len(images) // folds for k in range(folds + 1)]
+    return [images[begin:end] for begin, end in pairwise(cuts)]
+
+
+def nodes(given: Given, teacher: str) -> list[Node]:
+    """The small students that measure a teacher."""
+    settings, ids = given.experiment.config.probe, probe_ids(given, teacher)
+
+    def node(k: int, node_id: NodeId) -> Node:
+        def plan(upstream: Upstream) -> Work[Settings, Learning]:
+            recipe = training_recipe(given, settings)
+            local = training_local(given, settings, upstream)
+            if len(ids) > 1:
+                recipe["fold"], local = _without(local, k, len(ids))
+            return Work(
+                Settings(recipe),
+                uses={"labels": infer_id(teacher)},
+                local=local,
+                runtime=given.runtime(),
+            )
+
+        of = node_id.of or teacher
+        return STAGE.node(node_id, of, [infer_id(teacher)], plan, given.before_policy)
+
+    return [node(k, node_id) for k, node_id in enumerate(ids)]
+
+
+def _without(local: Learning, k: int, folds: int) -> tuple[Json, Learning]:
+    """Return which fold is left out, as a recipe says it, and what is needed to train on the rest.
+
+    Raises
+    ------
+    DataError
+        If there are too few images.
+    """
+    count = len(local.pictures)
+    if count < folds:
+        raise DataError(
+            f"probe.folds: {folds} folds of {count} training images; expected an image in each at "
+            "least"
         )
-
-    command = given.before_policy
-    return STAGE.node(STAGE.id(teacher), teacher, [infer_id(teacher)], plan, command)
+    out = {picture.id for picture in folds_of(local.pictures, folds)[k]}
+    kept = tuple(picture for picture in local.pictures if picture.id not in out)
+    return [k, folds], replace(local, pictures=kept)
