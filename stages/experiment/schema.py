@@ -183,7 +183,8 @@ class Training(Section):
     `arch: deeplabv3plus` begins with where nothing is said. `head` are patterns (``decoder.*``) of
     the names that are the network's head, without the prefixes of wrappers; left out, it is what is
     called ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``,
-    and of `arch: deeplabv3plus` its decoder.
+    and of `arch: deeplabv3plus` its decoder. With `settle` a training ends after the first epoch
+    whose mean loss is not that share below that of the epoch before; `steps` are then the most.
     """
 
     preset: Literal["paper"] | None = None
@@ -192,6 +193,7 @@ class Training(Section):
     init: Init | None = None
     head: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     steps: Positive
+    settle: Annotated[float, Field(gt=0, lt=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 8
     accumulate: Positive = 1
     input_size: Size | None = None

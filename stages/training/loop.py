@@ -59,7 +59,7 @@ from ensdistill.stages.training.optimizers import (
     learning_rate,
 )
 from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
-from ensdistill.stages.training.records import Log, Pace
+from ensdistill.stages.training.records import Log, Pace, Settling
 from ensdistill.stages.training.samples import Batches, Sample, Samples
 from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
@@ -177,6 +177,8 @@ class Training:
         self.log = Log(folder, local.tensorboard)
         self.best_weights: dict[str, Tensor] = {}
         self.pace = Pace(recipe["batch_size"])
+        self.settling = Settling(recipe.get("settle"))
+        self.done = 0  # steps
 
     def samples(self) -> Samples:
         """Return all samples of the training, by number."""
@@ -192,9 +194,10 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end, and write the network."""
-        recipe, steps = self.recipe, self.recipe["steps"]
+        recipe, steps, size = self.recipe, self.recipe["steps"], self.recipe["batch_size"]
         require_parts(self.order.node, recipe, self.ranks.count)
-        start = self._restore()
+        self.done = self._restore()
+        start = steps if self.settling.settled else self.done
         if self.initialised is not None and start == 0:
             self._say(describe_initial(self.initialised, self.local))
         if self.read is not None:
@@ -206,13 +209,16 @@ class Training:
         epoch = len(self.local.pictures)
         with closing(self.batches(samples, start)) as batches:
             for step, batch in enumerate(batches, start):
-                done = step + 1
+                self.done = done = step + 1
+                ends_epoch = done * size // epoch > step * size // epoch
                 with self._blaming_network(done):
                     loss, rate = step_of(step, batch)
                 self.log.losses.append(loss)
-                logs = done % _LOG_EVERY == 0 or done == steps
-                saves = done % self.local.checkpoint_every == 0 or done == steps
-                watches = watch is not None and (done % watch["every"] == 0 or done == steps)
+                said = self.settling.step_done(loss, ends_epoch=ends_epoch)
+                last = done == steps or self.settling.settled
+                logs = done % _LOG_EVERY == 0 or last
+                saves = done % self.local.checkpoint_every == 0 or last
+                watches = watch is not None and (done % watch["every"] == 0 or last)
                 if logs or saves or watches:
                     with blaming_device(f"{self.order.node}: by step {done} "):
                         self._require_finite(done)
@@ -226,10 +232,16 @@ class Training:
                 self.pace.step_done()
                 if self.pace.steps == 5 and done < steps:
                     self._say(self.pace.estimate(steps - done))
-                if done * recipe["batch_size"] // epoch > step * recipe["batch_size"] // epoch:
+                if ends_epoch:
                     self.pace.epoch_done()
                 self.progress.advance(1, self.log.note(self.pace))
-        with self._blaming_network(steps):
+                if said is not None:
+                    self._say(f"{said}; {done} of at most {steps} steps")
+                    self.progress.start(done, done, "steps")
+                    break
+        if recipe.get("settle") is not None and not self.settling.settled:
+            self._say(f"it has not settled in {steps} steps; raise `steps`, or `settle`")
+        with self._blaming_network(self.done):
             return self._finish()
 
     @contextmanager
@@ -454,6 +466,8 @@ class Training:
         self.log.metrics, self.log.losses = found["metrics"], found["losses"]
         self.best_weights = found["best_weights"]
         self.pace.load(found["pace"])
+        if "settling" in found:  # else it is of an earlier version
+            self.settling.load(found["settling"])
         step: int = found["step"]
         return step
 
@@ -470,6 +484,7 @@ class Training:
             "losses": self.log.losses,
             "best_weights": self.best_weights,
             "pace": self.pace.state(),
+            "settling": self.settling.state(),
         }
         save_checkpoint(self.folder, step, state, self.local.keep_checkpoints)
 
@@ -495,7 +510,7 @@ class Training:
         watch, network = self.recipe.get("watch"), self._trained()
         if watch is not None and watch["checkpoint"] == "best":
             network.load_state_dict(self.best_weights)
-        result: dict[str, Any] = {"steps": self.recipe["steps"], "loss": self.log.last_loss()}
+        result: dict[str, Any] = {"steps": self.done, "loss": self.log.last_loss()}
         if self.initialised is not None:
             result["init"] = self.initialised
         if watch is not None:

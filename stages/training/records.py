@@ -38,11 +38,7 @@ class Log:
 
     def settle(self) -> list[float]:
         """Bring the losses to the host and return them."""
-        pending = [x for x in self.losses if isinstance(x, Tensor)]
-        if pending:
-            known = len(self.losses) - len(pending)
-            self.losses[known:] = torch.stack(pending).tolist()
-        return self.losses
+        return _on_host(self.losses)
 
     def window(self, step: int, rate: float) -> None:
         """Record the mean loss since the last record."""
@@ -72,6 +68,55 @@ class Log:
         """Return what is worth seeing beside the progress."""
         shown = "" if (loss := self.last_loss()) is None else f"loss {loss:.3f}, "
         return f"{shown}{100 * pace.waiting:.0f} % waiting for data"
+
+
+class Settling:
+    """Whether a training has settled: in an epoch its mean loss fell by less than a `share`.
+
+    None never does. Losses stay on the device until the end of an epoch.
+    """
+
+    def __init__(self, share: float | None):
+        self.settled = False
+        self._share = share
+        self._losses: list[Any] = []
+        self._means: list[float] = []
+
+    def step_done(self, loss: Tensor, *, ends_epoch: bool) -> str | None:
+        """Count a step, and say in words that the training has settled."""
+        if self._share is None:
+            return None
+        self._losses.append(loss)
+        if not ends_epoch:
+            return None
+        self._means.append(float(np.mean(_on_host(self._losses))))
+        self._losses.clear()
+        if len(self._means) == 1:
+            return None
+        before, mean = self._means[-2:]
+        self.settled = mean > (1 - self._share) * before
+        if not self.settled:
+            return None
+        return (
+            f"settled: the mean loss of epoch {len(self._means)}, {mean:.4f}, is not "
+            f"{100 * self._share:g} % below that of the one before, {before:.4f}"
+        )
+
+    def state(self) -> list[Any]:
+        """Return what a checkpoint keeps."""
+        return [self.settled, list(_on_host(self._losses)), list(self._means)]
+
+    def load(self, state: list[Any]) -> None:
+        """Go on from a checkpoint."""
+        self.settled, self._losses, self._means = state
+
+
+def _on_host(losses: list[Any]) -> list[float]:
+    """Bring losses to the host, in place."""
+    pending = [x for x in losses if isinstance(x, Tensor)]
+    if pending:
+        losses[len(losses) - len(pending) :] = torch.stack(pending).tolist()
+    return losses
 
 
 class Pace:

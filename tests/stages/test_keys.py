@@ -507,6 +507,7 @@ def training(section, direct):
         "warmup": 3,
         "clip": 1.0,
         "ema": 0.99,
+        "settle": 0.01,
         "precision": "bfloat16",
         "batch_norm": "frozen",
         "seed": 1,

@@ -17,6 +17,7 @@ from faults import Forks
 from worlds import EVERYTHING, TINY, World, files_of
 
 from ensdistill.stages.training.checkpoints import checkpoints
+from ensdistill.stages.training.loop import Training
 from ensdistill.stages.training.samples import Samples
 
 
@@ -90,6 +91,46 @@ def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step,
             killed += 1
     assert killed > 5
     on_step(lambda _: None)
+    world.call("train-student")
+    assert_the_same(world, expected)
+
+
+def test_a_training_that_settles_does_so_however_often_it_is_interrupted(tmp_path, on_step):
+    student = {"steps": 60, "settle": 0.2, "power": 0, "ema": 0.9, "batch_size": 2}
+    world, expected = prepared(tmp_path, student, checkpoint_every=3)
+    steps = world.artifact("student").manifest.result["steps"]
+    assert 5 <= steps < 60
+    assert json.loads(expected["metrics.jsonl"].splitlines()[-1])["step"] == steps
+    shutil.rmtree(world.root / "work" / "student")
+    world.settings["runtime"] |= {"checkpoint_every": 1}
+    world.write()
+    for killed_before in range(1, steps):
+
+        def kill(step, at=killed_before):
+            if step == at:
+                raise Killed
+
+        on_step(kill)
+        with pytest.raises(Killed):
+            world.call("train-student")
+    on_step(lambda _: None)
+    world.call("train-student")
+    assert world.artifact("student").manifest.result["steps"] == steps
+    assert_the_same(world, expected)
+
+
+def test_what_settled_is_published_without_another_step(tmp_path, on_step, monkeypatch):
+    student = {"steps": 60, "settle": 0.2, "power": 0, "batch_size": 2}
+    world, expected = prepared(tmp_path, student, checkpoint_every=3)
+    shutil.rmtree(world.root / "work" / "student")
+
+    def kill(_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_finish", kill)
+        world.call("train-student")
+    on_step(kill)
     world.call("train-student")
     assert_the_same(world, expected)
 

@@ -18,7 +18,7 @@ from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.networks.students import build_student, in_head
 from ensdistill.stages.training import records
 from ensdistill.stages.training.losses import PixelLoss
-from ensdistill.stages.training.records import Pace
+from ensdistill.stages.training.records import Pace, Settling
 from ensdistill.stages.training.samples import Samples, _stream
 
 CPU = torch.device("cpu")
@@ -599,3 +599,25 @@ def test_no_time_is_estimated_where_none_is_left(world, count, said):
     world.call("train-student", "--upstream")
     messages = world.artifact("student").manifest.provenance["messages"]
     assert any(" left" in text for text in messages) == said
+
+
+def test_a_training_settles_where_an_epoch_no_longer_lowers_the_loss():
+    settling = Settling(0.1)
+    ends = [(4.0, False), (2.0, True), (2.0, True), (1.81, True), (1.0, False)]
+    said = [settling.step_done(torch.tensor(x), ends_epoch=end) for x, end in ends]
+    assert said[:3] == [None, None, None]  # 3, and then 2: a third less
+    assert said[3] == (
+        "settled: the mean loss of epoch 3, 1.8100, is not 10 % below that of the one before, "
+        "2.0000"
+    )
+    assert settling.settled
+    again = Settling(0.1)
+    again.load(settling.state())
+    assert again.state() == [True, [1.0], pytest.approx([3.0, 2.0, 1.81])]
+
+
+def test_a_training_without_it_never_settles():
+    settling = Settling(None)
+    for _ in range(5):
+        assert settling.step_done(torch.tensor(1.0), ends_epoch=True) is None
+    assert not settling.settled
