@@ -247,19 +247,19 @@ class Network(Built):
 class StudentNetwork(Built):
     """What a probe or student is built from; it may also be an architecture of ours.
 
-    `backbone` is what `arch: deeplabv3plus` stands on.
+    `backbone` is what `arch: deeplabv3plus` and `arch: linear` stand on.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("arch", *Built.kinds)
 
-    arch: Literal["mobilenetv2-deeplabv3plus", "deeplabv3plus", "tiny"] | None = None
+    arch: Literal["mobilenetv2-deeplabv3plus", "deeplabv3plus", "linear", "tiny"] | None = None
     backbone: backbones.Name | None = None
 
     @model_validator(mode="after")
     def _on_a_backbone(self) -> Self:
-        if (self.backbone is None) != (self.arch != "deeplabv3plus"):
-            names = _listed(get_args(backbones.Name))
-            raise ValueError(f"`arch: deeplabv3plus` and `backbone`, one of {names}, go together")
+        if (self.backbone is None) == (self.arch in get_args(backbones.Decoding)):
+            archs, names = (_listed(get_args(of)) for of in (backbones.Decoding, backbones.Name))
+            raise ValueError(f"`backbone`, one of {names}, goes with `arch`: {archs}")
         return self
 
     @property

@@ -179,12 +179,12 @@ class Training(Section):
     """How a probe or a student is trained. Sizes are height, width in pixels.
 
     `preset: paper` stands for the settings of `presets.PAPER`; whatever is given beside it holds.
-    `init: none` stands for random weights, `imagenet` for those that are installed; that is what
-    `arch: deeplabv3plus` begins with where nothing is said. `head` are patterns (``decoder.*``) of
-    the names that are the network's head, without the prefixes of wrappers; left out, it is what is
-    called ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``,
-    and of `arch: deeplabv3plus` its decoder. With `settle` a training ends after the first epoch
-    whose mean loss is not that share below that of the epoch before; `steps` are then the most.
+    `init: none` stands for random weights, `imagenet` for those that are installed; that is what a
+    `backbone` begins with where nothing is said. `head` are patterns (``decoder.*``) of the names
+    that are the network's head, without the prefixes of wrappers; left out, it is what is called
+    ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``, and with
+    a `backbone` the decoder. With `settle` a training ends after the first epoch whose mean loss is
+    not that share below that of the epoch before; `steps` are then the most.
     """
 
     preset: Literal["paper"] | None = None

@@ -1,4 +1,4 @@
-"""The backbones of `arch: deeplabv3plus`, and what each needs beside its code.
+"""The backbones that our own architectures stand on, and what each needs beside its code.
 
 Light on purpose: the experiment file's schema reads it.
 """
@@ -65,20 +65,27 @@ BACKBONES: Final[Mapping[Name, Backbone]] = {
     "resnet50": Backbone(256, 48, ("fc.",), instead=_RESNET.format("50")),
     "resnet101": Backbone(256, 48, ("fc.",), instead=_RESNET.format("101")),
 }
-ARCHITECTURES: Final = {f"deeplabv3plus-{name}": name for name in get_args(Name)}
-"""What recipes and ``network.json`` call the network on each of them."""
+Decoding = Literal["deeplabv3plus", "linear"]
+ARCHITECTURES: Final[Mapping[str, tuple[Decoding, Name]]] = {
+    f"{decoding}-{name}": (decoding, name)
+    for decoding in get_args(Decoding)
+    for name in get_args(Name)
+}
+"""What recipes and ``network.json`` call the networks on each of them."""
 
 
 def backbone_of(architecture: Any) -> Name | None:
-    """Return the backbone of a recipe's network; None where that is no `deeplabv3plus`."""
-    return ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
+    """Return the backbone of a recipe's network; None where it has none of these."""
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        return None
+    return ARCHITECTURES[architecture][1]
 
 
 def require_package(name: Name | None) -> None:
     """Refuse, with ValueError, `init: imagenet` for a backbone whose weights no package has."""
     if name is None:
         raise ValueError(
-            "`init: imagenet` goes with `arch: deeplabv3plus`; for this network give a file "
+            "`init: imagenet` goes with a `backbone`; for this network give a file "
             "(`./imagenet`, if that is its name)"
         )
     about = BACKBONES[name]

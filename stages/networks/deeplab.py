@@ -1,5 +1,7 @@
 """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) on backbones that can have ImageNet weights.
 
+And linear probes on these: what is linear in the features of a backbone that rests.
+
 Parameters of a backbone are named as in the files of its weights: those of torchvision, and of
 EfficientNet-Lite0 those that were converted from TensorFlow.
 """
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ensdistill.stages.networks.backbones import BACKBONES, Name
+from ensdistill.stages.networks.backbones import ARCHITECTURES, BACKBONES, Name
 
 _STRIDE: Final = 16  # of the high-level features
 _LOW: Final = 4  # stride of the low-level ones
@@ -30,7 +32,7 @@ class Features(nn.Module):
     channels: tuple[int, int]
 
 
-class DeepLabV3Plus(nn.Module):
+class EncoderDecoder(nn.Module):
     """A backbone and a decoder; (N, 3, H, W) float32 to (N, C, ceil(H / 4), ceil(W / 4)) logits.
 
     Attributes
@@ -52,11 +54,41 @@ class DeepLabV3Plus(nn.Module):
         return logits
 
 
-def deeplabv3plus(name: Name, classes: int) -> DeepLabV3Plus:
-    """Return the network on a backbone, with random weights."""
-    backbone = _MAKERS[name]()
-    about = BACKBONES[name]
-    return DeepLabV3Plus(backbone, Decoder(backbone.channels, classes, about.width, about.low))
+def build(architecture: str, classes: int) -> EncoderDecoder:
+    """Return the network of one of `backbones.ARCHITECTURES`, with random weights."""
+    decoding, name = ARCHITECTURES[architecture]
+    backbone, about = _MAKERS[name](), BACKBONES[name]
+    decoder: nn.Module
+    if decoding == "linear":
+        decoder = LinearDecoder(backbone.channels, classes)
+    else:
+        decoder = Decoder(backbone.channels, classes, about.width, about.low)
+    return EncoderDecoder(backbone, decoder)
+
+
+class LinearDecoder(nn.Module):
+    """Logits that are linear in the features, as in linear probing (Alain and Bengio 2016).
+
+    On features that rest the loss is convex in its weights, so what it is trained to does not
+    depend on where it began. Features are brought to one scale by a BatchNorm without weights (as
+    by He et al. 2022, arXiv:2111.06377); all weights begin as 0.
+    """
+
+    def __init__(self, channels: tuple[int, int], classes: int):
+        super().__init__()
+        low, high = channels
+        self.low_norm = nn.BatchNorm2d(low, affine=False)
+        self.high_norm = nn.BatchNorm2d(high, affine=False)
+        self.low = nn.Conv2d(low, classes, 1)
+        self.high = nn.Conv2d(high, classes, 1, bias=False)
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return (N, C, h, w) logits of (N, low, h, w) and (N, high, h', w')."""
+        logits: Tensor = self.low(self.low_norm(low))
+        coarse = self.high(self.high_norm(high))
+        return logits + functional.interpolate(coarse, size=low.shape[-2:], mode="bilinear")
 
 
 class Decoder(nn.Module):

@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from ensdistill.pipeline.errors import DataError, EnsdistillError, shortened
 from ensdistill.stages.local import Factory
-from ensdistill.stages.networks.backbones import ARCHITECTURES
 from ensdistill.stages.networks.code import build_from_code
-from ensdistill.stages.networks.deeplab import deeplabv3plus
+from ensdistill.stages.networks.deeplab import build
 from ensdistill.stages.networks.folders import require_own_files, weight_files
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.whole import require_whole
@@ -185,7 +184,7 @@ def build_student(
     elif architecture == "mobilenetv2-deeplabv3plus":
         network = mobilenetv2_deeplabv3plus(classes)
     elif isinstance(architecture, str):
-        network = deeplabv3plus(ARCHITECTURES[architecture], classes)
+        network = build(architecture, classes)
     else:
         assert folder is not None
         network = hf_segmentation(folder, classes, weights=weights, head=head)

@@ -13,7 +13,7 @@ from ensdistill.stages.graph import load
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks import backbones, deeplab
 from ensdistill.stages.networks.backbones import ARCHITECTURES, BACKBONES, imagenet_weights
-from ensdistill.stages.networks.deeplab import deeplabv3plus
+from ensdistill.stages.networks.deeplab import build
 from ensdistill.stages.networks.frozen import describe, load_student, save_network
 from ensdistill.stages.networks.initial import initial_network
 from ensdistill.stages.networks.preprocessing import Preprocessing
@@ -41,8 +41,9 @@ def drawn(module, seed=0):
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.1, 0.5)
-            norm.weight.data.uniform_(0.5, 1.5)
-            norm.bias.data.normal_(0, 0.1)
+            if norm.affine:
+                norm.weight.data.uniform_(0.5, 1.5)
+                norm.bias.data.normal_(0, 0.1)
     return module.eval()
 
 
@@ -65,10 +66,10 @@ def initial(file=None, architecture=LITE, way="digest"):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
 def test_features_are_at_strides_of_4_and_16(name, size):
-    network = deeplabv3plus(name, 11).eval()
+    network = build(name, 11).eval()
     images = torch.randn(2, 3, *size)
     features = network.backbone(images)
     for found, channels, stride in zip(features, network.backbone.channels, (4, 16), strict=True):
@@ -77,13 +78,36 @@ def test_features_are_at_strides_of_4_and_16(name, size):
     torch.testing.assert_close(network(images), network.decoder(*features))
 
 
+@torch.inference_mode()
+def test_a_linear_probe_is_one_matrix_product_per_pixel():
+    probe = deeplab.LinearDecoder((3, 5), 2)
+    low, high = torch.randn(2, 3, 8, 12), torch.randn(2, 5, 2, 3)
+    assert not probe(low, high).any()  # it begins without an opinion
+    for weight in probe.parameters():
+        weight.copy_(torch.randn_like(weight))
+    for norm in (probe.low_norm, probe.high_norm):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    probe.eval()
+    large = functional.interpolate(high, size=(8, 12), mode="bilinear")
+    scaled = [
+        (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + 1e-5).sqrt()
+        for x, norm in ((low, probe.low_norm), (large, probe.high_norm))
+    ]
+    weights = torch.cat([probe.low.weight, probe.high.weight], 1)[..., 0, 0]
+    expected = torch.einsum("ck,nkhw->nchw", weights, torch.cat(scaled, 1))
+    torch.testing.assert_close(
+        probe(low, high), expected + probe.low.bias[:, None, None], rtol=1e-4, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", BACKBONES)
 @torch.inference_mode()
 def test_dilation_adds_features_between_those_of_stride_32(name, size, monkeypatch):
-    network = drawn(deeplabv3plus(name, 11).backbone)
+    network = drawn(build(f"deeplabv3plus-{name}", 11).backbone)
     monkeypatch.setattr(deeplab, "_STRIDE", 32)
-    strided = deeplabv3plus(name, 11).backbone.eval()
+    strided = build(f"deeplabv3plus-{name}", 11).backbone.eval()
     strided.load_state_dict(network.state_dict())
     images = torch.randn(1, 3, *size)
     (low, high), (same_low, expected) = network(images), strided(images)
@@ -164,7 +188,7 @@ def test_files_of_torchvision_fit_by_their_names(name, tmp_path):
         },
         "resnet101": {"layer3.22.conv3.weight": (1024, 256, 1, 1)},
     }
-    tensors = drawn(deeplabv3plus(name, 11).backbone).state_dict()
+    tensors = drawn(build(f"deeplabv3plus-{name}", 11).backbone).state_dict()
     for key, shape in some.get(name, {}).items():
         assert tensors[key].shape == shape
     classifier = {f"{prefix}weight": torch.zeros(1) for prefix in BACKBONES[name].classifier}
@@ -244,7 +268,7 @@ def test_a_part_of_a_backbone_is_refused(tmp_path):
 
 
 def test_a_whole_network_gives_its_body_and_its_head_if_asked(tmp_path):
-    before = drawn(deeplabv3plus("efficientnet-lite0", len(CLASSES)))
+    before = drawn(build("deeplabv3plus-efficientnet-lite0", len(CLASSES)))
     torch.save(before.state_dict(), tmp_path / "weights.pth")
     for keep in (False, True):
         way = {"file": "digest", "head": "keep"} if keep else "digest"
@@ -257,11 +281,9 @@ def test_a_whole_network_gives_its_body_and_its_head_if_asked(tmp_path):
 
 
 def test_it_is_read_back_from_its_description(tmp_path):
-    for architecture, name in ARCHITECTURES.items():
-        network = drawn(deeplabv3plus(name, 2))
-        save_network(
-            tmp_path, network, describe(network, architecture, ["a", "b"], Preprocessing())
-        )
+    for name in ARCHITECTURES:
+        network = drawn(build(name, 2))
+        save_network(tmp_path, network, describe(network, name, ["a", "b"], Preprocessing()))
         again, _ = load_student(tmp_path, {}, local_of())
         images = torch.randn(1, 3, 33, 40)
         torch.testing.assert_close(again.eval()(images), network(images))
@@ -270,10 +292,10 @@ def test_it_is_read_back_from_its_description(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"network": {"arch": "deeplabv3plus"}}, "and `backbone`, one of efficientnet-lite0, "),
-        ({"network": {"backbone": "resnet50"}}, "`arch: deeplabv3plus` and `backbone`"),
-        ({"network": {"arch": "tiny", "backbone": "resnet50"}}, "go together"),
-        ({"network": {"arch": "tiny"}, "init": "imagenet"}, "goes with `arch: deeplabv3plus`"),
+        ({"network": {"arch": "deeplabv3plus"}}, "`backbone`, one of efficientnet-lite0, "),
+        ({"network": {"backbone": "resnet50"}}, "goes with `arch`"),
+        ({"network": {"arch": "tiny", "backbone": "resnet50"}}, "goes with `arch`"),
+        ({"network": {"arch": "tiny"}, "init": "imagenet"}, "goes with a `backbone`"),
         (
             {"network": {"arch": "deeplabv3plus", "backbone": "resnet50"}},
             "give torchvision's resnet50-",
