@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes, is_free
+from ensdistill.data.decoded import PixelCache, Pixels, cached_bytes
 from ensdistill.pipeline.node import Progress
-from ensdistill.pipeline.ownership import is_own, own
 from ensdistill.stages.local import PIXELS_MARK, Learning
+from ensdistill.stages.work.caching import opened, whole_of
 from ensdistill.stages.work.items import for_each
 
 _SHARE = 0.9  # of the free disk that may be filled: the node writes as well
@@ -33,7 +33,7 @@ def reader(
         return Pixels()
     cache = PixelCache(folder)
     try:
-        present = _opened(cache)
+        present = opened(cache, PIXELS_MARK)
         missing = {sha256: path for path, sha256 in files if sha256 not in present}
         return Pixels(folder, keeps=not missing or _has_room(cache, missing, say))
     except OSError as error:
@@ -64,31 +64,15 @@ def prepare(local: Learning, name: str, progress: Progress) -> Pixels:
         progress.message(f"{name}: {text}")
 
     try:
-        present = sorted(_opened(cache) & paths.keys())
+        present = sorted(opened(cache, PIXELS_MARK) & paths.keys())
         if present:
-            whole |= _check(cache, present, local.workers, progress, say)
+            whole |= whole_of(cache, present, local.workers, progress, say)
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in whole}
         if missing and _has_room(cache, missing, say):
             _fill(cache, missing, whole, local.workers, progress)
     except OSError as error:
         say(cache.cannot_hold(error))
     return Pixels(local.pixels, whole)
-
-
-def _opened(cache: PixelCache) -> set[str]:
-    """Open a cache in a folder of ours, and return the digests of what lies there.
-
-    Raises
-    ------
-    DataError
-        If the folder is a link.
-    OSError
-        If it cannot be made, or is somebody else's.
-    """
-    if not is_own(cache.folder, PIXELS_MARK) and not is_free(cache.folder):
-        raise OSError("it holds files of others")
-    own(cache.folder, PIXELS_MARK)
-    return cache.open()
 
 
 def _has_room(cache: PixelCache, missing: Mapping[str, str], say: Callable[[str], object]) -> bool:
@@ -104,27 +88,6 @@ def _has_room(cache: PixelCache, missing: Mapping[str, str], say: Callable[[str]
         return False
     say(f"{takes} in {cache.folder} ({free / 1e9:.3g} GB are free)")
     return True
-
-
-def _check(
-    cache: PixelCache,
-    present: list[str],
-    workers: int,
-    progress: Progress,
-    say: Callable[[str], object],
-) -> set[str]:
-    """Return what is whole of what is present, and say what is not."""
-    found: dict[str, str | None] = {}
-    progress.start(len(present), 0, "cached images")
-    for_each(present, cache.fault, found.__setitem__, workers=workers, progress=progress)
-    faults = {sha256: fault for sha256, fault in found.items() if fault is not None}
-    if faults:
-        sha256 = min(faults)
-        say(
-            f"{len(faults)} of {len(present)} cached images are not used, such as "
-            f"{cache.file(sha256)} ({faults[sha256]}); decoding them again"
-        )
-    return found.keys() - faults.keys()
 
 
 def _fill(

@@ -1,0 +1,50 @@
+"""What caches of photographs share: whose a folder is, and what of it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ensdistill.data.cached import Cache
+from ensdistill.pipeline.node import Progress
+from ensdistill.pipeline.ownership import is_own, own
+from ensdistill.stages.work.items import for_each
+
+
+def opened(cache: Cache[Any], mark: str) -> set[str]:
+    """Open a cache in a folder of ours, and return the digests of what lies there.
+
+    Raises
+    ------
+    DataError
+        If the folder is a link.
+    OSError
+        If it cannot be made, or is somebody else's.
+    """
+    if not is_own(cache.folder, mark) and not cache.is_free():
+        raise OSError("it holds files of others")
+    own(cache.folder, mark)
+    return cache.open()
+
+
+def whole_of(
+    cache: Cache[Any],
+    present: Sequence[str],
+    workers: int,
+    progress: Progress,
+    say: Callable[[str], object],
+    what: str = "cached images",
+    again: str = "decoding them again",
+) -> set[str]:
+    """Return what is whole of what is present, and say what is not."""
+    found: dict[str, str | None] = {}
+    progress.start(len(present), 0, what)
+    for_each(present, cache.fault, found.__setitem__, workers=workers, progress=progress)
+    faults = {sha256: fault for sha256, fault in found.items() if fault is not None}
+    if faults:
+        sha256 = min(faults)
+        say(
+            f"{len(faults)} of {len(present)} {what} are not used, such as "
+            f"{cache.file(sha256)} ({faults[sha256]}); {again}"
+        )
+    return found.keys() - faults.keys()
