@@ -20,7 +20,7 @@ from ensdistill.pipeline.ownership import is_own
 from ensdistill.pipeline.plan import Decision, State, left_out
 from ensdistill.pipeline.workspace import Snapshot, Workspace, key_of, lock_name, mark_of
 
-_CACHED: Final = re.compile(r"[0-9a-f]{64}\.rgb(\..+\.partial)?")
+_CACHED: Final = re.compile(r"[0-9a-f]{64}\.(rgb|f16)(\..+\.partial)?")
 
 
 @dataclass(frozen=True)

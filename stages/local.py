@@ -15,6 +15,8 @@ from ensdistill.pipeline.node import AnyWork
 
 PIXELS: Final = ".pixels"  # below the workspace
 PIXELS_MARK: Final = "pixels"
+FEATURES: Final = ".features"  # below the workspace
+FEATURES_MARK: Final = "features"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Running(Local):
         Path to sha256 of every file of a network that was not made here.
     to_target : mapping
         The network's own id to train id or 255.
+    features : Path or None
+        Where its features of images are kept; None where its backbone is trained as well.
     """
 
     network: Path | None = None
@@ -105,6 +109,7 @@ class Running(Local):
     factory: Factory | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
     to_target: Mapping[int, int] = field(default_factory=dict)
+    features: Path | None = None
 
     def require_weights(self) -> None:
         """Refuse weights that are not those that the plan was made for, whatever their date says.

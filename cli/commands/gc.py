@@ -14,8 +14,9 @@ from ensdistill.pipeline.errors import ConfigError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.graph import build, load
-from ensdistill.stages.local import PIXELS, PIXELS_MARK
+from ensdistill.stages.local import FEATURES, FEATURES_MARK, PIXELS, PIXELS_MARK
 
 
 @click.command()
@@ -43,7 +44,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
 
     What an experiment file makes stays, and what it may turn out to make; so does what another
     process is working on. Deleted work has to be done again if a setting changes back. Decoded
-    images that belong to no experiment go as well.
+    images and stored features that belong to no experiment go as well.
 
     \b
     Example:
@@ -69,6 +70,20 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         for split in e.config.target
         for sha256 in e.files.digests([str(p.image) for p in e.pictures(split)])
     }
+    features = []
+    if (workspace.root / FEATURES).exists():
+        from ensdistill.stages.checks.trainings import features_of
+        from ensdistill.stages.networks.features import feature_folders
+
+        needed = [
+            (about, set(e.files.digests([str(p.image) for p in e.pictures(TRAIN)])))
+            for e in experiments
+            for about in features_of(e)
+        ]
+        for folder, of in feature_folders(workspace.root / FEATURES).items():
+            images = set().union(*(images for about, images in needed if about == of))
+            why = "are features that an experiment trains on"
+            features += survey_cache(folder, FEATURES_MARK, images, why)
     for experiment in experiments:
         experiment.files.save()
     named = [path for e in experiments for path in e.named_paths()]
@@ -77,6 +92,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     found += survey_cache(
         workspace.root / PIXELS, PIXELS_MARK, wanted, "are images of an experiment"
     )
+    found += features
     garbage = [kept for kept in found if kept.reason is None]
     outcome = clear(workspace, garbage) if delete else {}
     if as_json:

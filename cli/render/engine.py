@@ -19,6 +19,7 @@ from ensdistill.pipeline.errors import grouped
 from ensdistill.pipeline.figures import duration, size, some
 from ensdistill.pipeline.manifest import RECORDED, Manifest
 from ensdistill.pipeline.plan import Decision, State, left_out
+from ensdistill.stages.local import FEATURES, PIXELS
 
 if TYPE_CHECKING:
     from ensdistill.pipeline.explain import Estimate, ItemChanges
@@ -237,7 +238,8 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete
     for kept in (k for k in found if k.reason is None):
         name = f"{kept.path.parent.name}/{kept.path.name}"
         if kept.files:
-            name = f"{len(kept.files)} files of {kept.path.name}"
+            of = kept.path.name if kept.path.name == PIXELS else name[: len(FEATURES) + 9]
+            name = f"{len(kept.files)} files of {of}"
         row = [Text(name), kept.kind, Text(kept.node or "-"), size(kept.bytes)]
         if delete:
             row.append(Text(outcome[kept] or "deleted"))
@@ -253,9 +255,13 @@ def garbage(found: Sequence[Kept], outcome: Mapping[Kept, str | None], *, delete
     else:
         counts = [sum(k.kind != "cache" for k in of) for of in (gone, found)]
         count = f"{counts[0]} of {counts[1]} folders"
-        cached = [sum(len(k.files) for k in of) for of in (gone, found)]
-        if cached[1]:
-            count += f" and {cached[0]} of {cached[1]} decoded images"
+        for what, inner in (("decoded images", False), ("images' features", True)):
+            cached = [
+                sum(len(k.files) for k in of if (k.path.parent.name == FEATURES) == inner)
+                for of in (gone, found)
+            ]
+            if cached[1]:
+                count += f" and {cached[0]} of {cached[1]} {what}"
         count += f", {size(sum(k.bytes for k in gone))}"
         echo(f"nothing reaches {count}; {size(stays)} stay")
         if gone:

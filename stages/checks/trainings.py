@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final, cast
 
@@ -26,6 +27,7 @@ from ensdistill.stages.experiment.schema import TRAIN, Training
 from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.local import Learning, local_of
+from ensdistill.stages.networks.backbones import STRIDES
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
@@ -42,8 +44,8 @@ from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.learning import training_local, training_recipe
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
-from ensdistill.stages.training.ranks import Ranks, together
-from ensdistill.stages.training.samples import Sample
+from ensdistill.stages.training.ranks import Ranks, require_parts, together
+from ensdistill.stages.training.samples import AnySample, FeatureSample, Sample
 from ensdistill.stages.work.items import Silence, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
@@ -100,8 +102,8 @@ def try_trainings(
     problems: list[str] = []
     for section in sections:
         try:
-            recipe, local = _planned(experiment, section)
-            loop.require_parts(section, recipe, together())
+            recipe, local = planned(experiment, section)
+            require_parts(section, recipe, together())
             key = digest([VERSIONS[section], recipe, where])
             facts = experiment.files.recalled(key, _KIND)
             if facts is None:
@@ -117,7 +119,18 @@ def try_trainings(
     return found, problems
 
 
-def _planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Learning]:
+def features_of(experiment: Experiment) -> list[dict[str, Json]]:
+    """Return what the features are of that this experiment's trainings read, on any machine."""
+    found = []
+    for section in ("probe", "student"):
+        if getattr(experiment.config, section).train == "decoder":
+            recipe, local = planned(experiment, section)
+            order = loop.Order(section, recipe, replace(local, device="cpu"), {}, Pixels())
+            found.append(loop.Training(order, Silence(), None, Ranks()).encoder().about())
+    return found
+
+
+def planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Learning]:
     """Return recipe and needs of a training, without the labels that it learns from."""
     given, settings = Given(experiment), getattr(experiment.config, section)
 
@@ -175,7 +188,8 @@ def tried(
     try:
         with redirect_stdout(sys.stderr):  # what its code prints must not get into our results
             attempt = loop.Training(order, Silence(), None, Ranks())
-            seconds = attempt.rehearse(_noise(smaller, len(local.classes)))
+            channels = attempt.encoder().backbone.channels if local.features else None
+            seconds = attempt.rehearse(_noise(smaller, len(local.classes), channels))
     except EnsdistillError:
         raise
     except torch.OutOfMemoryError as error:
@@ -202,18 +216,27 @@ def tried(
     }
 
 
-def _noise(recipe: Mapping[str, Any], classes: int) -> Sample:
-    """Return crops of random pixels, which bear all classes."""
+def _noise(
+    recipe: Mapping[str, Any], classes: int, channels: tuple[int, int] | None = None
+) -> AnySample:
+    """Return crops of random pixels, or of features of so many channels, with all classes."""
     height, width = recipe["crop"]
     shape = (_CROPS, height, width)
     random = torch.Generator().manual_seed(recipe["seed"])
+    labels = (torch.arange(_CROPS * height * width) % classes).to(torch.uint8).view(shape)
+    weight = torch.empty((_CROPS, 0, 0), dtype=torch.uint8)
+    if channels is not None:
+        low, high = (
+            torch.randn((_CROPS, height // s, width // s, n), generator=random).half()
+            for s, n in zip(STRIDES, channels, strict=True)
+        )
+        return FeatureSample(low, high, labels, weight)
     looks = np.random.default_rng(recipe["seed"])
     look = [draw_look(looks, recipe["colour"], recipe["blur"]) for _ in range(_CROPS)]
-    label = torch.arange(_CROPS * height * width) % classes
     return Sample(
         torch.randint(0, 256, (*shape, 3), generator=random, dtype=torch.uint8),
-        label.to(torch.uint8).view(shape),
-        torch.empty((_CROPS, 0, 0), dtype=torch.uint8),
+        labels,
+        weight,
         torch.from_numpy(np.stack(look)),
     )
 
@@ -266,6 +289,9 @@ def _too_large(experiment: Experiment, section: str, settings: Training) -> list
         sizes = {settings.input_size}
     if not sizes:
         return []
+    if settings.train == "decoder":  # a crop may have all cells of an image, and no fewer
+        grid = STRIDES[-1]
+        sizes = {(h + -h % grid, w + -w % grid) for h, w in sizes}
     (height, width), most = settings.crop, settings.scale[1]
 
     def filled(size: tuple[int, int]) -> float:

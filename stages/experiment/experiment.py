@@ -20,7 +20,7 @@ from ensdistill.pipeline.workspace import Workspace
 from ensdistill.stages.experiment.networks import Built
 from ensdistill.stages.experiment.schema import NAME, TRAIN, Config, Teacher
 from ensdistill.stages.functional import MAX_FUSED
-from ensdistill.stages.local import PIXELS
+from ensdistill.stages.local import FEATURES, PIXELS
 from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.hub import hub_folder
 
@@ -54,6 +54,11 @@ class Experiment:
     def pixels(self) -> Path | None:
         """The folder of decoded images; None where they are not kept."""
         return self.workspace.root / PIXELS if self.config.runtime.cache else None
+
+    @property
+    def features(self) -> Path:
+        """The folder of what backbones that rest make of images."""
+        return self.workspace.root / FEATURES
 
     @cached_property
     def classes(self) -> ClassTable:

@@ -175,6 +175,10 @@ class Init(Section):
         return None if self.file in ("imagenet", "none") else self.file
 
 
+# what `train: decoder` leaves no choice of
+STILL: Mapping[str, Any] = {"scale": (1.0, 1.0), "colour": 0.0, "blur": 0.0, "class_mix": 0.0}
+
+
 class Training(Section):
     """How a probe or a student is trained. Sizes are height, width in pixels.
 
@@ -184,7 +188,9 @@ class Training(Section):
     that are the network's head, without the prefixes of wrappers; left out, it is what is called
     ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``, and with
     a `backbone` the decoder. With `settle` a training ends after the first epoch whose mean loss is
-    not that share below that of the epoch before; `steps` are then the most.
+    not that share below that of the epoch before; `steps` are then the most. `train: decoder`
+    leaves the backbone as it is: what it makes of an image, as it is and mirrored, is computed once
+    and kept.
     """
 
     preset: Literal["paper"] | None = None
@@ -192,6 +198,7 @@ class Training(Section):
     trust: Literal["none", "code"] = "none"
     init: Init | None = None
     head: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    train: Literal["all", "decoder"] = "all"
     steps: Positive
     settle: Annotated[float, Field(gt=0, lt=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 8
@@ -225,9 +232,11 @@ class Training(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("preset") == "paper":
-            return {**{k: setting.value for k, setting in PAPER.items()}, **given}
-        return given
+        if not isinstance(given, Mapping):
+            return given
+        paper = PAPER if given.get("preset") == "paper" else {}
+        still = STILL if given.get("train") == "decoder" else {}
+        return {**{k: setting.value for k, setting in paper.items()}, **still, **given}
 
     @field_validator("init", mode="before")
     @classmethod
@@ -283,8 +292,28 @@ class Training(Section):
             backbones.require_package(self.network.backbone)
         if self.network.factory is not None and self.init is not None and self.init.file == "none":
             raise ValueError("`init: none`: the code that makes this network chooses its weights")
+        if self.train == "decoder":
+            self._require_still()
         require_trust(self.network, self.trust, "this section")
         return self
+
+    def _require_still(self) -> None:
+        """Refuse what needs more of an image than its features, computed once."""
+        if self.network.backbone is None or self.network.divisor != 1:
+            raise ValueError("`train: decoder` goes with a `backbone`, and without `divisor`")
+        for key, value in STILL.items():
+            if getattr(self, key) != value:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}; with `train: decoder` it is {value}, as what "
+                    "the backbone makes of an image is computed once; leave it out, or say "
+                    "`train: all`"
+                )
+        if any(side % backbones.STRIDES[-1] for side in self.crop):
+            raise ValueError(
+                f"crop is {self.crop}; with `train: decoder` expected multiples of "
+                f"{backbones.STRIDES[-1]}, of which features are cut (images smaller than that are "
+                "padded)"
+            )
 
 
 class Probe(Training):

@@ -65,6 +65,9 @@ BACKBONES: Final[Mapping[Name, Backbone]] = {
     "resnet50": Backbone(256, 48, ("fc.",), instead=_RESNET.format("50")),
     "resnet101": Backbone(256, 48, ("fc.",), instead=_RESNET.format("101")),
 }
+STRIDES: Final = (4, 16)
+"""Of low- and high-level features."""
+
 Decoding = Literal["deeplabv3plus", "linear"]
 ARCHITECTURES: Final[Mapping[str, tuple[Decoding, Name]]] = {
     f"{decoding}-{name}": (decoding, name)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ensdistill.stages.networks.backbones import ARCHITECTURES, BACKBONES, Name
+from ensdistill.stages.networks.backbones import ARCHITECTURES, BACKBONES, STRIDES, Name
 
-_STRIDE: Final = 16  # of the high-level features
-_LOW: Final = 4  # stride of the low-level ones
+_LOW, _STRIDE = STRIDES
 _TF_EPSILON: Final = 1e-3  # of BatchNorm, in networks of TensorFlow
 _RATES: Final = (6, 12, 18)  # of the atrous pooling, at that stride
 

@@ -180,6 +180,12 @@ class FrozenNetwork:
         of_each = zip(*self._views(inputs), strict=True)
         return [mean_softmax(views, output=self.reading.output) for views in of_each]
 
+    def read(self, pixels: Pixels, request: Request) -> tuple[tuple[int, int], list[Tensor]]:
+        """Return height and width of a photograph, and it at each scale."""
+        photograph = pixels.read(*request)
+        height, width, _ = photograph.shape
+        return (height, width), self.on_host(photograph)
+
     def on_host(self, photograph: UInt8) -> list[Tensor]:
         """Return a photograph at each scale, (h, w, 3) uint8, from where it is copied quickest."""
         pinned = self.device.type == "cuda"  # then nobody waits for the copy

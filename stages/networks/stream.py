@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.data.decoded import Pixels
-from ensdistill.data.decoding import STEPS, UInt8
+from ensdistill.data.decoding import STEPS
 from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.unify import Unified
 from ensdistill.stages.networks.answers import Reading
@@ -83,11 +83,11 @@ class Seeing(Protocol):
     def remarks(self) -> list[str]:
         """Return what there is to say after the first answer, once."""
 
-    def on_host(self, photograph: UInt8) -> list[Tensor]:
-        """Return a photograph at each scale."""
+    def read(self, pixels: Pixels, request: Request) -> tuple[tuple[int, int], list[Tensor]]:
+        """Return height and width of a photograph, and what the network sees of it."""
 
     def to_device(self, photographs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Return what `on_host` returned of some, on the device."""
+        """Return what `read` returned of some, on the device."""
 
     def unified(
         self, size: tuple[int, int], inputs: Sequence[Tensor], *, confidence: bool = True
@@ -188,9 +188,7 @@ def stream(
 
 @blaming_device()  # for memory that it reads
 def _decode(network: Seeing, pixels: Pixels, request: Request) -> _Decoded:
-    photograph = pixels.read(*request)
-    height, width, _ = photograph.shape
-    return _Decoded(request, (height, width), network.on_host(photograph))
+    return _Decoded(request, *network.read(pixels, request))
 
 
 def _launch(

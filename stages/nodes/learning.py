@@ -25,7 +25,7 @@ _SKIPPED = {
     *("watch", "watch_every", "checkpoint"),
 }
 # what enters a recipe only where it is no default: one more of these leaves the keys of all others
-_UNLESS_DEFAULT = {"pixel_weights", "settle"}
+_UNLESS_DEFAULT = {"pixel_weights", "settle", "train"}
 
 
 class Watched(Result):
@@ -90,6 +90,7 @@ def training_local(given: Given, settings: Training, upstream: Upstream) -> Lear
         watch=() if truth is None else truth.pictures,
         to_target={} if truth is None else truth.to_target,
         palette=truth is not None and truth.palette,
+        features=_features(given, settings),
     )
 
 
@@ -107,7 +108,13 @@ def running(
         factory=factory,
         weights={} if factory is None else _hashed(given, settings).digests,
         to_target=to_target or {},
+        features=_features(given, settings),
     )
+
+
+def _features(given: Given, settings: Training) -> Path | None:
+    """Return where a training keeps what its backbone makes of the training images."""
+    return given.experiment.features if settings.train == "decoder" else None
 
 
 def _factory(given: Given, settings: Training) -> Factory | None:

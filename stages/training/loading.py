@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from ensdistill.pipeline.errors import EnsdistillError
 from ensdistill.stages.networks.foreign import device_failure, reason
-from ensdistill.stages.training.samples import Sample
+from ensdistill.stages.training.samples import AnySample
 from ensdistill.stages.work.items import die_with_parent, no_interrupt, portable
 from ensdistill.stages.work.warned import are_heard, speak_alone
 
@@ -30,13 +30,13 @@ _DONE: Final = 0.05  # seconds from the end of its connections to its own
 
 
 def load_batches(
-    samples: Dataset[Sample],
+    samples: Dataset[AnySample],
     numbers: Sampler[list[int]],
     *,
     workers: int,
     pin: bool,
     name: str,
-) -> Iterator[Sample]:
+) -> Iterator[AnySample]:
     """Yield the samples of each step, stacked; who loads them changes nothing.
 
     With 0 workers they are loaded here; `pin` lays them where a GPU reads them.
@@ -91,10 +91,10 @@ class _LostError(Exception):
         self.of_gpu = device_failure(error)
 
 
-def _next(batches: Iterator[Any]) -> Sample | Exception | None:
+def _next(batches: Iterator[Any]) -> AnySample | Exception | None:
     """Return what comes next, None after the last, without the frames that hold `batches`."""
     try:
-        found: Sample | Exception | None = next(batches, None)
+        found: AnySample | Exception | None = next(batches, None)
     except Exception as error:
         return _LostError(error)
     return found
@@ -113,15 +113,15 @@ def _forget(error: BaseException) -> None:
 class _Stacked(Dataset[Any]):
     """Several samples at a time, or what loading them raised: torch would tell it as a text."""
 
-    def __init__(self, samples: Dataset[Sample]):
+    def __init__(self, samples: Dataset[AnySample]):
         self._samples = samples
 
-    def __getitem__(self, numbers: Sequence[int]) -> Sample | Exception:
+    def __getitem__(self, numbers: Sequence[int]) -> AnySample | Exception:
         return self.__getitems__(numbers)
 
-    def __getitems__(self, numbers: Sequence[int]) -> Sample | Exception:
+    def __getitems__(self, numbers: Sequence[int]) -> AnySample | Exception:
         try:
-            stacked: Sample = default_collate([self._samples[k] for k in numbers])
+            stacked: AnySample = default_collate([self._samples[k] for k in numbers])
         except Exception as error:
             return error if get_worker_info() is None else portable(error)
         return stacked

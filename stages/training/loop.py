@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ensdistill.data.decoded import Pixels
-from ensdistill.data.decoding import Decoder, image_size
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.manifest import Artifact
 from ensdistill.pipeline.node import Job, Progress, Told
 from ensdistill.stages.functional.augmentation import blurred, recolour
-from ensdistill.stages.functional.scores import confusion, iou, mean_iou
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import probabilities
 from ensdistill.stages.networks.backbones import BACKBONES, backbone_of
+from ensdistill.stages.networks.deeplab import EncoderDecoder
+from ensdistill.stages.networks.features import Encoder, prepare_features
 from ensdistill.stages.networks.folders import hf_preprocessing
 from ensdistill.stages.networks.foreign import blaming_device, device_failure, reason
 from ensdistill.stages.networks.frozen import (
@@ -58,9 +58,16 @@ from ensdistill.stages.training.optimizers import (
     freeze_norms,
     learning_rate,
 )
-from ensdistill.stages.training.ranks import Ranks, give, meet, own_device
+from ensdistill.stages.training.ranks import Ranks, give, meet, own_device, require_parts
 from ensdistill.stages.training.records import Log, Pace, Settling
-from ensdistill.stages.training.samples import Batches, Sample, Samples
+from ensdistill.stages.training.samples import (
+    AnySample,
+    Batches,
+    FeatureSample,
+    FeatureSamples,
+    Samples,
+)
+from ensdistill.stages.training.watching import watched_miou
 from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
 
@@ -104,8 +111,11 @@ def train(job: Job[Told, Learning]) -> dict[str, Any]:
             f"{job.node.id}: none of the pixels of its {len(pictures)} label maps has a label; "
             "there is nothing to train on"
         )
-    pixels = prepare(job.work.local, job.node.id, job.progress)
-    order = Order(job.node.id, job.work.recipe.to_json(), job.work.local, job.inputs, pixels)
+    recipe, local = job.work.recipe.to_json(), job.work.local
+    # a backbone that rests sees an image once: that is not worth keeping its pixels
+    again = replace(local, pictures=()) if _rests(recipe) else local
+    pixels = prepare(again, job.node.id, job.progress)
+    order = Order(job.node.id, recipe, local, job.inputs, pixels)
     give(order)
     training = Training(order, job.progress, job.draft.path)
     result = training.run()
@@ -156,6 +166,9 @@ class Training:
             with reads or nullcontext():  # it is also tried there
                 self.network, self.initialised = initial_network(recipe, local)
             self._placed(self.network)
+            self.learner = self._of_learner(self.network)
+            if _rests(recipe):
+                self.network.eval().backbone.requires_grad_(False)
             self._training_mode()
             self.optimizer = build_optimizer(self.network, recipe)
         except DataError as error:
@@ -165,7 +178,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=recipe["precision"] == "float16"
         )
-        self.average = Average(self.network, recipe["ema"]) if recipe["ema"] else None
+        self.average = Average(self.learner, recipe["ema"]) if recipe["ema"] else None
         self.loss_of = PixelLoss(
             len(local.classes),
             recipe["class_balance"],
@@ -183,7 +196,7 @@ class Training:
     def samples(self) -> Samples:
         """Return all samples of the training, by number."""
         inputs = self.order.inputs
-        return Samples(
+        given = (
             self.local,
             LabelMaps(inputs["labels"]),
             self.recipe,
@@ -191,6 +204,19 @@ class Training:
             self.order.pixels,
             LabelMaps(inputs["pixel_weights"]) if "pixel_weights" in inputs else None,
         )
+        if not _rests(self.recipe):
+            return Samples(*given)
+        store, order = None, self.order
+        if self.folder is not None:  # rank 0 alone computes
+            store = prepare_features(
+                self.encoder(), self.local, order.pixels, order.node, self.progress
+            )
+        return FeatureSamples(*given, features=self.ranks.share(store))
+
+    def encoder(self) -> Encoder:
+        """Return the backbone that rests."""
+        assert isinstance(self.network, EncoderDecoder)
+        return Encoder.of(self.network, self.recipe["network"], self.preprocessing, self.device)
 
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end, and write the network."""
@@ -202,6 +228,11 @@ class Training:
             self._say(describe_initial(self.initialised, self.local))
         if self.read is not None:
             self._say(self.read)
+        if _rests(recipe) and self.local.init is None:
+            self._say(
+                "`init: none`: the backbone is random, and `train: decoder` leaves it so; little "
+                "can be learnt from its features"
+            )
         samples = self.samples()
         self.progress.start(steps, start, "steps")
         watch = recipe.get("watch")
@@ -266,7 +297,7 @@ class Training:
                 f"-v` shows where{advice}"
             ) from error
 
-    def rehearse(self, batch: Sample) -> float:
+    def rehearse(self, batch: AnySample) -> float:
         """Take two steps on one batch, write the network and read it back.
 
         Returns
@@ -300,10 +331,11 @@ class Training:
         return seconds
 
     @torch.inference_mode()
-    def _require_same(self, again: nn.Module, batch: Sample) -> None:
+    def _require_same(self, again: nn.Module, batch: AnySample) -> None:
         """Refuse a network that is another one when it was written and read back."""
-        images = self._input(*(x.to(self.device) for x in (batch.image, batch.look)))
-        answers = [self._placed(n).eval()(images).float() for n in (self._trained(), again)]
+        inputs = self._input(type(batch)(*(x.to(self.device) for x in batch)), slice(None))
+        networks = (self._of_learner(self._placed(n)) for n in (self._trained(), again))
+        answers = [learner.eval()(*inputs).float() for learner in networks]
         if (alike := probabilities(answers[0])) is not None:
             self.doubt = (
                 f"{alike}: they look like probabilities, of which the loss takes a softmax again; "
@@ -322,7 +354,7 @@ class Training:
         """Return what decided the last bits of the result, and how fast it was made."""
         return platform_facts(self.device) | {"ranks": self.ranks.count} | self.pace.facts()
 
-    def stepper(self) -> Callable[[int, Sample], tuple[Tensor, float]]:
+    def stepper(self) -> Callable[[int, AnySample], tuple[Tensor, float]]:
         """Return what does a step: from its number and batch to its loss and learning rate."""
         recipe, device, ranks = self.recipe, self.device, self.ranks
         network = self._distributed()
@@ -336,20 +368,20 @@ class Training:
             last = part == parts - 1
             return nullcontext() if last or ranks.count == 1 else network.no_sync()
 
-        def step_of(step: int, batch: Sample) -> tuple[Tensor, float]:
+        def step_of(step: int, batch: AnySample) -> tuple[Tensor, float]:
             rate = self.begin_step(step)
-            image, label, weight, look = (x.to(device, non_blocking=True) for x in batch)
-            label = label.long()
-            weights = weight if weight.numel() else None
+            batch = type(batch)(*(x.to(device, non_blocking=True) for x in batch))
+            label = batch.label.long()
+            weights = batch.weight if batch.weight.numel() else None
             self.loss_of.begin(label, weights, size)
             self.optimizer.zero_grad(set_to_none=True)
             share = len(label) // parts
             for part in range(parts):
                 cut = slice(part * share, (part + 1) * share)
-                images = self._input(image[cut], look[cut])
+                inputs = self._input(batch, cut)
                 with alone(part):
                     with torch.autocast(device.type, as_type, enabled=as_type is not None):
-                        logits = network(images)
+                        logits = network(*inputs)
                     lost = self.loss_of.part(
                         logits, label[cut], None if weights is None else weights[cut]
                     )
@@ -366,7 +398,7 @@ class Training:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             if self.average is not None:
-                self.average.update(self.network, step + 1)
+                self.average.update(self.learner, step + 1)
             return loss, rate
 
         return step_of
@@ -388,11 +420,22 @@ class Training:
         return network
 
     def _training_mode(self) -> None:
-        self.network.train()
+        self.learner.train()
         if self.recipe["batch_norm"] == "frozen":
-            freeze_norms(self.network)
+            freeze_norms(self.learner)
 
-    def _input(self, image: Tensor, look: Tensor) -> Tensor:
+    def _input(self, batch: AnySample, part: slice) -> list[Tensor]:
+        """Return what the learner gets of a part of a batch: (n, C, h, w) float32.
+
+        The images, or their low- and high-level features.
+        """
+        if isinstance(batch, FeatureSample):
+            found = [x[part].permute(0, 3, 1, 2).float() for x in (batch.low, batch.high)]
+        else:
+            found = [self._images(batch.image[part], batch.look[part])]
+        return found if self.local.channels_last else [x.contiguous() for x in found]
+
+    def _images(self, image: Tensor, look: Tensor) -> Tensor:
         """Return (n, 3, h, w) float32 network input of (n, h, w, 3) uint8 crops."""
         images = image.permute(0, 3, 1, 2)  # channels last, as it lies
         if self.recipe["colour"] or self.recipe["blur"]:
@@ -401,15 +444,14 @@ class Training:
             images = recolour(images, look)
         if self.recipe["blur"]:
             images = blurred(images, look)
-        images = self.preprocessing.normalise(images)
-        return images if self.local.channels_last else images.contiguous()
+        return self.preprocessing.normalise(images)
 
     def _distributed(self) -> Any:
         """Return the network as the loop calls it, wrapped where several ranks train it."""
         if self.ranks.count == 1:
-            return self.network
+            return self.learner
         if self.recipe["batch_norm"] == "sync" and any(
-            isinstance(m, NORMS) for m in self.network.modules()
+            isinstance(m, NORMS) for m in self.learner.modules()
         ):
             if self.device.type == "cpu":
                 raise DataError(
@@ -417,16 +459,16 @@ class Training:
                     "use `frozen` or `local`"
                 )
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-            self.network = convert(self.network, self.ranks.group)
+            convert(self.learner, self.ranks.group)  # what is below it
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            self.network,
+            self.learner,
             device_ids=ids,
             process_group=self.ranks.group,
             gradient_as_bucket_view=True,
         )
 
-    def batches(self, samples: Samples, start: int) -> Generator[Sample]:
+    def batches(self, samples: Samples, start: int) -> Generator[AnySample]:
         """Yield this rank's samples of each step from `start` on; loader workers change nothing."""
         recipe, ranks = self.recipe, self.ranks
         steps, size = recipe["steps"], recipe["batch_size"]
@@ -457,7 +499,7 @@ class Training:
         found = self.ranks.share(found)
         if found is None:
             return 0
-        self.network.load_state_dict(found["network"])
+        self.learner.load_state_dict(found["network"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.scaler.load_state_dict(found["scaler"])
         if self.average is not None:
@@ -475,7 +517,7 @@ class Training:
         if self.folder is None:
             return
         state = {
-            "network": self.network.state_dict(),
+            "network": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": {} if self.average is None else self.average.network.state_dict(),
@@ -489,27 +531,36 @@ class Training:
         save_checkpoint(self.folder, step, state, self.local.keep_checkpoints)
 
     def _trained(self) -> nn.Module:
-        return self.network if self.average is None else self.average.network
+        """Return the whole network, with what was trained of it or that one's average."""
+        if self.average is None:
+            return self.network
+        if _rests(self.recipe):
+            return EncoderDecoder(self.network.backbone, self.average.network)  # type: ignore[arg-type]
+        return self.average.network
+
+    def _of_learner(self, network: nn.Module) -> nn.Module:
+        """Return what is trained of a network, or would be: all of it, or its decoder."""
+        return network.get_submodule("decoder") if _rests(self.recipe) else network
 
     def _watch(self, step: int) -> None:
         """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
         try:
-            miou = watched_miou(
-                self._trained(), self.preprocessing, self.device, self.order, self.ranks
-            )
+            network, layout = self._trained(), self.local.channels_last
+            frozen = FrozenNetwork(network, self.preprocessing, self.device, channels_last=layout)
+            miou = watched_miou(frozen, self.local, self.order.pixels, self.ranks)
         except DataError as error:
             raise DataError(f"{self.order.node}.watch: {error}") from error
         self._training_mode()
         earlier = [m["miou"] for m in self.log.metrics if "miou" in m]
         self.log.write({"step": step, "miou": miou})
         if not earlier or miou > max(earlier):
-            weights = self._trained().state_dict()
+            weights = self._of_learner(self._trained()).state_dict()
             self.best_weights = {k: v.detach().cpu().clone() for k, v in weights.items()}
 
     def _finish(self) -> dict[str, Any]:
         watch, network = self.recipe.get("watch"), self._trained()
         if watch is not None and watch["checkpoint"] == "best":
-            network.load_state_dict(self.best_weights)
+            self._of_learner(network).load_state_dict(self.best_weights)
         result: dict[str, Any] = {"steps": self.done, "loss": self.log.last_loss()}
         if self.initialised is not None:
             result["init"] = self.initialised
@@ -535,41 +586,9 @@ class Training:
         self.progress.message(f"{self.order.node}: {text}")
 
 
-def require_parts(node: str, recipe: Mapping[str, Any], count: int) -> None:
-    """Refuse, by a `DataError`, a batch that `count` processes cannot cut into equal parts."""
-    share = recipe["accumulate"] * count
-    if recipe["batch_size"] % share:
-        raise DataError(
-            f"{node}: batch_size is {recipe['batch_size']}; expected a multiple of {share}, for "
-            f"{count} processes with `accumulate: {recipe['accumulate']}`"
-        )
-
-
-def watched_miou(
-    network: nn.Module,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    order: Order,
-    ranks: Ranks,
-) -> float:
-    """Return the mIoU in percent on the watched split, whose images the ranks share."""
-    local = order.local
-    frozen = FrozenNetwork(network, preprocessing, device, channels_last=local.channels_last)
-    decoder = Decoder(local.to_target, palette=local.palette)
-    size = len(local.classes)
-    confmat = np.zeros((size, size + 1), np.int64)
-    for picture in local.watch[ranks.rank :: ranks.count]:
-        assert picture.labels is not None
-        shape = image_size(picture.image, local.max_pixels)
-        target = decoder.read(picture.labels, local.digests[str(picture.labels)], shape)
-        image = order.pixels.read(picture.image, local.digests[str(picture.image)])
-        labels = frozen.look(image).labels
-        confmat += confusion(target, labels.cpu().numpy()[None], size)[0]
-    confmat = ranks.total(torch.from_numpy(confmat).to(device)).cpu().numpy()
-    miou = 100 * mean_iou(iou(confmat))
-    if math.isnan(miou):
-        raise DataError("the watched split has no labelled pixel")
-    return miou
+def _rests(recipe: Mapping[str, Any]) -> bool:
+    """Whether a training leaves its backbone as it is."""
+    return recipe.get("train") == "decoder"
 
 
 def _name(recipe: Mapping[str, Any], local: Learning) -> str:

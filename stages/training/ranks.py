@@ -7,7 +7,7 @@ for orders: each training that rank 0 begins is handed to them, and they keep st
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -119,6 +119,16 @@ def own_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(index)  # or every rank would keep a context on the first device too
     return torch.device("cuda", index)
+
+
+def require_parts(node: str, recipe: Mapping[str, Any], count: int) -> None:
+    """Refuse, by a `DataError`, a batch that `count` processes cannot cut into equal parts."""
+    share = recipe["accumulate"] * count
+    if recipe["batch_size"] % share:
+        raise DataError(
+            f"{node}: batch_size is {recipe['batch_size']}; expected a multiple of {share}, for "
+            f"{count} processes with `accumulate: {recipe['accumulate']}`"
+        )
 
 
 def _of_rank_0(value: Any) -> Any:

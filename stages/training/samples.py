@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -22,12 +22,15 @@ from ensdistill.pipeline.errors import DataError
 from ensdistill.stages.functional.augmentation import draw_look, mix_classes
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Learning
+from ensdistill.stages.networks.backbones import STRIDES
+from ensdistill.stages.networks.features import FeatureStore
 
 _ORDER: Final = 0
 _CROP: Final = 1
 _LOOK: Final = 2
 _MIX: Final = 3
 _RARE: Final = 4
+_TORCH: Final = {"uint8": torch.uint8, "float16": torch.float16}
 
 
 class Sample(NamedTuple):
@@ -51,6 +54,26 @@ class Sample(NamedTuple):
     look: Tensor
 
 
+class FeatureSample(NamedTuple):
+    """What stands for a `Sample` where the backbone has seen the image before.
+
+    Attributes
+    ----------
+    low, high : (h / 4, w / 4, C) and (h / 16, w / 16, C') float16
+        Features.
+    label, weight : (h, w) uint8
+        As of a `Sample`.
+    """
+
+    low: Tensor
+    high: Tensor
+    label: Tensor
+    weight: Tensor
+
+
+AnySample = Sample | FeatureSample
+
+
 class _Cut(NamedTuple):
     """The first three of a sample, as arrays."""
 
@@ -60,7 +83,7 @@ class _Cut(NamedTuple):
 
 
 @dataclass(eq=False)
-class Samples(Dataset[Sample]):
+class Samples(Dataset[AnySample]):
     """Sample number k of a training, for any k.
 
     Epoch k // N is a permutation of the N images drawn from (seed, epoch); scale, crop, flip, look
@@ -95,7 +118,7 @@ class Samples(Dataset[Sample]):
         length: int = self.recipe["steps"] * self.recipe["batch_size"]
         return length
 
-    def __getitem__(self, k: int) -> Sample:
+    def __getitem__(self, k: int) -> AnySample:
         recipe = self.recipe
         seed = recipe["seed"]
         cut = self._cut(*self._choose(k), _stream(seed, _CROP, k))
@@ -185,6 +208,57 @@ class Samples(Dataset[Sample]):
         )
 
 
+@dataclass(eq=False)
+class FeatureSamples(Samples):
+    """Samples of a training that sees stored features, cut on the grid of the high-level ones.
+
+    A window begins at a multiple of 16 pixels of the image, which is mirrored by chance before; it
+    may so reach beyond it. Features are 0 there.
+
+    Attributes
+    ----------
+    features : FeatureStore
+        What reads them.
+    """
+
+    features: FeatureStore = field(kw_only=True)
+
+    def __getitem__(self, k: int) -> FeatureSample:
+        recipe = self.recipe
+        index, wanted = self._choose(k)
+        random = _stream(recipe["seed"], _CROP, k)
+        picture = self.local.pictures[index]
+        labels = self.labels.read(picture.id)
+        size, crop = recipe["input_size"] or labels.shape, recipe["crop"]
+        flip = recipe["flip"] and random.random() < 0.5
+        at = None
+        if wanted is not None:
+            # a pixel of the class, and then any window that holds it
+            y, x = divmod(int(random.choice(np.flatnonzero(labels == wanted))), labels.shape[1])
+            down, across = labels.shape[0] / size[0], labels.shape[1] / size[1]
+            y, x = int((y + 0.5) / down), int((x + 0.5) / across)
+            at = (y, size[1] - 1 - x if flip else x)
+        top, left = (
+            _on_grid(random, side, part, None if at is None else at[axis])
+            for axis, (side, part) in enumerate(zip(size, crop, strict=True))
+        )
+        stored = self.features.read(self.local.digests[str(picture.image)])
+        seen = stored.mirrored if flip else stored.plain
+        low, high = (
+            _window(plane, top // stride, left // stride, [side // stride for side in crop], 0)
+            for plane, stride in zip(seen, STRIDES, strict=True)
+        )
+
+        def cut(plane: UInt8, pad: int) -> Tensor:
+            resized = _resized(plane, (0, 0, *plane.shape[::-1]), size, Image.Resampling.NEAREST)
+            return _window(resized[:, ::-1] if flip else resized, top, left, crop, pad)
+
+        weight = torch.empty((0, 0), dtype=torch.uint8)
+        if self.weights is not None:
+            weight = cut(self.weights.read(picture.id), 0)
+        return FeatureSample(low, high, cut(labels, IGNORE_INDEX), weight)
+
+
 class Batches(Sampler[list[int]]):
     """The sample numbers of a rank, from step `start` on; `size` is that of all ranks together."""
 
@@ -227,6 +301,26 @@ def _resized(
     moved = (left - x, top - y, right - x, bottom - y)
     found = Image.fromarray(np.ascontiguousarray(part)).resize((width, height), method, moved)
     return np.asarray(found)
+
+
+def _on_grid(random: np.random.Generator, side: int, part: int, at: int | None) -> int:
+    """Return where a window of `part` pixels begins, which holds the pixel `at` if one is given.
+
+    At the end of a side it may reach beyond it, by less than a cell of the grid.
+    """
+    grid = STRIDES[-1]
+    first, last = 0, -(-max(0, side - part) // grid)
+    if at is not None:
+        first, last = -(-max(0, at - part + 1) // grid), min(last, at // grid)
+    return grid * int(random.integers(first, last + 1))
+
+
+def _window(plane: npt.NDArray[Any], top: int, left: int, size: Sequence[int], pad: int) -> Tensor:
+    """Return a window of (H, W, ...), with `pad` where it reaches beyond."""
+    found = plane[top : top + size[0], left : left + size[1]]
+    out = torch.full((*size, *plane.shape[2:]), pad, dtype=_TORCH[plane.dtype.name])
+    out.numpy()[: found.shape[0], : found.shape[1]] = found
+    return out
 
 
 @lru_cache(maxsize=2)

@@ -246,6 +246,38 @@ def test_decoded_images_that_no_experiment_trains_on_go(made):
     assert (folder / "notes.txt").exists()
 
 
+def test_features_of_no_training_go(world):
+    lite = {"network": {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}}
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "b"}}
+    world.settings["student"] = TINY | lite | {"train": "decoder", "input_size": [32, 48]}
+    world.write()
+    world.call("train-student", "--upstream")
+    world.settings["student"] |= {"input_size": None}
+    world.write()
+    world.call("train-student", "--upstream")
+
+    def features():
+        rows = [r for r in world.json("gc") if r["kind"] == "cache" and ".features" in r["path"]]
+        return sorted((r["files"], r["reason"] is not None) for r in rows)
+
+    assert features() == [(5, False), (5, True)]  # of another input size, and what is trained on
+    text = world.call("gc")
+    assert "and 5 of 10 images' features" in text and "5 files of .features/" in text
+    (world.root / "images" / "train" / "train_000001_000019.png").unlink()
+    assert features() == [(1, False), (4, True), (5, False)]
+    world.settings["runtime"]["device"] = "cuda"  # perhaps not here: it decides no name of a folder
+    world.write()
+    world.call("gc", "--delete")
+    assert features() == [(4, True)]
+    del world.settings["student"]["train"]
+    world.write()
+    assert features() == [(4, False)]
+    (notes := world.root / "work" / ".features" / "notes").mkdir()
+    (notes / f"{'01' * 32}.f16").write_bytes(b"")  # not ours
+    world.call("gc", "--delete")
+    assert features() == [] and len(list(notes.iterdir())) == 1
+
+
 def test_without_a_cache_all_decoded_images_go(made):
     first = made.file.read_text()
     made.settings["runtime"]["cache"] = False

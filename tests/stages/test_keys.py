@@ -531,6 +531,12 @@ def training(section, direct):
         {f"{section}.network.backbone": "resnet50"},
         direct,
     )
+    still = {
+        f"{section}.network": lite,
+        f"{section}.crop": [32, 48],
+        f"{section}.scale": [1.0, 1.0],
+    }
+    cases[f"{section}.train"] = (still, {f"{section}.train": "decoder"}, direct)
     init = {f"{section}.init": {"file": "init.pt"}}
     for field, value in (
         ("file", "init-2.pt"),

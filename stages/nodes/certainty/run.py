@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
+from dataclasses import replace
 from functools import reduce
+from itertools import chain
 from operator import add
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import UInt8
 from ensdistill.pipeline.node import Job
 from ensdistill.stages.functional.certainty import CertaintySums, certainty_sums, mean_certainty
@@ -16,7 +21,7 @@ from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Running
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.certainty.plan import Certainty, Reached
-from ensdistill.stages.nodes.infer.run import see_all
+from ensdistill.stages.nodes.infer.run import batches_with, see_all
 from ensdistill.stages.nodes.probe.plan import folds_of
 
 
@@ -40,8 +45,7 @@ def run(job: Job[Reached, Running]) -> Certainty:
     probes = [job.inputs[role].path for role in job.work.uses if role != "labels"]
     for path, fold in zip(probes, folds_of(local.pictures, len(probes)), strict=True):
         if asked := missing.intersection(picture.id for picture in fold):
-            network = open_network(path, {"source": "student"}, local)
-            see_all(job, network, asked, "both", sum_up)
+            _ask(job, path, asked, sum_up)
     total = reduce(
         add,
         (
@@ -59,3 +63,20 @@ def run(job: Job[Reached, Running]) -> Certainty:
         labelled=dict(zip(classes, labelled.tolist(), strict=True)),
         has_class={c: c in job.work.recipe.reached for c in classes},
     )
+
+
+def _ask(
+    job: Job[Reached, Running], probe: Path, asked: Set[str], done: Callable[..., object]
+) -> None:
+    """Let a probe see images; where its backbone rests, by the features that are stored."""
+    local = job.work.local
+    if local.features is None:
+        see_all(job, open_network(probe, {"source": "student"}, local), asked, "both", done)
+        return
+    from ensdistill.stages.networks.features import open_on_features
+
+    pixels = Pixels(local.pixels)
+    seen = replace(local, pictures=tuple(chain.from_iterable(batches_with(local, asked))))
+    network = open_on_features(probe, seen, pixels, job.node.id, job.progress)
+    job.start("images")
+    see_all(job, network, asked, "both", done, pixels)

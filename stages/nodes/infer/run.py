@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ensdistill.data.classes import IGNORE_INDEX
+from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import Decoder, UInt8
+from ensdistill.data.splits import Picture
 from ensdistill.data.store import UNWRITTEN
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.figures import speed
@@ -103,18 +105,18 @@ def see_all(
     missing: Set[str],
     want: Want,
     done: Callable[..., object],
+    pixels: Pixels | None = None,
 ) -> None:
     """Let a network see all batches in which an image is missing, and close it.
 
     `done` gets the id of each such image and what is wanted of it (see `networks.stream.Want`), in
-    a thread of its own, one after another. What the network ran on is noted in the job.
+    a thread of its own, one after another. What the network ran on is noted in the job. `pixels`
+    read the photographs; without them all that is read is kept.
     """
     from ensdistill.stages.networks.stream import Clock, Request
 
     local = job.work.local
-    size = local.batch_size
-    pictures = [local.pictures[k : k + size] for k in range(0, len(local.pictures), size)]
-    batches = [batch for batch in pictures if any(p.id in missing for p in batch)]
+    batches = batches_with(local, missing)
     requests = [
         [Request(str(p.image), local.digests[str(p.image)]) for p in batch] for batch in batches
     ]
@@ -127,7 +129,7 @@ def see_all(
             network.stream(
                 requests,
                 want,
-                pixels := reader(local.pixels, chain.from_iterable(requests), say),
+                pixels := pixels or reader(local.pixels, chain.from_iterable(requests), say),
                 clock,
                 say,
             )
@@ -148,6 +150,13 @@ def see_all(
         fast = speed(seconds / len(missing), "images")
         told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
         job.progress.message(f"{job.node.id}: {fast} ({told})")
+
+
+def batches_with(local: Local, missing: Set[str]) -> list[tuple[Picture, ...]]:
+    """Return the batches, of all images in their order, in which one is missing."""
+    size = local.batch_size
+    batches = [local.pictures[k : k + size] for k in range(0, len(local.pictures), size)]
+    return [batch for batch in batches if any(p.id in missing for p in batch)]
 
 
 def speaker(job: Job[Told, Local]) -> Callable[[str], None]:

@@ -492,11 +492,26 @@ def test_crops_are_judged_by_what_samples_hold(sizes, crop, scale):
     experiment = SimpleNamespace(
         files=SimpleNamespace(recall=lambda image, _: facts[image]), pictures=lambda _: pictures
     )
-    training = SimpleNamespace(crop=crop, scale=(0.1, scale), input_size=None)
+    training = SimpleNamespace(crop=crop, scale=(0.1, scale), input_size=None, train="all")
     said = trainings._too_large(experiment, "student", training)
     assert bool(said) == (min(padded) > 0)
     if said:
         assert f"At least {100 * min(padded):.0f} % of each" in said[0]
+
+
+def test_crops_of_features_are_judged_by_whole_cells():
+    picture = Picture("a", "a.png", None)
+    experiment = SimpleNamespace(
+        files=SimpleNamespace(recall=lambda *_: {"height": 40, "width": 61}),
+        pictures=lambda _: [picture],
+    )
+
+    def said(*crop):
+        settings = SimpleNamespace(crop=crop, scale=(1, 1), input_size=None, train="decoder")
+        return trainings._too_large(experiment, "student", settings)
+
+    assert said(48, 64) == []
+    assert "`crop: [48, 64]`" in said(64, 64)[0]
 
 
 # --- what it leaves behind -------------------------------------------------------------------

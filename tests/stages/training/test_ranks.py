@@ -213,3 +213,20 @@ def test_synchronised_batch_norm_sees_the_whole_batch(fused):
         assert_alike(one, train(fused, 2))
     finally:
         fused.settings["runtime"]["device"] = "cpu"
+
+
+@pytest.mark.slow
+def test_a_decoder_alone_is_trained_on_features_that_one_of_them_computes(tmp_path):
+    world = World(tmp_path)
+    world.settings["policy"] = {"strategy": "manual", "assign": {"road": "a", "building": "a"}}
+    lite = {"network": {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}}
+    some = {"batch_norm": "frozen", "batch_size": 4, "watch": "val", "lr": 1e-3}
+    world.settings["student"] = TINY | lite | some | {"train": "decoder"}
+    world.write()
+    world.call("fuse", "--upstream")
+    _, expected = train(world, 1)
+    shutil.rmtree(tmp_path / "work" / "student")
+    shutil.rmtree(tmp_path / "work" / ".features")
+    _, found = train(world, 2)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
