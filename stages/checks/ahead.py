@@ -169,6 +169,6 @@ def _seconds(
             missing = len(pictures) if d.work is None else d.total - d.done
             settings: Training = getattr(experiment.config, section)
             size = settings.input_size or image_size(pictures[0].image)
-            crops = math.prod(size) / (math.prod(settings.crop) * settings.batch_size)
+            crops = math.prod(size) / (math.prod(settings.crop or size) * settings.batch_size)
             found[node_id] = missing * crops * trained[section]["seconds_per_step"] / _BACKWARD
     return found

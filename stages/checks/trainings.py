@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from ensdistill.data.decoded import Pixels
+from ensdistill.data.decoding import image_size
 from ensdistill.pipeline.errors import DataError, EnsdistillError
 from ensdistill.pipeline.fingerprint import Json, digest
 from ensdistill.pipeline.node import Command, Node, NodeId, Progress, Upstream, Work
@@ -45,7 +47,12 @@ from ensdistill.stages.nodes.learning import training_local, training_recipe
 from ensdistill.stages.training import loop
 from ensdistill.stages.training.optimizers import trained
 from ensdistill.stages.training.ranks import Ranks, require_parts, together
-from ensdistill.stages.training.samples import AnySample, FeatureSample, Sample
+from ensdistill.stages.training.samples import (
+    AnySample,
+    FeatureSample,
+    Sample,
+    largest_window,
+)
 from ensdistill.stages.work.items import Silence, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
@@ -141,7 +148,11 @@ def planned(experiment: Experiment, section: str) -> tuple[dict[str, Json], Lear
     node = Node(NodeId(section), section, VERSIONS[section], [], work, "", Command("check"))
     planned = plan([node], Snapshot({}, {}, {}))[node.id].work
     assert planned is not None
-    return planned.recipe.to_json(), local_of(planned, Learning)
+    recipe, local = planned.recipe.to_json(), local_of(planned, Learning)
+    if recipe["crop"] is None:
+        size = settings.input_size or image_size(local.pictures[0].image)
+        recipe["crop"] = list(largest_window([size]))
+    return recipe, local
 
 
 def _tried_apart(
@@ -222,8 +233,10 @@ def _noise(
     """Return crops of random pixels, or of features of so many channels, with all classes."""
     height, width = recipe["crop"]
     shape = (_CROPS, height, width)
+    if channels is not None:
+        shape = (_CROPS, height // STRIDES[0], width // STRIDES[0])
     random = torch.Generator().manual_seed(recipe["seed"])
-    labels = (torch.arange(_CROPS * height * width) % classes).to(torch.uint8).view(shape)
+    labels = (torch.arange(math.prod(shape)) % classes).to(torch.uint8).view(shape)
     weight = torch.empty((_CROPS, 0, 0), dtype=torch.uint8)
     if channels is not None:
         low, high = (
@@ -287,7 +300,7 @@ def _too_large(experiment: Experiment, section: str, settings: Training) -> list
     sizes = {(fact["height"], fact["width"]) for fact in known if fact is not None}
     if settings.input_size is not None:
         sizes = {settings.input_size}
-    if not sizes:
+    if not sizes or settings.crop is None:
         return []
     if settings.train == "decoder":  # a crop may have all cells of an image, and no fewer
         grid = STRIDES[-1]

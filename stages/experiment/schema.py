@@ -190,7 +190,7 @@ class Training(Section):
     a `backbone` the decoder. With `settle` a training ends after the first epoch whose mean loss is
     not that share below that of the epoch before; `steps` are then the most. `train: decoder`
     leaves the backbone as it is: what it makes of an image, as it is and mirrored, is computed once
-    and kept.
+    and kept; with `crop: null` windows are as large as all images have them.
     """
 
     preset: Literal["paper"] | None = None
@@ -204,7 +204,7 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=2)] = 8
     accumulate: Positive = 1
     input_size: Size | None = None
-    crop: Size = (256, 512)
+    crop: Size | None = (256, 512)
     scale: tuple[PositiveReal, PositiveReal] = (0.5, 1.5)
     flip: bool = True
     colour: Share = 0.0
@@ -294,6 +294,8 @@ class Training(Section):
             raise ValueError("`init: none`: the code that makes this network chooses its weights")
         if self.train == "decoder":
             self._require_still()
+        elif self.crop is None:
+            raise ValueError("`crop: null`, whole images, goes with `train: decoder`")
         require_trust(self.network, self.trust, "this section")
         return self
 
@@ -308,7 +310,7 @@ class Training(Section):
                     "the backbone makes of an image is computed once; leave it out, or say "
                     "`train: all`"
                 )
-        if any(side % backbones.STRIDES[-1] for side in self.crop):
+        if any(side % backbones.STRIDES[-1] for side in self.crop or ()):
             raise ValueError(
                 f"crop is {self.crop}; with `train: decoder` expected multiples of "
                 f"{backbones.STRIDES[-1]}, of which features are cut (images smaller than that are "

@@ -75,7 +75,8 @@ def initial_network(
         report = {k: v if k == "loaded" else some_of(v) for k, v in network.loaded.items()}
     if local.init is not None:
         report = _load(network, local.init, _way(recipe), classes, backbone_of(recipe["network"]))
-    frozen = _freeze_unreached(network, classes, recipe["crop"], divisor)
+    crop = recipe["crop"] or (_SMALL, _SMALL)
+    frozen = _freeze_unreached(network, classes, crop, divisor)
     if frozen and not isinstance(recipe["network"], str):  # of our own it is known
         report["frozen"] = some_of(frozen)
     return pad_to_multiple(network, divisor), report or None

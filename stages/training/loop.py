@@ -29,7 +29,7 @@ from ensdistill.stages.functional.augmentation import blurred, recolour
 from ensdistill.stages.labelmaps import LabelMaps
 from ensdistill.stages.local import Learning
 from ensdistill.stages.networks.answers import probabilities
-from ensdistill.stages.networks.backbones import BACKBONES, backbone_of
+from ensdistill.stages.networks.backbones import BACKBONES, STRIDES, backbone_of
 from ensdistill.stages.networks.deeplab import EncoderDecoder
 from ensdistill.stages.networks.features import Encoder, prepare_features
 from ensdistill.stages.networks.folders import hf_preprocessing
@@ -186,6 +186,7 @@ class Training:
             recipe["hard_share"],
             self.device,
             self.ranks.total,
+            STRIDES[0] ** 2 if _rests(recipe) else 1,
         )
         self.log = Log(folder, local.tensorboard)
         self.best_weights: dict[str, Tensor] = {}

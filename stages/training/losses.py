@@ -44,6 +44,8 @@ class PixelLoss:
         Where labels and logits are.
     total : callable
         Sums a tensor over all ranks.
+    pixels : int
+        Of the image, that each label stands for.
 
     Attributes
     ----------
@@ -59,12 +61,14 @@ class PixelLoss:
         hard_share: float,
         device: torch.device,
         total: Sum = lambda x: x,
+        pixels: int = 1,
     ):
         self.absence = torch.ones(classes, device=device)
         self._balance = class_balance
         self._often = often_balance
         self._hard = hard_share
         self._total = total
+        self._pixels = pixels
         self._weight = self.absence
         self._whole = self._lost = self._kept = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -88,7 +92,7 @@ class PixelLoss:
             mass = _sums(flat, weights.flatten())[:classes] / _PERCENT
         counts, mass = self._total(torch.stack([counts, mass]))
         one = torch.ones_like(self.absence)
-        small = torch.where(counts < _SMALL * images, self._balance * one, one)
+        small = torch.where(counts * self._pixels < _SMALL * images, self._balance * one, one)
         absent = torch.where(counts == 0, self._often * one, one)
         self.absence = _PRESENCE_KEPT * self.absence + (1 - _PRESENCE_KEPT) * absent
         self._weight = small * self.absence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
@@ -30,6 +30,7 @@ _CROP: Final = 1
 _LOOK: Final = 2
 _MIX: Final = 3
 _RARE: Final = 4
+_FINE: Final = STRIDES[0]
 _TORCH: Final = {"uint8": torch.uint8, "float16": torch.float16}
 
 
@@ -213,7 +214,8 @@ class FeatureSamples(Samples):
     """Samples of a training that sees stored features, cut on the grid of the high-level ones.
 
     A window begins at a multiple of 16 pixels of the image, which is mirrored by chance before; it
-    may so reach beyond it. Features are 0 there.
+    may so reach beyond it. Features are 0 there. Labels are those in the middle of each low-level
+    feature, where logits are: resizing these to all pixels would take most of a step.
 
     Attributes
     ----------
@@ -223,13 +225,21 @@ class FeatureSamples(Samples):
 
     features: FeatureStore = field(kw_only=True)
 
+    @cached_property
+    def crop(self) -> tuple[int, int]:
+        """The windows' height and width in pixels."""
+        if (given := self.recipe["crop"]) is not None:
+            return given[0], given[1]
+        sizes = [self.labels.size(picture.id) for picture in self.local.pictures]
+        return largest_window([self.recipe["input_size"]] if self.recipe["input_size"] else sizes)
+
     def __getitem__(self, k: int) -> FeatureSample:
         recipe = self.recipe
         index, wanted = self._choose(k)
         random = _stream(recipe["seed"], _CROP, k)
         picture = self.local.pictures[index]
         labels = self.labels.read(picture.id)
-        size, crop = recipe["input_size"] or labels.shape, recipe["crop"]
+        size, crop = recipe["input_size"] or labels.shape, self.crop
         flip = recipe["flip"] and random.random() < 0.5
         at = None
         if wanted is not None:
@@ -251,12 +261,25 @@ class FeatureSamples(Samples):
 
         def cut(plane: UInt8, pad: int) -> Tensor:
             resized = _resized(plane, (0, 0, *plane.shape[::-1]), size, Image.Resampling.NEAREST)
-            return _window(resized[:, ::-1] if flip else resized, top, left, crop, pad)
+            turned = resized[:, ::-1] if flip else resized
+            middle = turned[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE]
+            fine = [side // _FINE for side in crop]
+            return _window(middle, top // _FINE, left // _FINE, fine, pad)
 
         weight = torch.empty((0, 0), dtype=torch.uint8)
         if self.weights is not None:
             weight = cut(self.weights.read(picture.id), 0)
         return FeatureSample(low, high, cut(labels, IGNORE_INDEX), weight)
+
+
+def largest_window(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Return height and width on the grid of features that images of all these sizes fill.
+
+    One cell of the grid where none is filled.
+    """
+    grid = STRIDES[-1]
+    height, width = (max(grid, min(sides) // grid * grid) for sides in zip(*sizes, strict=True))
+    return height, width
 
 
 class Batches(Sampler[list[int]]):
