@@ -22,8 +22,9 @@ from typing import Final, Literal
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.opening import what_instead
 from ensdistill.stages.checks.packages import LOOKS, Package, ask, version_of
+from ensdistill.stages.checks.trainings import sections
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.experiment.schema import Teacher
+from ensdistill.stages.experiment.schema import Teacher, Training
 from ensdistill.stages.networks.backbones import BACKBONES
 from ensdistill.stages.networks.files import Source
 from ensdistill.stages.networks.kinds import KINDS, kind_of
@@ -423,7 +424,8 @@ def _experiment(experiment: Experiment) -> ExperimentFacts:
         "tensorboard": runtime.tensorboard is not None,
         "distributed": runtime.scheduler is not None,
     } | {kind.package: any(t.kind == kind.key for t in teachers) for kind in KINDS if kind.extra}
-    for training in (config.probe, config.student):
+    for section in sections(experiment):
+        training: Training = getattr(config, section)
         name, begin = training.network.backbone, training.begins_with
         if name is not None and begin is not None and begin.file == "imagenet":
             wanted[str(BACKBONES[name].package)] = True

@@ -25,7 +25,7 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.workspace import Snapshot
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.experiment.schema import TRAIN, Training
+from ensdistill.stages.experiment.schema import TRAIN, Probe, Training
 from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, build
 from ensdistill.stages.local import Learning, local_of
@@ -67,7 +67,7 @@ def sections(experiment: Experiment) -> list[str]:
     first weights of their own.
     """
     config = experiment.config
-    own = "probe" in config.model_fields_set and {"network", "init"} & config.probe.model_fields_set
+    own = config.probe.network != Probe().network or config.probe.init is not None
     probes = own or any(node.stage == "probe" for node in build(experiment))
     return ["probe", "student"] if probes else ["student"]
 

@@ -52,6 +52,22 @@ PAPER: Final[Mapping[str, Setting]] = {
     ),
 }
 
+# The probe where its network is not given, or is `arch: linear`: what measures best
+# (stages/DESIGN.md, "Probes").
+# The steps are the most that are taken.
+LINEAR: Final[Mapping[str, Any]] = {
+    "network": {"arch": "linear", "backbone": "efficientnet-lite0"},
+    "train": "decoder",
+    "folds": 2,
+    "steps": 2000,
+    "settle": 0.01,
+    "crop": None,
+    "scale": (1.0, 1.0),
+    "lr": 5e-3,
+    "power": 0.0,
+    "ema": 0.98,
+}
+
 # What networks of a family share; a setting beside `preset` holds.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "imagenet": {

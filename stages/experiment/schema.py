@@ -23,7 +23,7 @@ from ensdistill.stages.experiment.networks import (
     StudentNetwork,
     require_trust,
 )
-from ensdistill.stages.experiment.presets import PAPER
+from ensdistill.stages.experiment.presets import LINEAR, PAPER
 from ensdistill.stages.functional import MAX_FUSED
 from ensdistill.stages.fusions import LABEL_MODEL, METHODS
 from ensdistill.stages.networks import backbones
@@ -322,11 +322,21 @@ class Probe(Training):
     """The small identical student that measures each teacher (paper, section 3.2).
 
     Of several `folds` of the training images each is asked of a probe that was trained on the
-    others; with one, the probe is asked of what it was trained on, as in the paper.
+    others; with one, the probe is asked of what it was trained on, as in the paper. Where no
+    `network` is given, or `arch: linear`, `presets.LINEAR` stands for what is not said.
     """
 
+    steps: Positive = 800
     folds: Positive = 1
-    steps: Positive = 800  # what shorter ones cost: stages/DESIGN.md, "How long a probe"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _linear_unless_said(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("preset") is not None:
+            return given
+        network = given.get("network", LINEAR["network"])
+        is_linear = isinstance(network, Mapping) and network.get("arch") == "linear"
+        return {**LINEAR, **given} if is_linear else given
 
 
 class Student(Training):
