@@ -72,8 +72,7 @@ class Seed:
 
     def __init__(self, data, output, probe):
         self._file = output / data.name / "experiment.yaml"
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(yaml.safe_dump(experiment(data, probe), sort_keys=False))
+        self._write(data, probe, "channel")
         self._call("infer-teacher")
         teachers = list(data.teachers)
         self._call("select-policy", teachers[0])  # and with it the features, if there are any
@@ -82,14 +81,19 @@ class Seed:
         self.seconds = (time.process_time() - begin) / (len(teachers) - 1)
         self.policy = list(told["policy"]["teacher"].values())
         self.steps = self._steps()
-        judged = self._call("evaluate", "--upstream", "--fusions", "all")
+        judged = self._call("evaluate")  # there is no student, and none is needed
         of = {(m["kind"], m["name"]): m for m in judged["methods"]}
         self.miou, self.oracle = (of["fusion", m]["miou"] for m in ("channel", "channel-oracle"))
         ious = [of["teacher", t]["iou"] for t in teachers]
         self.ranks = between([told["certainty"][t]["certainty"] for t in teachers], ious)
+        self._write(data, probe, "label-model")
         by_model = self._call("select-policy")["reliability"]
         self.ranks_of_reliability = between([by_model[t] for t in teachers], ious)
         print(f"{data.name}: {self.miou:.2f} of {self.oracle:.2f}: {self.policy}", flush=True)
+
+    def _write(self, data, probe, method):
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(yaml.safe_dump(experiment(data, probe, method), sort_keys=False))
 
     def _call(self, *arguments):
         result = CliRunner().invoke(cli, [*arguments, "-c", str(self._file), "--json"])
@@ -104,8 +108,8 @@ class Seed:
         return sorted(probe.manifest.result["steps"] for probe in probes)
 
 
-def experiment(data, probe):
-    """Return the settings of an experiment whose fusion is the paper's."""
+def experiment(data, probe, method):
+    """Return the settings of an experiment on a data set."""
     cityscapes = TABLES["cityscapes19"].classes
     goals = [None if k == IGNORE_INDEX else data.classes[k] for k in data.ids[: len(cityscapes)]]
     root, table = str(data.root), data.root / "classes.yaml"
@@ -129,7 +133,7 @@ def experiment(data, probe):
         "teachers": teachers,
         "probe": probe,
         "policy": {"strategy": "certainty"},
-        "fusion": {"method": "channel"},
+        "fusion": {"method": method},
         "runtime": {"device": "cpu", "workers": 0, "threads": 1},
     }
 
