@@ -132,6 +132,16 @@ def test_what_is_of_each_class_is_so(artifacts, stage, change):
         assert "class" in told(artifacts[stage], result), way
 
 
+def test_a_certainty_counts_no_labels_that_its_teacher_cannot_give(artifacts):
+    artifact = artifacts["certainty"]
+    whole, recipe = artifact.manifest.result, artifact.manifest.recipe
+    assert whole["labelled"]["road"] and recipe["reached"][0] == "road"
+    lacking = {**whole, "has_class": {**whole["has_class"], "road": False}}
+    made = replace(artifact.manifest, recipe={**recipe, "reached": recipe["reached"][1:]})
+    why = told(replace(artifact, manifest=made), lacking)
+    assert why == "labelled: its teacher has no class road"
+
+
 def test_a_certainty_is_of_the_classes_that_its_teacher_has(artifacts):
     whole = artifacts["certainty"].manifest.result
     gone = {field: {c: v for c, v in of.items() if c != "sky"} for field, of in whole.items()}

@@ -7,6 +7,7 @@ from typing import Final, Self
 
 from pydantic import ValidationInfo, model_validator
 
+from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.manifest import Manifest
 from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Count, Named, Recipe, Record, Result
@@ -47,6 +48,8 @@ class Certainty(Result):
             manifest: Manifest = info.context
             if [c for c, has in self.has_class.items() if has] != manifest.recipe.get("reached"):
                 raise ValueError("has_class: expected the classes that its teacher has")
+        if strange := [c for c, has in self.has_class.items() if self.labelled[c] and not has]:
+            raise ValueError(f"labelled: its teacher has no class {some(strange)}")
         return self
 
 
