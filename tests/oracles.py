@@ -195,3 +195,37 @@ def best_sum_of_certainty(allowed):
     """
     options = [list(values.values()) or [0.0] for values in allowed]
     return max(math.fsum(assignment) for assignment in itertools.product(*options))
+
+
+def between(estimate, iou, chosen):
+    """Rank, ranked, best, lost and judged of `functional.between`, by counting who is before whom.
+
+    Lists of lists, a row a teacher; Spearman's correlation by its definition, in fractions.
+    """
+    rhos, best, lost = [], 0, []
+    for c, t in enumerate(chosen):
+        scored = {k: row[c] for k, row in enumerate(iou) if not math.isnan(row[c])}
+        both = {k: estimate[k][c] for k in scored if not math.isnan(estimate[k][c])}
+        if len(both) >= 3 and len(set(both.values())) > 1 and len({scored[k] for k in both}) > 1:
+            rhos.append(_spearman([both[k] for k in both], [scored[k] for k in both]))
+            surest = min(both, key=lambda k: (-both[k], k))
+            best += scored[surest] == max(scored.values())
+        if t in scored:
+            lost.append(max(scored.values()) - scored[t])
+    rank, loss = (
+        math.fsum(values) / len(values) if values else math.nan for values in (rhos, lost)
+    )
+    return rank, len(rhos), best, loss, len(lost)
+
+
+def _spearman(a, b):
+    n = len(a)
+    # the rank among equals is the mean of theirs: one more than those below, half of those beside
+    x, y = (
+        [Fraction(2 * sum(w < v for w in of) + sum(w == v for w in of) + 1, 2) for v in of]
+        for of in (a, b)
+    )
+    middle = Fraction(n + 1, 2)
+    product = sum((p - middle) * (q - middle) for p, q in zip(x, y, strict=True))
+    lengths = [sum((p - middle) ** 2 for p in of) for of in (x, y)]
+    return float(product) / math.sqrt(lengths[0] * lengths[1])

@@ -141,7 +141,7 @@ def command(
     else:
         render.engine.report(report)
         render.results.scores(found)
-        render.results.estimates(found["estimates"])
+        render.results.estimates(found)
 
 
 def pick_split(experiment: Experiment, split: str | None) -> str:

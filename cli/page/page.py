@@ -16,7 +16,7 @@ from ensdistill.cli.render.texts import number
 from ensdistill.pipeline.escaping import escaped
 from ensdistill.pipeline.figures import duration, size
 from ensdistill.stages.fusions import MAJORITY, is_yardstick, method_called
-from ensdistill.stages.reading.tables import means, method_label, notes
+from ensdistill.stages.reading.tables import between_notes, means, method_label, notes
 
 _STRONG: Final = 0.73  # from here on a shade is nearer to the other theme's page than to its own
 
@@ -120,6 +120,7 @@ def _scored(scores: Mapping[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "columns": _columns(scores, shown),
         "notes": notes(scores),
+        "between_notes": between_notes(scores["between_teachers"]),
         "compared": [*own, *student, *majority, *best],
         "own": next(iter(own), None),
         "student": next(iter(student), None),

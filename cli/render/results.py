@@ -16,6 +16,7 @@ from ensdistill.stages.fusions import LABEL_MODEL, MAJORITY, is_yardstick
 from ensdistill.stages.nodes.fusion.plan import FusedMaps, fusion_id
 from ensdistill.stages.nodes.pixel_weights.plan import Weighed, pixel_weights_id
 from ensdistill.stages.reading.tables import (
+    between_notes,
     covered,
     means,
     method_label,
@@ -148,18 +149,22 @@ def scores(results: Mapping[str, Any]) -> None:
         echo(note)
 
 
-def estimates(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
-    """Print the `estimates` of ``results.json``: how well each teacher's go with its IoU."""
+def estimates(results: Mapping[str, Any]) -> None:
+    """Print how well the estimates in ``results.json`` go with IoU: of a teacher, and between."""
+    found: Mapping[str, Mapping[str, Mapping[str, float | None]]] = results["estimates"]
     kinds = [k for k in ("certainty", "reliability") if any(k in of for of in found.values())]
     if not kinds:
         return
-    table = Table("teacher", title="estimates against IoU, over the classes")
+    asked = f"{'do' if len(kinds) > 1 else 'does'} {' and '.join(kinds)} tell quality?"
+    table = Table("teacher", title=f"{asked} Against IoU, over the classes")
     measures = {"cosine": "cosine similarity", "rank": "rank correlation", "classes": "classes"}
     table.add_numbers(*(f"{kind}: {text}" for kind in kinds for text in measures.values()))
     for teacher, of in found.items():
         values = [(m, of.get(k, {}).get(m)) for k in kinds for m in measures]
         table.add_row(Text(teacher), *(number(v, 0 if m == "classes" else 3) for m, v in values))
     print_table(table)
+    for note in between_notes(results["between_teachers"]):
+        echo(note)
 
 
 def ablation(found: Mapping[str, Any]) -> None:

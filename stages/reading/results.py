@@ -129,6 +129,9 @@ def results(
     fusions = {name: a for name in names if (a := made(fusion_id(name, split), decisions))}
     known = standing(experiment, decisions)
     sure = {t: of.certainty for t, of in known.certainty.items()}
+    estimated = {"certainty": sure, "reliability": known.reliability}
+    chosen = _choices(known, classes, experiment.config.policy.min_support)
+    present = [c for c, row in zip(classes, found[0].confmat, strict=True) if sum(row)]
     truth = made(truth_id(split), decisions)
     student = experiment.config.student
     shared = len(experiment.overlap(split))
@@ -139,9 +142,7 @@ def results(
         "truth": truth and truth.manifest.content,
         "overlap": {TRAIN: shared} if shared else {},
         "classes": classes,
-        "classes_present": [
-            c for c, row in zip(classes, found[0].confmat, strict=True) if sum(row)
-        ],
+        "classes_present": present,
         "subsets": {name: list(members) for name, members in experiment.classes.subsets.items()},
         "fusion": experiment.config.fusion.method,
         "methods": methods,
@@ -156,7 +157,8 @@ def results(
         "doubt": known.doubt,
         "label_model": _rule(experiment, split, decisions),
         "suspicions": _of_truth(split, found, classes),
-        "estimates": estimates(methods, {"certainty": sure, "reliability": known.reliability}),
+        "estimates": estimates(methods, estimated),
+        "between_teachers": between_teachers(methods, present, estimated, chosen),
         "nodes": costs(decisions),
         "seconds_per_image": {name: _per_image(a) for name, a in fusions.items()},
     }
@@ -319,6 +321,79 @@ def _alike(
     # rounded, as the last digits depend on the processor
     alike = {k: or_none(round(v, _DIGITS)) for k, v in values.items()}
     return {**alike, "classes": int(np.isfinite(a + b).sum())}
+
+
+def between_teachers(
+    methods: Sequence[Mapping[str, Any]],
+    present: Sequence[str],
+    estimated: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    chosen: Mapping[str, Mapping[str, str | None]],
+) -> dict[str, dict[str, float | None]]:
+    """Return how far what was estimated of the teachers tells which of them is better at a class.
+
+    Parameters
+    ----------
+    methods, estimated
+        As of `estimates`.
+    present : sequence of str
+        The classes in the ground truth: at any other no teacher is better.
+    chosen : mapping
+        Kind of estimate to class to the teacher that a policy by it takes; None for nobody.
+
+    Returns
+    -------
+    dict
+        Kind to the fields of `functional.between.Between`, with ``lost`` in points; None for NaN.
+        Only of two teachers and more that were estimated.
+    """
+    import numpy as np
+
+    from ensdistill.stages.functional.between import between
+    from ensdistill.stages.functional.numbers import or_none
+
+    scored = {m["name"]: m["iou"] for m in methods if m["kind"] == "teacher"}
+    found: dict[str, dict[str, float | None]] = {}
+    for kind, values in estimated.items():
+        if len(values) < 2:
+            continue
+        names = sorted({*scored, *values})
+        sure, iou = (
+            np.array([[of.get(t, {}).get(c) for c in present] for t in names], float)
+            for of in (values, scored)
+        )
+        rows = [None if (t := chosen[kind][c]) is None else names.index(t) for c in present]
+        told = between(sure, iou, rows)
+        found[kind] = {
+            "rank": or_none(round(told.rank, _DIGITS)),
+            "ranked": told.ranked,
+            "best": told.best,
+            "lost": or_none(round(told.lost, _DIGITS)),
+            "judged": told.judged,
+        }
+    return found
+
+
+def _choices(
+    known: Standing, classes: Sequence[str], min_support: float
+) -> dict[str, dict[str, str | None]]:
+    """Return which teachers a policy by certainty, and one by reliability, takes the classes from.
+
+    As they are chosen for a policy, of which one alone is the experiment's own.
+    """
+    import numpy as np
+
+    from ensdistill.stages.functional.policy import best_policy
+    from ensdistill.stages.nodes.policy.run import by_certainty
+
+    expected = {t: np.array([of[c] for c in classes], float) for t, of in known.reliability.items()}
+    policies = {
+        "certainty": by_certainty(known.certainty, classes, min_support),
+        "reliability": best_policy(expected, len(classes)),
+    }
+    return {
+        kind: {c: choice.teacher for c, choice in zip(classes, of, strict=True)}
+        for kind, of in policies.items()
+    }
 
 
 def write_results(

@@ -201,6 +201,31 @@ def rivals_note(beside: Mapping[str, Any]) -> str:
     return f"{method} {value:.1f} {score}: {', '.join(told)}"
 
 
+def between_notes(between: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Return a line for each kind of estimate in `between_teachers` of ``results.json``."""
+    return [f"{kind}, between teachers: {_between(of)}" for kind, of in between.items()]
+
+
+def _between(of: Mapping[str, float | None]) -> str:
+    if of["rank"] is None:
+        ordered = "no class has three teachers that can be ranked"
+    else:
+        ordered = (
+            f"mean rank correlation {of['rank']:.3f} over {_classes(of['ranked'])}, at "
+            f"{of['best']} of which the surest teacher is the best"
+        )
+    if of["lost"] is None:
+        return ordered
+    return (
+        f"{ordered}; a policy by it loses {of['lost']:.1f} points of IoU to the best teachers, "
+        f"on average over {_classes(of['judged'])}"
+    )
+
+
+def _classes(count: float | None) -> str:
+    return "one class" if count == 1 else f"{count} classes"
+
+
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know.
 

@@ -106,14 +106,18 @@ def test_evaluate_draws_and_prints_the_estimates(world):
     world.write()
     text = world.call("evaluate", "--upstream")
     assert "reliability: cosine similarity" in text and "certainty" not in text
+    assert "does reliability tell quality?" in text and "reliability, between teachers: " in text
     work = world.root / "work"
     assert not (work / "estimates.png").exists()
     found = json.loads((work / "results.json").read_text())
     assert found["estimates"].keys() == {"a", "b", "c"}
     assert all(of.keys() == {"reliability"} for of in found["estimates"].values())
     assert 0.5 < found["estimates"]["a"]["reliability"]["cosine"] <= 1
+    assert found["between_teachers"].keys() == {"reliability"}
     text = world.call("evaluate", "--fusions", "all", "--upstream")
     assert "certainty: rank correlation" in text
+    assert "do certainty and reliability tell quality?" in text
+    assert "certainty, between teachers: " in text
     chart = work / "estimates.png"
     assert min(size(chart.read_bytes())) > 150
     before = chart.stat().st_mtime_ns

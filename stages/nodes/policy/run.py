@@ -26,14 +26,13 @@ def run(job: Job[Strategy, Local]) -> Policy:
     """Choose by the probes' certainty or the label model, or take what the file assigns."""
     recipe, classes = job.work.recipe, job.work.local.classes.classes
     if isinstance(recipe, Assigned):
-        chosen = [Choice(recipe.assign[c], None, False) for c in classes]
+        chosen: Sequence[Choice] = [Choice(recipe.assign[c], None, False) for c in classes]
     elif isinstance(recipe, ByReliability):
         scores = {t: np.array(values, float) for t, values in recipe.reliability.items()}
         return _by_score(recipe.strategy, scores, classes)
     else:
         assert isinstance(recipe, ByCertainty)
-        evidence = {t: _evidence(found, classes) for t, found in recipe.evidence.items()}
-        chosen = list(certainty_policy(evidence, len(classes), recipe.min_support))
+        chosen = by_certainty(recipe.evidence, classes, recipe.min_support)
     return _result(recipe.strategy, chosen, classes)
 
 
@@ -42,6 +41,14 @@ def oracle(job: Job[Strategy, Local]) -> Policy:
     found = confusions(job).items()
     scores = {job.work.called[role]: iou(confmat) for role, confmat in found}
     return _by_score(job.work.recipe.strategy, scores, job.work.local.classes.classes)
+
+
+def by_certainty(
+    certainty: Mapping[str, Certainty], classes: Sequence[str], min_support: float
+) -> Sequence[Choice]:
+    """Choose a teacher for each of the classes by what is published of the probes' certainty."""
+    evidence = {t: _evidence(found, classes) for t, found in certainty.items()}
+    return certainty_policy(evidence, len(classes), min_support)
 
 
 def _evidence(found: Certainty, classes: Sequence[str]) -> Evidence:

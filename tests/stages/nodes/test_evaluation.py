@@ -1,8 +1,10 @@
 """Scores: against a naive count from the files themselves."""
 
 import json
+import math
 
 import numpy as np
+import oracles
 import pytest
 from worlds import World
 
@@ -11,7 +13,8 @@ from ensdistill.pipeline.plan import plan
 from ensdistill.stages.demo.styles import CLASSES
 from ensdistill.stages.graph import build, load
 from ensdistill.stages.labelmaps import LabelMaps
-from ensdistill.stages.reading.tables import rivals_note
+from ensdistill.stages.reading.results import between_teachers
+from ensdistill.stages.reading.tables import between_notes, rivals_note
 
 
 def naive_iou(pairs, c, covered=False):
@@ -235,6 +238,60 @@ def test_estimates_say_over_how_many_classes_they_are(imagined):
     counts = {of["reliability"]["classes"] for of in found["estimates"].values()}
     assert len(counts) > 1
     assert "reliability: classes" in world.call("evaluate")
+
+
+def test_estimates_are_compared_between_the_teachers_of_a_class(world):
+    """As the policies published took the classes; of one teacher nothing is compared."""
+    world.add_teacher("c", lambda label: np.where(label == 13, 14, label))
+    world.settings["student"]["steps"] = world.settings["probe"]["steps"] = 1
+    world.settings["policy"] = {"min_support": 0.02}
+    world.write()
+    world.call("evaluate", "--fusions", "all", "--upstream")
+    found = json.loads((world.root / "work" / "results-all.json").read_text())
+    iou = {m["name"]: m["iou"] for m in found["methods"] if m["kind"] == "teacher"}
+    published = {a.manifest.stage: [] for a in world.artifacts()}
+    for a in world.artifacts():
+        published[a.manifest.stage].append(a.manifest.result)
+    policies = {p["strategy"]: p["teacher"] for p in published["policy"]}
+    assert found["between_teachers"].keys() == {"certainty", "reliability"}
+    for kind, of in found["between_teachers"].items():
+        present = found["classes_present"]
+        sure, scores = (
+            [[math.nan if v[t][c] is None else v[t][c] for c in present] for t in "abc"]
+            for v in (found[kind], iou)
+        )
+        chosen = [t and "abc".index(t) for t in (policies[kind][c] for c in present)]
+        expected = oracles.between(sure, scores, chosen)
+        assert [*of.values()] == [
+            None if math.isnan(v) else pytest.approx(v, abs=1e-6) for v in expected
+        ]
+        assert of["ranked"] > 0 and of["judged"] > 0
+    world.settings["teachers"] = world.settings["teachers"][:1]
+    world.write()
+    found = world.json("evaluate", "--fusions", "all")
+    assert found["estimates"] and not found["between_teachers"]
+
+
+def test_a_policy_is_judged_by_the_teachers_of_the_split():
+    """One that is not scored is chosen of a class: what that loses is not known."""
+    methods = [
+        {"name": t, "kind": "teacher", "iou": dict(zip(("road", "sky", "car"), of, strict=True))}
+        for t, of in {"a": (90.0, 50.0, 0.0), "b": (80.0, 70.0, None)}.items()
+    ]
+    sure = {"a": {"road": 0.5, "sky": 0.9}, "b": {"road": 0.6, "sky": None}, "c": {"road": 0.7}}
+    sure = {t: {"road": None, "sky": None, "car": 0.5} | of for t, of in sure.items()}
+    chosen = {"certainty": {"road": "c", "sky": "a", "car": "c"}}
+    found = between_teachers(methods, ["road", "sky"], {"certainty": sure}, chosen)
+    told = {"rank": None, "ranked": 0, "best": 0, "lost": 20.0, "judged": 1}
+    assert found == {"certainty": told}
+    assert between_notes(found) == [
+        "certainty, between teachers: no class has three teachers that can be ranked; a policy by "
+        "it loses 20.0 points of IoU to the best teachers, on average over one class"
+    ]
+    chosen["certainty"]["sky"] = None
+    found = between_teachers(methods, ["road", "sky"], {"certainty": sure}, chosen)
+    assert found["certainty"]["lost"] is None
+    assert between_notes(found)[0].endswith("can be ranked")
 
 
 def test_oracle_is_at_least_as_good_as_its_parts_per_class_choice(evaluated):
