@@ -136,6 +136,8 @@ def test_a_split_that_teachers_lack_is_shown_as_far_as_it_goes(world, lacking):
     assert f"without label maps on val: {', '.join(lacking)}" in page
     assert 'id="scores"' in page
     assert 'id="scored-gallery"' not in page
+    ids = {a["id"] for _, a in Page(page).elements if a.get("id")}
+    assert {a["href"][1:] for a in Page(page).all("a")} <= ids
 
 
 NAMES = [
