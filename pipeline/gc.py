@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ensdistill.pipeline.draft import unpublish
-from ensdistill.pipeline.errors import EnsdistillError
+from ensdistill.pipeline.errors import CorruptError, EnsdistillError
 from ensdistill.pipeline.explain import own_folder, unfinished
 from ensdistill.pipeline.locks import Needs
 from ensdistill.pipeline.opening import real_path
@@ -71,8 +71,9 @@ def survey(
     ]
     waiting_ids = {node.id for node in waiting}
     lenders: dict[Path, str] = {}
+    lending = {folder.parent.name for folder in workspace.folders()}
     for d, found in decisions:
-        if d.state is not State.FRESH:
+        if d.state is not State.FRESH and d.node.stage in lending:
             lenders |= dict.fromkeys(_lenders(d, found, workspace, snapshot), d.node.id)
     made = {artifact.manifest.node for artifact in snapshot.published.values()}
     last = {a.path for node in made for a in snapshot.of_node(node)[:keep_last]}
@@ -164,7 +165,9 @@ def _lenders(
     snapshot: Snapshot,
 ) -> set[Path]:
     """Return what a node that is not fresh takes, or may take, finished items from."""
-    left = unfinished(decision, decisions, snapshot)
+    left = None
+    with suppress(CorruptError):  # an index above it
+        left = unfinished(decision, decisions, snapshot)
     if left is not None:
         spares = workspace.spares(decision.node.stage, left, own_folder(decision, snapshot))
         return {spare.folder for spare in spares.values()}

@@ -63,6 +63,18 @@ def test_what_lends_its_images_to_the_next_run_stays(made):
     assert garbage(made) == {"infer[a]", "infer[b]"}
 
 
+def test_damage_above_a_node_that_is_not_fresh_stops_nothing(made):
+    """What it would take is not known then, so the last that was made for it stays."""
+    made.settings["fusion"]["window"] = 3
+    made.write()
+    index = made.artifact("infer[a]").path / "items.jsonl"
+    index.write_bytes(index.read_bytes().replace(b"content", b"c0ntent", 1))
+    made.call("verify", expect=1)
+    assert garbage(made) == set()
+    made.call("gc", "--delete")
+    assert {"fusion", "student"} <= {a.manifest.node for a in made.artifacts()}
+
+
 def test_what_is_shared_with_what_stays_frees_nothing(made):
     for kind in ("images/train", "teachers/a/train", "teachers/b/train"):
         (made.root / kind / "train_000004_000019.png").unlink()
