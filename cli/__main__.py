@@ -37,7 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "evaluate": "Scores of all methods on a labelled split.",
     "compare": "Experiments side by side: scores, teachers, policies, cost.",
     "report": "All that is known, in one HTML file.",
-    "ablate": "Which teachers help, and what bad ones cost.",
+    "ablate": "Which teachers help, and what bad ones or noise cost.",
     "export": "Labels and student for other programs.",
     "verify": "Find damaged artifacts, and make them good.",
     "gc": "Clear away what no experiment reaches any more.",

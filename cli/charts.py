@@ -38,6 +38,26 @@ def ablation(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def noise(found: Mapping[str, Any]) -> Figure:
+    """Draw certainty by noise, its mean and that of each class, of ``noise.json``'s content."""
+    rows = found["levels"]
+    figure = _figure(6.4, 4.8)
+    axes = figure.subplots()
+    levels = [100 * row["noise"] for row in rows]
+    for k, name in enumerate(found["classes"]):
+        values = [_or_nan(row["certainty"][name]) for row in rows]
+        label = None if k else "a class of it"
+        axes.plot(levels, values, color="#BBBBBB", linewidth=1, label=label)
+    mean = [_or_nan(row["mean"]) for row in rows]
+    axes.plot(levels, mean, "o-", color="#0072B2", clip_on=False, label="mean")
+    axes.set(xlabel="segments with another class, percent", ylabel="certainty", ylim=(0, 1))
+    title = f"Noise in the labels of {found['teacher']}: rank correlation"
+    axes.set_title(f"{title} {number(found['rank'], 2)}", fontsize=10, parse_math=False)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    return figure
+
+
 def estimates(found: Mapping[str, Any]) -> Figure:
     """Draw a panel a teacher: by class its IoU, and what was estimated without ground truth.
 

@@ -48,6 +48,7 @@ def execute(
     opens: Collection[str] = (),
     all_fusions: bool = False,
     ablation: bool = False,
+    noise: Collection[str] = (),
 ) -> Done:
     """Make the nodes that `choose` returns.
 
@@ -68,6 +69,8 @@ def execute(
         Also know the nodes of every other fusion (see `graph.build`).
     ablation : bool
         Also know the ablations.
+    noise : collection of str
+        Teachers in whose labels noise is put (see `graph.build`).
     """
     experiment = load(asked.config, rehash=asked.rehash)
     with display() as shown:
@@ -82,6 +85,7 @@ def execute(
             opens=() if asked.dry_run else opens,
             all_fusions=all_fusions,
             ablation=ablation,
+            noise=noise,
         )
         workspace = experiment.workspace
         snapshot = cache(workspace.scan)

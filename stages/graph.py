@@ -1,12 +1,12 @@
 """The whole graph on one screen: which stage is made from what.
 
 By the label model: all `infer[t]` -> `label-model` -> `fusion` -> `student` (a labelled split has a
-label model of its own, unless `fit: train`). As in the paper:
-`infer[t]` -> `probe[t]` -> `certainty[t]` for each teacher t, then `policy` -> `fusion` ->
-`student`. A student that weighs its pixels also needs `pixel-weights`, of all `infer[t]`,
-`label-model` and `fusion`. For each labelled split the same maps again, its `truth`, the oracle and
-`evaluation`; with all fusions also `evaluation[all]`, of the other methods' maps and those of the
-probes.
+label model of its own, unless `fit: train`). As in the paper: `infer[t]` -> `probe[t]` ->
+`certainty[t]` for each teacher t, then `policy` -> `fusion` -> `student`. A student that weighs its
+pixels also needs `pixel-weights`, of all `infer[t]`, `label-model` and `fusion`. For each labelled
+split the same maps again, its `truth`, the oracle and `evaluation`; with all fusions also
+`evaluation[all]`, of the other methods' maps and those of the probes. With noise also `infer[t]` ->
+`noisy[t~20]` -> `probe[t~20]` -> `certainty[t~20]`, and so at each level.
 
 Big upstreams (label maps, networks) enter by fingerprint, small ones (certainty, policy) by
 content. So a new teacher that wins no class leaves fusion and student fresh, and a renamed one
@@ -34,6 +34,7 @@ from ensdistill.stages.nodes.fusion import plan as fusion
 from ensdistill.stages.nodes.given import ALL_FUSIONS, FUSE, Given
 from ensdistill.stages.nodes.infer import plan as infer
 from ensdistill.stages.nodes.label_model import plan as label_model
+from ensdistill.stages.nodes.noisy import plan as noisy
 from ensdistill.stages.nodes.pixel_weights import plan as pixel_weights
 from ensdistill.stages.nodes.policy import plan as policy
 from ensdistill.stages.nodes.probe import plan as probe
@@ -44,6 +45,7 @@ from ensdistill.stages.nodes.truth import plan as truth
 
 ROOMS: Final = (
     infer,
+    noisy,
     confidence,
     soft,
     probe,
@@ -79,6 +81,7 @@ def build(
     opens: Collection[str] = (),
     all_fusions: bool = False,
     ablation: bool = False,
+    noise: Collection[str] = (),
 ) -> list[Node]:
     """Return the graph of an experiment, each node after all that it needs.
 
@@ -95,6 +98,8 @@ def build(
     ablation : bool
         Also ask of labelled splits that all teachers label which teachers help, unless they are
         too many.
+    noise : collection of str
+        Also ask of these teachers what noise in their labels does to the certainty of a probe.
     """
     given, config = Given(experiment, opens), experiment.config
     names, teachers, strategy = given.names, experiment.teachers, config.policy.strategy
@@ -105,9 +110,10 @@ def build(
         nodes += [room.node(given, t) for room in _kept(t)]
     if by_model or (by_policy and strategy == "reliability"):
         nodes.append(label_model.node(given, names))
-    if by_policy and strategy == "certainty":
-        for t in teachers:
-            nodes += [*probe.nodes(given, t.name), certainty.node(given, t)]
+    own = noisy.LEVELS[: by_policy and strategy == "certainty"]
+    levels = [(t, n) for t in teachers for n in (noisy.LEVELS if t.name in noise else own)]
+    nodes += [noisy.node(given, t, n) for t, n in levels if n]  # first: all chains can begin
+    nodes += [node for t, n in levels for node in noisy.probed(given, t, n)]
     if by_policy:
         nodes.append(policy.node(given))
     nodes.append(fusion.node(given, given.method, FUSE, names))
@@ -123,6 +129,12 @@ def build(
         if ablation and len(names) <= MOST and not uncovered(experiment, split):
             nodes.append(ablating.node(given, split))
     return nodes
+
+
+def build_all(experiment: Experiment, *, opens: Collection[str] = ()) -> list[Node]:
+    """Return the graph with all that any command makes; `opens` as for `build`."""
+    names = Given(experiment).names
+    return build(experiment, opens=opens, all_fusions=True, ablation=True, noise=names)
 
 
 def _kept(teacher: Teacher) -> Iterator[ModuleType]:
@@ -156,7 +168,7 @@ def made_by(nodes: Sequence[Node], command: Command) -> list[NodeId]:
 
 
 def probe_chains(nodes: Sequence[Node]) -> dict[str, list[NodeId]]:
-    """Return each teacher's probes and certainty, in that order; no teacher's need another's."""
+    """Return the probes and certainty of labels by their name; no labels' need those of others."""
     stage = certainty.STAGE.name
     return {n.name: [*certainty.probes(n), n.id] for n in nodes if n.stage == stage}
 

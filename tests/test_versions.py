@@ -25,6 +25,7 @@ from ensdistill.stages.nodes.ablation import run as ablation
 from ensdistill.stages.nodes.certainty import run as certainty
 from ensdistill.stages.nodes.evaluation import run as evaluation
 from ensdistill.stages.nodes.infer import run as infer
+from ensdistill.stages.nodes.noisy import run as noisy
 from ensdistill.stages.training import loop, samples
 
 RECORDED = json.loads((golden.GOLDEN / "numbers.json").read_text())
@@ -154,6 +155,7 @@ CHANGES = {
     ),
     "less of the band's prior": ("fusion", labelmodel, "HELD", 0.1),
     "a model that is less sure": ("pixel-weights", labelmodel, "ODDS", (0.1, 0.5, 3.0, 0.995)),
+    "noise of another seed": ("noisy", noisy, "SEED", 1),
     "a worse bad teacher": ("ablation", ablation, "SHARE", 0.9),
 }
 

@@ -31,13 +31,13 @@ def command(node: str, config: Path, rehash: bool, as_json: bool) -> None:
     from ensdistill.pipeline.errors import ConfigError
     from ensdistill.pipeline.explain import below, estimate, item_changes
     from ensdistill.pipeline.plan import plan
-    from ensdistill.stages.graph import build, load
+    from ensdistill.stages.graph import build, build_all, load
 
     experiment = load(config, rehash=rehash)
     snapshot = experiment.workspace.scan()
     decisions = plan(build(experiment, ablation=True), snapshot)
-    if node not in decisions:  # one that only `evaluate --fusions all` makes
-        decisions = plan(build(experiment, ablation=True, all_fusions=True), snapshot)
+    if node not in decisions:  # one that is made only for who asks
+        decisions = plan(build_all(experiment), snapshot)
     experiment.files.save()
     if node not in decisions:
         near = get_close_matches(node, decisions, n=1, cutoff=0.3) or list(decisions)

@@ -15,7 +15,7 @@ from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
 from ensdistill.stages.experiment.schema import TRAIN
-from ensdistill.stages.graph import build, load
+from ensdistill.stages.graph import build_all, load
 from ensdistill.stages.local import FEATURES, FEATURES_MARK, PIXELS, PIXELS_MARK
 
 
@@ -62,7 +62,7 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
     if not workspace.root.exists():
         raise NotReadyError(f"{workspace.root}: there is no such workspace yet")
     snapshot = workspace.scan()
-    plans = [plan(build(e, all_fusions=True, ablation=True), snapshot) for e in experiments]
+    plans = [plan(build_all(e), snapshot) for e in experiments]
     wanted = {
         sha256
         for e in experiments

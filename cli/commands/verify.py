@@ -20,7 +20,7 @@ from ensdistill.pipeline.figures import size
 from ensdistill.pipeline.plan import plan
 from ensdistill.pipeline.repair import Repair, made_from, repair
 from ensdistill.pipeline.verify import Damage, damages
-from ensdistill.stages.graph import build, load
+from ensdistill.stages.graph import build_all, load
 
 
 @click.command()
@@ -54,7 +54,7 @@ def command(config: Path, mend: bool, as_json: bool) -> None:
         count = len([f for f in folders if f not in drafts or f in damaged])
         outcome = None
         if mend and damaged:
-            graph = partial(build, experiment, all_fusions=True, ablation=True)
+            graph = partial(build_all, experiment)
             # no ground truth is opened but what damaged artifacts were made from
             nodes = graph(opens=made_from(plan(graph(), snapshot), damaged))
             outcome = repair(nodes, workspace, damaged, announced(shown), experiment.base)

@@ -263,6 +263,34 @@ def _over(row: Mapping[str, Any], keys: Sequence[str], present: int) -> Iterator
         yield number(row[key]) + ("" if count in (None, present) else f" ({count})")
 
 
+def noise(found: Mapping[str, Any]) -> None:
+    """Print ``noise.json``: by level the certainty of the probe, its mean and of each class."""
+    rows, compared = found["levels"], found["classes"]
+    table = Table(title=f"noise in the labels of {found['teacher']}")
+    levels = [_percent(row["noise"]) for row in rows]
+    table.add_numbers("segments, percent", "pixels, percent", "mean certainty")
+    for level, row in zip(levels, rows, strict=True):
+        table.add_row(level, _percent(row["changed"]), number(row["mean"], 3))
+    print_table(table)
+    echo()
+    table = Table("class", title="certainty of each class, by percent of the segments")
+    table.add_numbers(*levels)
+    for name in rows[0]["certainty"]:
+        values = [row["certainty"][name] for row in rows]
+        if any(value is not None for value in values):
+            mark = "" if name in compared else " (not in the mean)"
+            table.add_row(name + mark, *(number(value, 3) for value in values))
+    print_table(table)
+    if not compared:
+        echo("no class is supported on enough pixels (min_support) at all levels: there is no mean")
+        return
+    echo(
+        f"the mean is over the {len(compared)} classes that the probes support on enough pixels "
+        f"(min_support) at all levels; rank correlation of noise and mean certainty: "
+        f"{number(found['rank'], 2)}"
+    )
+
+
 def comparison(found: Mapping[str, Any]) -> None:
     """Print experiments side by side (see `reading.comparison.compare`)."""
     labels = [e["label"] for e in found["experiments"]]

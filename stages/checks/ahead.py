@@ -21,7 +21,7 @@ from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Teacher, Training
 from ensdistill.stages.graph import kept_ids
 from ensdistill.stages.networks.frozen import pick_device
-from ensdistill.stages.nodes.certainty.plan import certainty_id
+from ensdistill.stages.nodes.certainty import plan as certainty
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.infer.plan import infer_id, trained_id
 from ensdistill.stages.nodes.probe.plan import probe_ids
@@ -131,7 +131,7 @@ def _passes(experiment: Experiment, teacher: Teacher) -> list[NodeId]:
 def _own_passes(experiment: Experiment) -> dict[NodeId, tuple[str, str]]:
     """Return the nodes for which a network that is trained here sees images: section and split."""
     given = Given(experiment)
-    found = {certainty_id(t.name): ("probe", TRAIN) for t in experiment.teachers}
+    found: dict[NodeId, tuple[str, str]] = {}
     for split in experiment.labelled:
         for t in experiment.teachers:
             for probe in probe_ids(given, t.name):
@@ -153,7 +153,8 @@ def _seconds(
         if teacher.name in trials
         for node_id in _passes(experiment, teacher)
     }
-    own = _own_passes(experiment)
+    asked = [d.node.id for d in todo.values() if d.node.stage == certainty.STAGE.name]
+    own = _own_passes(experiment) | dict.fromkeys(asked, ("probe", TRAIN))
     found: dict[NodeId, float] = {}
     for d in todo.values():
         node_id = d.node.id

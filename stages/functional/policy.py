@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choice", "Evidence", "best_policy", "certainty_policy"]
+__all__ = ["Choice", "Evidence", "best_policy", "certainty_policy", "supported"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +103,13 @@ def certainty_policy(
         raise ValueError(f"min_support must be a fraction in [0, 1], got {min_support}")
     for name, known in evidence.items():
         _check_evidence(name, known, n_classes)
-    supported = {name: _supported(known, min_support) for name, known in evidence.items()}
-    overall = {name: _mean(known.certainty[supported[name]]) for name, known in evidence.items()}
+    enough = {name: supported(known, min_support) for name, known in evidence.items()}
+    overall = {name: _mean(known.certainty[enough[name]]) for name, known in evidence.items()}
 
     def choose(c: int) -> Choice:
         labelling = [name for name, known in evidence.items() if known.labelled[c] > 0]
         certain = {
-            name: float(evidence[name].certainty[c]) for name in labelling if supported[name][c]
+            name: float(evidence[name].certainty[c]) for name in labelling if enough[name][c]
         }
         if certain:
             teacher = _best(certain)
@@ -152,7 +152,8 @@ def best_policy(scores: Mapping[str, NDArray[np.float64]], n_classes: int) -> tu
     return tuple(choose(c) for c in range(n_classes))
 
 
-def _supported(known: Evidence, min_support: float) -> NDArray[np.bool_]:
+def supported(known: Evidence, min_support: float) -> NDArray[np.bool_]:
+    """Return the classes that a probe supports, (C,) bool: see `certainty_policy`, rule 1."""
     enough = known.support >= max(1, min_support * int(known.support.sum()))
     return np.asarray(enough & known.has_class & ~np.isnan(known.certainty))
 

@@ -28,7 +28,7 @@ from ensdistill.pipeline.plan import Decision, State, plan
 from ensdistill.pipeline.repeating import every
 from ensdistill.pipeline.runner import Aside, Ran, run
 from ensdistill.stages.experiment.experiment import Experiment
-from ensdistill.stages.graph import build, load
+from ensdistill.stages.graph import build_all, load
 from ensdistill.stages.jobs.cluster import Unfit, make_there
 from ensdistill.stages.local import Running, local_of
 from ensdistill.stages.training import METRICS
@@ -160,7 +160,7 @@ def _what_is_lacking(order: _Order) -> str | None:
     try:
         experiment = load(order.experiment)
         _require_own_children(experiment)
-        decisions = plan(build(experiment, all_fusions=True), experiment.workspace.scan())
+        decisions = plan(build_all(experiment), experiment.workspace.scan())
     except (EnsdistillError, OSError) as error:
         return f"cannot begin: {error}"
     first = decisions[order.nodes[0]]
@@ -185,7 +185,7 @@ def _make(orders: Sequence[_Order]) -> _Outcome:
     with kept() as warned:
         try:
             experiment = load(order.experiment)
-            nodes = build(experiment, all_fusions=True)
+            nodes = build_all(experiment)
             workspace = experiment.workspace
             ran = run(nodes, workspace, order.nodes, news.of, about=experiment.base).ran
         except (EnsdistillError, OSError) as error:

@@ -55,6 +55,11 @@ class Given:
         """Return the teachers that can label a split."""
         return [t.name for t in self.experiment.teachers if covers(t, split)]
 
+    def reached(self, teacher: Teacher) -> tuple[str, ...]:
+        """Return the classes that a teacher can call a pixel."""
+        goals = self.experiment.teacher_map(teacher).values()
+        return tuple(c for c in self.classes if c in goals)
+
     @property
     def method(self) -> FusionMethod:
         """The experiment's own fusion."""

@@ -28,6 +28,7 @@ TABLES: Final = {
 }
 # the first two lines are new
 RESULTS: Final = re.compile(rb'\A\{\n( "format": \d+,\n)?( "experiment": ".*",\n)? "split": ')
+NOISE: Final = re.compile(rb'\A\{\n "format": \d+,\n "teacher": ')
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ensdistill.stages.reading.outputs import RESULTS, write_fixed
 ResultT = TypeVar("ResultT", bound=Result)
 
 FORMAT: Final = 1  # of ``results.json`` and its like; later keys are read past
-_DIGITS: Final = 6
+DIGITS: Final = 6
 _ORDER: Final = ("teacher", "fusion", "probe", "student")
 _NOT_MADE: Final = {
     "student": "not trained",
@@ -319,7 +319,7 @@ def _alike(
     a, b = (np.array([values[c] for c in iou], float) for values in (estimate, iou))
     values = {"cosine": cosine_similarity(a, b), "rank": rank_correlation(a, b)}
     # rounded, as the last digits depend on the processor
-    alike = {k: or_none(round(v, _DIGITS)) for k, v in values.items()}
+    alike = {k: or_none(round(v, DIGITS)) for k, v in values.items()}
     return {**alike, "classes": int(np.isfinite(a + b).sum())}
 
 
@@ -364,10 +364,10 @@ def between_teachers(
         rows = [None if (t := chosen[kind][c]) is None else names.index(t) for c in present]
         told = between(sure, iou, rows)
         found[kind] = {
-            "rank": or_none(round(told.rank, _DIGITS)),
+            "rank": or_none(round(told.rank, DIGITS)),
             "ranked": told.ranked,
             "best": told.best,
-            "lost": or_none(round(told.lost, _DIGITS)),
+            "lost": or_none(round(told.lost, DIGITS)),
             "judged": told.judged,
         }
     return found

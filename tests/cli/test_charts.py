@@ -99,6 +99,20 @@ def test_ablation(compositions):
     assert min(size(charts.png(charts.ablation({"split": "val", "present": present})))) > 300
 
 
+@pytest.mark.parametrize("classes", [[], ["road", "sky"]])
+def test_noise(classes):
+    """Also where no class is supported at all levels, and whatever a teacher is called."""
+    rows = [
+        {"noise": k / 10, "mean": k / 2 if classes else None, "certainty": dict.fromkeys(CLASSES)}
+        for k in range(3)
+    ]
+    found = {"teacher": "$a_{", "classes": classes, "rank": None, "levels": rows}
+    assert min(size(charts.png(charts.noise(found)))) > 300
+    assert "Noise in the labels of $a_{: rank correlation -" in texts(
+        charts.svg(charts.noise(found))
+    )
+
+
 def test_evaluate_draws_and_prints_the_estimates(world):
     world.add_teacher("c", lambda label: np.where(label == 13, 14, label))
     world.settings["fusion"] = {"method": "label-model"}

@@ -26,6 +26,7 @@ from ensdistill.stages.demo.scene import draw_scene
 from ensdistill.stages.demo.styles import TARGET
 from ensdistill.stages.graph import VERSIONS, build, load
 from ensdistill.stages.labelmaps import STORE, LabelMaps
+from ensdistill.stages.nodes.noisy.plan import LEVELS
 from ensdistill.stages.reading.results import results
 
 GOLDEN = Path(__file__).parent
@@ -33,6 +34,7 @@ OPENS = ("student", "truth")
 WRITTEN_BY_HAND = ("experiment.yaml", "classes.yaml")  # all else is made
 LABEL_MODEL = {"fusion": {"method": "label-model"}}
 WEIGHTS = {"student": {"pixel_weights": "posterior"}}
+NOISE = ["own"]  # the teacher whose labels noise is put into
 # Other settings, beside the golden ones, whose fingerprints and exact numbers are recorded.
 VARIANTS = {
     "fallback": {"policy": {"min_support": 0.4}},
@@ -135,6 +137,7 @@ def make_workspace(folder):
     made = [(nodes, [n.id for n in nodes])]
     made.append((_opened(folder, LABEL_MODEL)[1], ["label-model", "ablation@val"]))
     made.append((_opened(folder, WEIGHTS)[1], ["pixel-weights"]))
+    made.append((_opened(folder, {})[1], ["noisy[own~20]"]))
     reached = set()
     for graph, targets in made:
         run(graph, workspace, targets, lambda _: Silent(), about=folder)
@@ -186,7 +189,7 @@ def _opened(folder, changes):
     file.write_text(yaml.safe_dump(settings))
     experiment = load(file)
     file.unlink()
-    return experiment, build(experiment, opens=OPENS, ablation=True)
+    return experiment, build(experiment, opens=OPENS, ablation=True, noise=NOISE)
 
 
 # --- the numbers -----------------------------------------------------------------------------
@@ -264,6 +267,11 @@ def _infer_numbers(folder):
         "exact": {n: rerun(folder, n).exact() for n in labels},
         "agreement": {n: _agreement(folder, n) for n in networks},
     }
+
+
+def _noisy_numbers(folder):
+    noisy = [f"noisy[own~{level}]" for level in LEVELS if level]
+    return {"exact": {n: rerun(folder, n).exact() for n in noisy}}
 
 
 def _agreement(folder, node_id):
@@ -377,6 +385,7 @@ def _ablation_numbers(folder):
 
 NUMBERS = {
     "infer": _infer_numbers,
+    "noisy": _noisy_numbers,
     "confidence": _confidence_numbers,
     "soft": _soft_numbers,
     "probe": _probe_numbers,

@@ -45,6 +45,7 @@ def test_every_stage_has_its_form(artifacts):
 
 NEEDED = {
     "infer": ["images", "labels"],
+    "noisy": ["images", "labels", "changed"],
     "truth": ["images", "labels"],
     "fusion": ["images", "labels", "coverage"],
     "confidence": ["images", "mean"],
@@ -110,7 +111,16 @@ def of_each_class(value, classes):
             yield from ((number, *way) for way in of_each_class(part, classes))
 
 
-OF_EACH = ["infer", "truth", "fusion", "policy", "certainty", "evaluation", "pixel-weights"]
+OF_EACH = [
+    "infer",
+    "noisy",
+    "truth",
+    "fusion",
+    "policy",
+    "certainty",
+    "evaluation",
+    "pixel-weights",
+]
 
 
 @pytest.mark.parametrize("stage", OF_EACH)

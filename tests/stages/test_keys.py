@@ -39,10 +39,10 @@ CHOSEN = {"road": "a", "car": "b", "sky": "n"}
 few = settings(max_examples=20, derandomize=True, deadline=None)
 
 
-def decided(world, chosen=None, *, ablation=False):
+def decided(world, chosen=None, **more):
     """Plan every node. `chosen` maps classes to teachers, where the policy measures them."""
     experiment = load(world.file)
-    nodes = build(experiment, opens=OPENS, ablation=ablation)
+    nodes = build(experiment, opens=OPENS, **more)
     classes = experiment.classes.classes
     published = {}
     while True:
@@ -75,7 +75,7 @@ def invented(decision, classes, chosen):
         Manifest(node.id, node.stage, node.version, decision.fingerprint, {}, {}, result),
     )
     # label maps are read item by item, all else whole
-    mapped = node.stage in ("infer", "truth", "fusion", "pixel-weights")
+    mapped = node.stage in ("infer", "noisy", "truth", "fusion", "pixel-weights")
     artifact.__dict__["items"] = [
         {"id": item.id, "content": f"{node.id} {item.id}"} for item in work.items if mapped
     ]
@@ -768,17 +768,19 @@ WANTED = {
     "confidence": {"teachers.2.keep": ["confidence"]},
     "soft": {"teachers.2.keep": ["soft"]},
 }
+# What else asks for one; an ablation also has other stages' versions in its key.
+ASKED = {"ablation": {"ablation": True}, "noisy": {"noise": ["a"]}}
 
 
 @pytest.mark.parametrize("stage", VERSIONS)
 def test_the_version_of_a_stage_is_in_its_keys(world, monkeypatch, stage):
     patch(world.settings, WANTED.get(stage, {}))
     world.write()
-    ablation = stage == "ablation"  # it also has other stages' versions in its key
-    before = prints(world, ablation=ablation)
+    asked = ASKED.get(stage, {})
+    before = prints(world, **asked)
     room = next(room for room in graph.ROOMS if room.STAGE.name == stage)
     monkeypatch.setattr(room, "STAGE", replace(room.STAGE, version=VERSIONS[stage] + 1))
-    found = decided(world, ablation=ablation)
+    found = decided(world, **asked)
     direct = {n for n, d in found.items() if d.node.stage == stage}
     assert direct, f"say in WANTED which settings ask for {stage}"
     after = {n: d.fingerprint for n, d in found.items()}

@@ -9,12 +9,11 @@ from pydantic import ValidationInfo, model_validator
 
 from ensdistill.pipeline.figures import some
 from ensdistill.pipeline.manifest import Manifest
-from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Count, Named, Recipe, Record, Result
-from ensdistill.stages.experiment.schema import TRAIN, Teacher
+from ensdistill.stages.experiment.schema import TRAIN
 from ensdistill.stages.local import Running
 from ensdistill.stages.nodes.given import BYTES_PER_RECORD, Given
-from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.learning import running
 from ensdistill.stages.nodes.probe.plan import probe_ids
 from ensdistill.stages.nodes.stage import Stage
@@ -70,9 +69,9 @@ class Reached(Recipe):
     reached: tuple[str, ...]
 
 
-def certainty_id(teacher: str) -> NodeId:
-    """Return the node id of how sure a teacher's probe is."""
-    return STAGE.id(teacher)
+def certainty_id(name: str) -> NodeId:
+    """Return the node id of how sure the probe of labels is, such as a teacher's."""
+    return STAGE.id(name)
 
 
 def probes(node: Node) -> list[NodeId]:
@@ -80,16 +79,17 @@ def probes(node: Node) -> list[NodeId]:
     return [need for need in node.needs if need.stage == "probe"]
 
 
-def node(given: Given, teacher: Teacher) -> Node:
-    """Mean certainty of a probe per class, on the training images.
+def node(
+    given: Given, labels: NodeId, name: str, reached: tuple[str, ...], command: Command
+) -> Node:
+    """Mean certainty per class of the probe of labels, on the training images.
 
     Where there are several, each is asked of the images of the fold that it was trained without.
+    The labels are of the classes `reached`.
     """
-    goals = given.experiment.teacher_map(teacher).values()
-    reached = tuple(c for c in given.classes if c in goals)
-    asked = probe_ids(given, teacher.name)
+    asked = probe_ids(given, name)
     roles = ["probe"] if len(asked) == 1 else [f"probe:{k}" for k in range(len(asked))]
-    uses = dict(zip(roles, asked, strict=True)) | {"labels": infer_id(teacher.name)}
+    uses = dict(zip(roles, asked, strict=True)) | {"labels": labels}
 
     def plan(upstream: Upstream) -> Work[Reached, Running]:
         return Work(
@@ -101,5 +101,4 @@ def node(given: Given, teacher: Teacher) -> Node:
             item_bytes=lambda: BYTES_PER_RECORD,
         )
 
-    name, needs = teacher.name, list(uses.values())
-    return STAGE.node(certainty_id(name), name, needs, plan, given.before_policy)
+    return STAGE.node(certainty_id(name), name, list(uses.values()), plan, command)

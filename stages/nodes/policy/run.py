@@ -47,11 +47,12 @@ def by_certainty(
     certainty: Mapping[str, Certainty], classes: Sequence[str], min_support: float
 ) -> Sequence[Choice]:
     """Choose a teacher for each of the classes by what is published of the probes' certainty."""
-    evidence = {t: _evidence(found, classes) for t, found in certainty.items()}
+    evidence = {t: evidence_of(found, classes) for t, found in certainty.items()}
     return certainty_policy(evidence, len(classes), min_support)
 
 
-def _evidence(found: Certainty, classes: Sequence[str]) -> Evidence:
+def evidence_of(found: Certainty, classes: Sequence[str]) -> Evidence:
+    """Return what was published of a probe, by class in the order of train ids."""
     return Evidence(
         certainty=np.array([found.certainty[c] for c in classes], np.float64),  # None is NaN
         support=np.array([found.support[c] for c in classes], np.int64),

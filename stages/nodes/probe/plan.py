@@ -13,11 +13,10 @@ from typing import Final, TypeVar
 
 from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import Json
-from ensdistill.pipeline.node import Node, NodeId, Upstream, Work
+from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.local import Learning
 from ensdistill.stages.nodes.given import Given
-from ensdistill.stages.nodes.infer.plan import infer_id
 from ensdistill.stages.nodes.learning import Trained, training_local, training_recipe
 from ensdistill.stages.nodes.stage import Stage
 
@@ -26,12 +25,12 @@ STAGE: Final = Stage("probe", 2, Trained)
 T = TypeVar("T")
 
 
-def probe_ids(given: Given, teacher: str) -> list[NodeId]:
-    """Return the node ids of a teacher's probes, one for each fold."""
+def probe_ids(given: Given, name: str) -> list[NodeId]:
+    """Return the node ids of the probes of labels, such as a teacher's, one for each fold."""
     folds = given.experiment.config.probe.folds
     if folds == 1:
-        return [STAGE.id(teacher)]
-    return [STAGE.id(f"{teacher}.{k + 1}") for k in range(folds)]
+        return [STAGE.id(name)]
+    return [STAGE.id(f"{name}.{k + 1}") for k in range(folds)]
 
 
 def folds_of(images: Sequence[T], folds: int) -> list[Sequence[T]]:
@@ -43,9 +42,9 @@ def folds_of(images: Sequence[T], folds: int) -> list[Sequence[T]]:
     return [images[begin:end] for begin, end in pairwise(cuts)]
 
 
-def nodes(given: Given, teacher: str) -> list[Node]:
-    """The small students that measure a teacher."""
-    settings, ids = given.experiment.config.probe, probe_ids(given, teacher)
+def nodes(given: Given, labels: NodeId, name: str, command: Command) -> list[Node]:
+    """The small students that measure labels, which are called as their teacher is."""
+    settings, ids = given.experiment.config.probe, probe_ids(given, name)
 
     def node(k: int, node_id: NodeId) -> Node:
         def plan(upstream: Upstream) -> Work[Settings, Learning]:
@@ -55,13 +54,12 @@ def nodes(given: Given, teacher: str) -> list[Node]:
                 recipe["fold"], local = _without(local, k, len(ids))
             return Work(
                 Settings(recipe),
-                uses={"labels": infer_id(teacher)},
+                uses={"labels": labels},
                 local=local,
                 runtime=given.runtime(),
             )
 
-        of = node_id.of or teacher
-        return STAGE.node(node_id, of, [infer_id(teacher)], plan, given.before_policy)
+        return STAGE.node(node_id, node_id.of or name, [labels], plan, command)
 
     return [node(k, node_id) for k, node_id in enumerate(ids)]
 

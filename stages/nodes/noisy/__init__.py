@@ -1,0 +1,1 @@
+"""A teacher's label maps with noise in them."""
