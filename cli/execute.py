@@ -144,7 +144,7 @@ def _look_ahead(
     found = ahead.look_ahead(experiment, decisions, wanted, shown.bar)
     for text in ahead.warnings_of(found):
         shown.say(f"warning: {text}")
-    took = ahead.told(found["seconds"], experiment.config.runtime.jobs)
+    took = ahead.told(found, experiment.config.runtime.jobs)
     if took is not None:
         shown.say(took)
 

@@ -71,7 +71,7 @@ def command(config: Path, rehash: bool, as_json: bool) -> None:
         _training(section, training)
     for text in sentences(found["unread"]):
         echo(text)
-    took = ahead.told(found["seconds"], experiment.config.runtime.jobs)
+    took = ahead.told(found, experiment.config.runtime.jobs)
     if took is not None:
         echo(took)
     for text in warnings:
@@ -108,6 +108,8 @@ def _teacher(name: str, teacher: Mapping[str, Any]) -> None:
 def _training(section: str, training: Mapping[str, Any]) -> None:
     body, head, seconds = (training[key] for key in ("body", "head", "seconds_per_step"))
     each = ", for each teacher" if section == "probe" else ""
+    each += f" and each of {training['folds']} folds" if training["folds"] > 1 else ""
+    most = "at most " if training["settles"] else ""
     rates = f"body at {body['lr']:g}, head ({', '.join(head['names'])}, {head['tensors']} tensors)"
     rates += f" at {head['lr']:g}"
     if not head["tensors"]:
@@ -118,8 +120,8 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
     )
     step = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
     echo(
-        f"  a step takes {step} s here, on {training['device']}, {training['steps']} steps about "
-        f"{duration(seconds * training['steps'])}{each}"
+        f"  a step takes {step} s here, on {training['device']}, {most}{training['steps']} steps "
+        f"about {duration(seconds * training['steps'])}{each}"
     )
     if training["frozen"]:
         echo(f"  not trained: {', '.join(training['frozen'])}")

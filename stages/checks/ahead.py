@@ -101,11 +101,13 @@ def warnings_of(found: Mapping[str, Any]) -> list[str]:
     return told + [text for t in found["trainings"].values() for text in t["warnings"]]
 
 
-def told(seconds: Mapping[NodeId, float], jobs: int) -> str | None:
+def told(found: Mapping[str, Any], jobs: int) -> str | None:
     """Return what a run is going to take, in words; None where that is not worth saying.
 
-    That is by the seconds of `look_ahead`, with so many probes made at a time as `jobs` says.
+    That is by what `look_ahead` found, with so many probes made at a time as `jobs` says.
     """
+    seconds: Mapping[NodeId, float] = found["seconds"]
+    most = "at most " if any(t["settles"] for t in found["trainings"].values()) else ""
     by_name: dict[str, float] = {}
     for node_id, value in seconds.items():
         name = {"probe": "probes", "certainty": "probes"}.get(node_id.stage, node_id)
@@ -117,8 +119,8 @@ def told(seconds: Mapping[NodeId, float], jobs: int) -> str | None:
     parts = [f"{name} {duration(by_name[name])}" for name in by_name if name in longest]
     more = f", and {len(by_name) - len(parts)} more" if len(by_name) > len(parts) else ""
     return (
-        f"networks and trainings are going to take about {duration(total)}, by one image and one "
-        f"step on this machine: {', '.join(parts)}{more}"
+        f"networks and trainings are going to take {most}about {duration(total)}, by one image and "
+        f"one step on this machine: {', '.join(parts)}{more}"
     )
 
 

@@ -94,7 +94,8 @@ def try_trainings(
         Each of `sections` to ``network``, ``weights`` and ``tensors`` (how many are
         trained), ``body`` and ``head`` (``lr``, ``tensors`` and ``names``), ``frozen`` (names of
         what is not trained), ``init`` (what was loaded, as a sentence), ``device``, ``steps``,
-        ``seconds_per_step`` (of a whole batch, on this machine) and ``warnings``.
+        ``settles`` (whether these are the most), ``folds``, ``seconds_per_step`` (of a whole batch,
+        on this machine) and ``warnings``.
     problems : list of str
         What is wrong, each with its key.
     """
@@ -290,6 +291,8 @@ def _told(
         **of_network,
         "init": describe_initial(loaded, local) if loaded else None,
         "steps": settings.steps,
+        "settles": settings.settle is not None,
+        "folds": settings.folds if isinstance(settings, Probe) else 1,
         "warnings": [*facts["said"], *_too_large(experiment, section, settings)],
     }
 

@@ -467,7 +467,8 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     look, tried = networks.look, trainings.tried
     monkeypatch.setattr(networks, "look", lambda *a: look(*a) | {"seconds": 5.0, "starting": 2.0})
     monkeypatch.setattr(trainings, "tried", lambda *a: tried(*a) | {"seconds_per_step": 3.0})
-    found = looked(three)["seconds"]
+    whole = looked(three)
+    found = whole["seconds"]
     assert found["infer[n]"] == found["confidence[n]"] == 2 + 5 * 5
     assert found["infer[n]@val"] == 2 + 3 * 5
     assert "infer[a]" not in found
@@ -478,15 +479,17 @@ def test_the_time_of_a_run_is_that_of_its_images_and_steps(three, monkeypatch):
     assert found["infer[student]@val"] == pytest.approx(3 * 3.0 * 4 / 2 / 3)
     assert list(found) == [n.id for n in build(load(three.file)) if n.id in found]
     assert looked(three, ["infer[n]"])["seconds"] == {"infer[n]": 27.0}
-    text = ahead.told(found, 1)
+    text = ahead.told(whole, 1)
     assert text.startswith("networks and trainings are going to take about 12 min")
     assert "probes 6 min" in text and "student 5 min 00 s" in text
-    assert "probes 3 min" in ahead.told(found, 2)
+    assert "probes 3 min" in ahead.told(whole, 2)
+    whole["trainings"]["probe"]["settles"] = True
+    assert "going to take at most about 12 min" in ahead.told(whole, 1)
 
 
 def test_seconds_are_not_worth_a_word():
-    assert ahead.told({}, 1) is None
-    assert ahead.told({NodeId("student"): 3.0}, 1) is None
+    assert ahead.told({"seconds": {}, "trainings": {}}, 1) is None
+    assert ahead.told({"seconds": {NodeId("student"): 3.0}, "trainings": {}}, 1) is None
 
 
 def test_a_run_says_its_time_before_it_starts(three, monkeypatch):

@@ -166,6 +166,8 @@ def test_what_is_trained_is_known_before_any_work(code_world):
         "init": None,
         "device": "cpu",
         "steps": 6,
+        "settles": False,
+        "folds": 1,
         "warnings": [],
     }
     text = code_world.call("check")
