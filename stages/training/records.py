@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -70,10 +70,15 @@ class Log:
         return f"{shown}{100 * pace.waiting:.0f} % waiting for data"
 
 
+_SHORT: Final = 16  # steps; the mean loss of a shorter epoch tells what was drawn in it
+_TOGETHER: Final = 64  # steps that several such have to make
+
+
 class Settling:
     """Whether a training has settled: in an epoch its mean loss fell by less than a `share`.
 
-    None never does. Losses stay on the device until the end of an epoch.
+    None never does. Of epochs of less than 16 steps, as many as make 64 count as one. Losses stay
+    on the device until then.
     """
 
     def __init__(self, share: float | None):
@@ -81,14 +86,18 @@ class Settling:
         self._share = share
         self._losses: list[Any] = []
         self._means: list[float] = []
+        self._epochs = 0  # of these losses
 
     def step_done(self, loss: Tensor, *, ends_epoch: bool) -> str | None:
         """Count a step, and say in words that the training has settled."""
         if self._share is None:
             return None
         self._losses.append(loss)
-        if not ends_epoch:
+        self._epochs += ends_epoch
+        steps = len(self._losses)
+        if not ends_epoch or (steps < _SHORT * self._epochs and steps < _TOGETHER):
             return None
+        self._epochs = 0
         self._means.append(float(np.mean(_on_host(self._losses))))
         self._losses.clear()
         if len(self._means) == 1:
@@ -98,17 +107,17 @@ class Settling:
         if not self.settled:
             return None
         return (
-            f"settled: the mean loss of epoch {len(self._means)}, {mean:.4f}, is not "
-            f"{100 * self._share:g} % below that of the one before, {before:.4f}"
+            f"settled: the mean loss of its last epoch, {mean:.4f}, is not {100 * self._share:g} % "
+            f"below that of the one before, {before:.4f}"
         )
 
     def state(self) -> list[Any]:
         """Return what a checkpoint keeps."""
-        return [self.settled, list(_on_host(self._losses)), list(self._means)]
+        return [self.settled, list(_on_host(self._losses)), list(self._means), self._epochs]
 
     def load(self, state: list[Any]) -> None:
         """Go on from a checkpoint."""
-        self.settled, self._losses, self._means = state
+        self.settled, self._losses, self._means, self._epochs = state
 
 
 def _on_host(losses: list[Any]) -> list[float]:

@@ -16,6 +16,7 @@ import pytest
 from faults import Forks
 from worlds import EVERYTHING, TINY, World, files_of
 
+from ensdistill.stages.training import records
 from ensdistill.stages.training.checkpoints import checkpoints
 from ensdistill.stages.training.loop import Training
 from ensdistill.stages.training.samples import Samples
@@ -95,7 +96,10 @@ def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step,
     assert_the_same(world, expected)
 
 
-def test_a_training_that_settles_does_so_however_often_it_is_interrupted(tmp_path, on_step):
+def test_a_training_that_settles_does_so_however_often_it_is_interrupted(
+    tmp_path, on_step, monkeypatch
+):
+    monkeypatch.setattr(records, "_SHORT", 1)  # steps of an epoch that is looked at alone
     student = {"steps": 60, "settle": 0.2, "power": 0, "ema": 0.9, "batch_size": 2}
     world, expected = prepared(tmp_path, student, checkpoint_every=3)
     steps = world.artifact("student").manifest.result["steps"]
@@ -120,6 +124,7 @@ def test_a_training_that_settles_does_so_however_often_it_is_interrupted(tmp_pat
 
 
 def test_what_settled_is_published_without_another_step(tmp_path, on_step, monkeypatch):
+    monkeypatch.setattr(records, "_SHORT", 1)
     student = {"steps": 60, "settle": 0.2, "power": 0, "batch_size": 2}
     world, expected = prepared(tmp_path, student, checkpoint_every=3)
     shutil.rmtree(world.root / "work" / "student")

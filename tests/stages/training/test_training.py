@@ -601,19 +601,35 @@ def test_no_time_is_estimated_where_none_is_left(world, count, said):
     assert any(" left" in text for text in messages) == said
 
 
+def epoch_of(settling, loss, ends):
+    """Take 16 steps of one loss, and return what was said after the last."""
+    for _ in range(15):
+        assert settling.step_done(torch.tensor(loss), ends_epoch=False) is None
+    return settling.step_done(torch.tensor(loss), ends_epoch=ends)
+
+
+def test_epochs_of_few_steps_are_taken_together():
+    """Else what was drawn twice in one of them would be taken for the end."""
+    settling = Settling(0.01)
+    losses = [3 - 0.01 * k + 0.4 * (k % 2) for k in range(200)]  # falls, up and down
+    said = [settling.step_done(torch.tensor(x), ends_epoch=True) for x in losses]
+    assert said == [None] * 200
+    assert len(settling.state()[2]) == 3
+
+
 def test_a_training_settles_where_an_epoch_no_longer_lowers_the_loss():
     settling = Settling(0.1)
     ends = [(4.0, False), (2.0, True), (2.0, True), (1.81, True), (1.0, False)]
-    said = [settling.step_done(torch.tensor(x), ends_epoch=end) for x, end in ends]
+    said = [epoch_of(settling, x, end) for x, end in ends]
     assert said[:3] == [None, None, None]  # 3, and then 2: a third less
     assert said[3] == (
-        "settled: the mean loss of epoch 3, 1.8100, is not 10 % below that of the one before, "
-        "2.0000"
+        "settled: the mean loss of its last epoch, 1.8100, is not 10 % below that of the one "
+        "before, 2.0000"
     )
     assert settling.settled
     again = Settling(0.1)
     again.load(settling.state())
-    assert again.state() == [True, [1.0], pytest.approx([3.0, 2.0, 1.81])]
+    assert again.state() == [True, [1.0] * 16, pytest.approx([3.0, 2.0, 1.81]), 0]
 
 
 def test_a_training_without_it_never_settles():
