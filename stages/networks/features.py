@@ -383,7 +383,8 @@ def open_on_features(
 def feature_folders(root: Path) -> dict[Path, dict[str, Json]]:
     """Return the folders of features below a workspace's, and what each is of (see `about`).
 
-    Nothing is said of one that does not tell.
+    Nothing is said of one that does not tell, or that another version of torch has computed: nobody
+    here reads it. Another device or processor may.
     """
     found: dict[Path, dict[str, Json]] = {}
     if not root.is_dir() or root.is_symlink():
@@ -394,8 +395,9 @@ def feature_folders(root: Path) -> dict[Path, dict[str, Json]]:
                 about = read_json(folder / ABOUT, _MOST_ABOUT)
             except (OSError, ValueError):
                 about = None
-            is_told = isinstance(about, dict)
-            found[folder] = {k: about[k] for k in about if k != "platform"} if is_told else {}
+            found[folder] = {}
+            if isinstance(about, dict) and torch.__version__ in about.pop("platform", ()):
+                found[folder] = about
     return found
 
 

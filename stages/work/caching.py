@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ensdistill.data.cached import Cache
 from ensdistill.pipeline.node import Progress
 from ensdistill.pipeline.ownership import is_own, own
 from ensdistill.stages.work.items import for_each
+
+_TRIES: Final = 10
+_PAUSE: Final = 0.05  # seconds
 
 
 def opened(cache: Cache[Any], mark: str) -> set[str]:
@@ -21,8 +25,11 @@ def opened(cache: Cache[Any], mark: str) -> set[str]:
     OSError
         If it cannot be made, or is somebody else's.
     """
-    if not is_own(cache.folder, mark) and not cache.is_free():
-        raise OSError("it holds files of others")
+    tries = 0
+    while not is_own(cache.folder, mark) and not cache.is_free():
+        if (tries := tries + 1) > _TRIES:
+            raise OSError("it holds files of others")
+        time.sleep(_PAUSE)  # another process may be about to leave our mark
     own(cache.folder, mark)
     return cache.open()
 

@@ -5,6 +5,7 @@ import shutil
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from threading import Timer
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +16,14 @@ from PIL import Image
 from ensdistill.data.decoded import Pixels
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import DataError
+from ensdistill.pipeline.ownership import own
+from ensdistill.stages.local import FEATURES_MARK
 from ensdistill.stages.networks import features
 from ensdistill.stages.networks.backbones import imagenet_weights
 from ensdistill.stages.networks.deeplab import build
 from ensdistill.stages.networks.features import Encoder, FeatureCache, prepare_features
 from ensdistill.stages.networks.preprocessing import Preprocessing
+from ensdistill.stages.work.caching import opened
 
 LITE = "deeplabv3plus-efficientnet-lite0"
 CPU = torch.device("cpu")
@@ -167,6 +171,27 @@ def test_what_decides_features_names_their_folder(local):
             strict=True,
         )
     }
+
+
+def test_features_of_another_torch_are_nobodys(local, monkeypatch):
+    folder = prepared(local).folder
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    assert features.feature_folders(local.features) == {folder: {}}
+
+
+def test_a_folder_that_another_process_is_about_to_mark_is_waited_for(local):
+    cache = FeatureCache(local.features / ("0" * 64))
+    cache.folder.mkdir(parents=True)
+    (cache.folder / ".ensdistill.partial").touch()
+
+    def mark():
+        own(cache.folder, FEATURES_MARK)
+        (cache.folder / ".ensdistill.partial").unlink()
+
+    timer = Timer(0.1, mark)
+    timer.start()
+    assert opened(cache, FEATURES_MARK) == set()
+    timer.join()
 
 
 def test_each_image_is_seen_once(local, encoded):
