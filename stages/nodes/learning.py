@@ -145,7 +145,7 @@ def _init(given: Given, settings: Training) -> Path | None:
         try:
             return imagenet_weights(settings.network.backbone)
         except DataError as error:
-            raise DataError(f"{key}: {error}") from error
+            raise type(error)(f"{key}: {error}") from error
     path = given.experiment.folder(first.path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():

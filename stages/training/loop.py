@@ -72,6 +72,7 @@ from ensdistill.stages.work.items import Silence
 from ensdistill.stages.work.pixels import prepare
 
 _LOG_EVERY: Final = 20  # steps
+_FOLDS: Final = ". These are all but one of its `folds`: `probe: {folds: 1}` trains on all images"
 _ALIKE: Final = 1e-3  # of the largest score, by which answers of one network may be apart
 _TYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -109,7 +110,7 @@ def train(job: Job[Told, Learning]) -> dict[str, Any]:
     if not any(any(labels.records[picture.id]["labels"]) for picture in pictures):
         raise DataError(
             f"{job.node.id}: none of the pixels of its {len(pictures)} label maps has a label; "
-            "there is nothing to train on"
+            f"there is nothing to train on{_FOLDS if 'fold' in job.work.recipe.to_json() else ''}"
         )
     recipe, local = job.work.recipe.to_json(), job.work.local
     # a backbone that rests sees an image once: that is not worth keeping its pixels

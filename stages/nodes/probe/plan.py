@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final, TypeVar
 
-from ensdistill.pipeline.errors import DataError
 from ensdistill.pipeline.fingerprint import Json
-from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, Work
+from ensdistill.pipeline.node import Command, Node, NodeId, Upstream, WaitingError, Work
 from ensdistill.stages.contract import Settings
 from ensdistill.stages.local import Learning
+from ensdistill.stages.networks.backbones import NotInstalledError
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.learning import Trained, training_local, training_recipe
 from ensdistill.stages.nodes.stage import Stage
@@ -48,7 +48,11 @@ def nodes(given: Given, labels: NodeId, name: str, command: Command) -> list[Nod
 
     def node(k: int, node_id: NodeId) -> Node:
         def plan(upstream: Upstream) -> Work[Settings, Learning]:
-            recipe = training_recipe(given, settings)
+            try:
+                recipe = training_recipe(given, settings)
+            except NotInstalledError as error:
+                # who only looks, or makes what needs no probe, must not be stopped by that
+                raise WaitingError(f"weights: {error}") from error
             local = training_local(given, settings, upstream)
             if len(ids) > 1:
                 recipe["fold"], local = _without(local, k, len(ids))
@@ -69,14 +73,14 @@ def _without(local: Learning, k: int, folds: int) -> tuple[Json, Learning]:
 
     Raises
     ------
-    DataError
+    WaitingError
         If there are too few images.
     """
     count = len(local.pictures)
     if count < folds:
-        raise DataError(
-            f"probe.folds: {folds} folds of {count} training images; expected an image in each at "
-            "least"
+        raise WaitingError(
+            f"more training images: there are fewer ({count}) than folds ({folds}); with `probe: "
+            "{folds: 1}` a probe is asked about the images that it was trained on"
         )
     out = {picture.id for picture in folds_of(local.pictures, folds)[k]}
     kept = tuple(picture for picture in local.pictures if picture.id not in out)

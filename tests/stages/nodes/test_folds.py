@@ -1,5 +1,7 @@
 """Folds: each training image is asked of a probe that was trained without it."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from ensdistill.data.decoding import read_image
 from ensdistill.stages.functional.certainty import certainty_sums, mean_certainty
 from ensdistill.stages.graph import build, load, probe_chains
 from ensdistill.stages.local import Running
+from ensdistill.stages.networks import backbones
 from ensdistill.stages.networks.kinds import open_network
 from ensdistill.stages.nodes.probe.plan import folds_of
 
@@ -84,12 +87,47 @@ def test_all_probes_are_scored(world):
 def test_too_few_images_for_the_folds_are_refused(world):
     world.settings["probe"]["folds"] = 6
     world.write()
-    assert "6 folds of 5 training images" in world.refuse("select-policy", "--upstream")
+    assert "fewer (5) than folds (6); with `probe: {folds: 1}`" in world.refuse(
+        "select-policy", "--upstream"
+    )
+    status = {d["node"]: d for d in world.json("status")}
+    assert status["probe[a.1]"]["state"] == "waiting"
 
 
 def test_a_fold_without_which_nothing_is_labelled_is_refused(world):
     for path in sorted((world.root / "teachers" / "a" / "train").iterdir())[2:]:
         world.save("teachers/a", "train", path.stem, np.full((28, 40), 255))
-    assert "probe[a.1]: none of the pixels of its 3 label maps" in world.refuse(
-        "select-policy", "--upstream"
-    )
+    refusal = world.refuse("select-policy", "--upstream")
+    assert "probe[a.1]: none of the pixels of its 3 label maps" in refusal
+    assert "`probe: {folds: 1}`" in refusal
+
+
+def test_without_weights_only_what_needs_a_probe_is_refused(world, monkeypatch):
+    """Where the experiment's own fusion needs none, all is as if there were no such probes."""
+    del world.settings["probe"]
+    world.settings["fusion"] = {"method": "label-model"}
+    world.settings["student"] |= {"crop": [16, 24]}
+    world.write()
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    world.call("run")
+    (world.root / "work" / ".features").mkdir()
+    for command in ("status", "check", "report", "gc", "verify"):
+        world.call(command)
+    world.settings["fusion"] = {"method": "channel"}
+    world.write()
+    status = {d["node"]: d for d in world.json("status")}
+    assert "pip install 'ensdistill[weights]'" in status["probe[a.1]"]["reason"]
+    assert "pip install 'ensdistill[weights]'" in world.refuse("select-policy")
+
+
+def test_few_images_are_no_reason_to_settle(tmp_path):
+    """Of 4 images in two folds every step is an epoch."""
+    world = World(tmp_path, train=4, size=(48, 64))
+    del world.settings["probe"]
+    world.write()
+    world.call("select-policy", "--upstream")
+    for k in (1, 2):
+        found = world.artifact(f"probe[a.{k}]")
+        metrics = (found.path / "metrics.jsonl").read_text().splitlines()
+        assert found.manifest.result["steps"] >= 128
+        assert json.loads(metrics[-1])["loss"] < 1  # not ln 19
