@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -187,11 +187,14 @@ class Training(Section):
     `backbone` begins with where nothing is said. `head` are patterns (``decoder.*``) of the names
     that are the network's head, without the prefixes of wrappers; left out, it is what is called
     ``head``, ``decode_head``, ``auxiliary_head``, ``segmentation_head`` or ``classifier``, and with
-    a `backbone` the decoder. With `settle` a training ends after the first epoch whose mean loss is
-    not that share below that of the epoch before; `steps` are then the most. `train: decoder`
+    a `backbone` the decoder. With `settle` a training ends after the first epoch (of few
+    steps, several) whose mean loss is not that share below that of the epoch before; `steps` are
+    then the most. `train: decoder`
     leaves the backbone as it is: what it makes of an image, as it is and mirrored, is computed once
     and kept; with `crop: null` windows are as large as all images have them.
     """
+
+    sees_pixels: ClassVar[str] = "say `train: all`"
 
     preset: Literal["paper"] | None = None
     network: StudentNetwork = StudentNetwork()
@@ -307,14 +310,14 @@ class Training(Section):
             if getattr(self, key) != value:
                 raise ValueError(
                     f"{key} is {getattr(self, key)}; with `train: decoder` it is {value}, as what "
-                    "the backbone makes of an image is computed once; leave it out, or say "
-                    "`train: all`"
+                    "the backbone makes of an image is computed once; leave it out, or "
+                    f"{self.sees_pixels}"
                 )
         if any(side % backbones.STRIDES[-1] for side in self.crop or ()):
             raise ValueError(
                 f"crop is {self.crop}; with `train: decoder` expected multiples of "
                 f"{backbones.STRIDES[-1]}, of which features are cut (images smaller than that are "
-                "padded)"
+                f"padded); or {self.sees_pixels}"
             )
 
 
@@ -323,8 +326,13 @@ class Probe(Training):
 
     Of several `folds` of the training images each is asked of a probe that was trained on the
     others; with one, the probe is asked of what it was trained on, as in the paper. Where no
-    `network` is given, or `arch: linear`, `presets.LINEAR` stands for what is not said.
+    `network` is given, or `arch: linear`, `presets.LINEAR` stands for what is not said, unless a
+    `preset` or `train: all` is.
     """
+
+    sees_pixels: ClassVar[str] = (
+        "say `network: {arch: tiny}` or another one: without, a probe is linear in stored features"
+    )
 
     steps: Positive = 800
     folds: Positive = 1
@@ -336,7 +344,7 @@ class Probe(Training):
             return given
         network = given.get("network", LINEAR["network"])
         is_linear = isinstance(network, Mapping) and network.get("arch") == "linear"
-        return {**LINEAR, **given} if is_linear else given
+        return {**LINEAR, **given} if is_linear and given.get("train") != "all" else given
 
 
 class Student(Training):

@@ -438,6 +438,17 @@ def test_a_probe_is_linear_unless_another_network_is_said():
     assert Student().train == "all"
 
 
+@pytest.mark.parametrize("said", [{"scale": [0.5, 1.5]}, {"crop": [360, 480]}, {"colour": 0.3}])
+def test_what_a_linear_probe_refuses_names_a_probe_of_pixels(said):
+    with pytest.raises(ValidationError, match=r"say `network: \{arch: tiny\}`"):
+        Probe.model_validate(said)
+    assert Probe.model_validate(said | {"network": {"arch": "tiny"}}).train == "all"
+
+
+def test_a_probe_that_is_trained_whole_is_what_it_was():
+    assert Probe.model_validate({"train": "all"}) == Probe.model_validate({"network": {}})
+
+
 def test_whole_images_are_for_stored_features():
     with pytest.raises(ValidationError, match="whole images, goes with `train: decoder`"):
         Student.model_validate({"crop": None})
