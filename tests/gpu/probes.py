@@ -43,6 +43,7 @@ def experiment_of(folder, jobs, sizes):
         "policy": {"strategy": "certainty"},
         "fusion": {"method": "channel"},
         "probe": {
+            "network": {"arch": "mobilenetv2-deeplabv3plus"},
             "steps": sizes.whole,
             "batch_size": 4,
             "crop": [height // 2, width // 2],
