@@ -395,9 +395,9 @@ def feature_folders(root: Path) -> dict[Path, dict[str, Json]]:
                 about = read_json(folder / ABOUT, _MOST_ABOUT)
             except (OSError, ValueError):
                 about = None
-            found[folder] = {}
-            if isinstance(about, dict) and torch.__version__ in about.pop("platform", ()):
-                found[folder] = about
+            platform = about.pop("platform", None) if isinstance(about, dict) else None
+            ours = isinstance(platform, list) and torch.__version__ in platform
+            found[folder] = about if ours else {}
     return found
 
 

@@ -179,6 +179,15 @@ def test_features_of_another_torch_are_nobodys(local, monkeypatch):
     assert features.feature_folders(local.features) == {folder: {}}
 
 
+@pytest.mark.parametrize(
+    "about", ["[]", "5", "{}", '{"platform": 5}', '{"platform": {"a": 1}}', "{"]
+)
+def test_what_does_not_tell_what_it_is_of_is_nobodys(local, about):
+    folder = prepared(local).folder
+    (folder / features.ABOUT).write_text(about)
+    assert features.feature_folders(local.features) == {folder: {}}
+
+
 def test_a_folder_that_another_process_is_about_to_mark_is_waited_for(local):
     cache = FeatureCache(local.features / ("0" * 64))
     cache.folder.mkdir(parents=True)
