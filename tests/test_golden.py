@@ -170,6 +170,7 @@ def test_it_is_small_and_git_keeps_every_byte(repository):
             assert not lines
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_finished_experiment(tmp_path):
     for name in golden.WRITTEN_BY_HAND:
         shutil.copy(golden.GOLDEN / name, tmp_path)

@@ -41,6 +41,7 @@ def added(world, python):
     return call
 
 
+@pytest.mark.slow
 def test_a_method_is_one_function_and_one_entry(world, added):
     out = world.root / "exported"
     commands = [

@@ -280,6 +280,7 @@ def test_a_whole_network_gives_its_body_and_its_head_if_asked(tmp_path):
         assert torch.equal(found["decoder.head.weight"], before.decoder.head.weight) is keep
 
 
+@pytest.mark.slow
 def test_it_is_read_back_from_its_description(tmp_path):
     for name in ARCHITECTURES:
         network = drawn(build(name, 2))

@@ -55,6 +55,7 @@ def save(world, seed):
     return state
 
 
+@pytest.mark.slow
 def test_a_kind_is_one_class_and_one_entry(world, added):
     state, out = save(world, 0), world.root / "exported"
     told = added(

@@ -67,6 +67,7 @@ def test_a_chain_is_all_probes_of_a_teacher_and_its_certainty(world):
     assert chains["b"] == ["probe[b.1]", "probe[b.2]", "certainty[b]"]
 
 
+@pytest.mark.slow
 def test_jobs_make_the_same_probes(world):
     world.call("select-policy", "--upstream")
     alone = world.artifact("certainty[b]").manifest.result
@@ -120,6 +121,7 @@ def test_without_weights_only_what_needs_a_probe_is_refused(world, monkeypatch):
     assert "pip install 'ensdistill[weights]'" in world.refuse("select-policy")
 
 
+@pytest.mark.slow
 def test_few_images_are_no_reason_to_settle(tmp_path):
     """Of 4 images in two folds every step is an epoch."""
     world = World(tmp_path, train=4, size=(48, 64))

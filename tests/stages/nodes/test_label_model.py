@@ -64,6 +64,7 @@ def test_the_stages_do_what_the_functions_say(world):
     assert 0 < result["conflict"] < 1
 
 
+@pytest.mark.slow
 def test_the_same_artifacts_with_worker_processes_and_in_any_order(world, eager):
     world.call("fuse", "--upstream")
     paths = {n: world.artifact(n).path for n in ("label-model", "fusion")}

@@ -97,6 +97,7 @@ def test_maps_are_spoilt_by_the_photograph_and_the_level_alone(done, level):
     assert (row["noise"], row["changed"]) == (level / 100, changed / labels.sum())
 
 
+@pytest.mark.slow
 def test_neither_order_nor_workers_matter(done, world, eager):
     world.settings["runtime"]["workers"] = 2
     world.write()
@@ -247,6 +248,7 @@ def test_the_probe_of_the_policy_is_that_without_noise(world):
     assert "probe[b~5]" in text and "probe[b]:" not in text
 
 
+@pytest.mark.slow
 def test_folds_and_jobs(done, world):
     """Every level has its folds, and other processes make the same of them."""
     world.settings["probe"] |= {"folds": 2}

@@ -107,6 +107,7 @@ def test_a_checkpoint_holds_the_decoder_alone(tmp_path, on_step):
 # --- to the same bits ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, MUCH], ids=["few", "much"])
 def test_killed_at_every_step_and_whatever_becomes_of_the_store(tmp_path, on_step, more):
     world = decoder_world(tmp_path, **more)
@@ -141,6 +142,7 @@ def test_killed_at_every_step_and_whatever_becomes_of_the_store(tmp_path, on_ste
     assert result(world) == expected
 
 
+@pytest.mark.slow
 def test_probes_of_processes_of_their_own_share_a_store_with_the_student(tmp_path):
     world = World(tmp_path)
     world.settings["probe"] = world.settings["student"] = dict(DECODER)
@@ -181,6 +183,7 @@ def test_certainty_is_the_same_with_and_without_the_store(tmp_path, monkeypatch,
         assert stores(world) == [folder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_linear_probes_of_folds_share_the_store_and_settle(tmp_path, batch):
     """Probes and their certainties, with a batch that is of two folds, and a deeper student."""
