@@ -206,10 +206,11 @@ def test_killed_loader_workers_end_in_the_same_bits(tmp_path, monkeypatch):
     assert_the_same(world, expected)
 
 
-# as in a terminal, even where the tests run in the background of a shell
+# as in a terminal, even where the tests run in the background of a shell, or under nohup
 HEARING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from ensdistill.cli.__main__ import main
 main(sys.argv[1:])
 """
