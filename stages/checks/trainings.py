@@ -258,7 +258,7 @@ def _noise(
 def _facts(network: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return how much of a network is trained, and at which rates."""
     body, head = trained(network, recipe.get("head"))
-    resting = [plain_name(n) for n, p in network.named_parameters() if not p.requires_grad]
+    frozen = [plain_name(n) for n, p in network.named_parameters() if not p.requires_grad]
     weights = body | head
     modules = beginnings(weights)
 
@@ -274,7 +274,7 @@ def _facts(network: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Any]:
         "tensors": len(weights),
         "body": group(body, 1),
         "head": group(head, recipe["head_lr_factor"]) | own,
-        "frozen": some_of(resting),
+        "frozen": some_of(frozen),
     }
 
 

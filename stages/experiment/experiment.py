@@ -57,7 +57,7 @@ class Experiment:
 
     @property
     def features(self) -> Path:
-        """The folder of what backbones that rest make of images."""
+        """The folder of what frozen backbones make of images."""
         return self.workspace.root / FEATURES
 
     @cached_property

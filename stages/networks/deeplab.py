@@ -1,6 +1,6 @@
 """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) on backbones that can have ImageNet weights.
 
-And linear probes on these: what is linear in the features of a backbone that rests.
+And linear probes on these: what is linear in the features of a frozen backbone.
 
 Parameters of a backbone are named as in the files of its weights: those of torchvision, and of
 EfficientNet-Lite0 those that were converted from TensorFlow.
@@ -22,7 +22,7 @@ _TF_EPSILON: Final = 1e-3  # of BatchNorm, in networks of TensorFlow
 _RATES: Final = (6, 12, 18)  # of the atrous pooling, at that stride
 
 
-class Features(nn.Module):
+class Backbone(nn.Module):
     """A backbone: (N, 3, H, W) float32 to (low, high), features at strides 4 and 16.
 
     (N, C, ceil(H / s), ceil(W / s)) float32; `channels` is C of both.
@@ -36,13 +36,13 @@ class EncoderDecoder(nn.Module):
 
     Attributes
     ----------
-    backbone : Features
+    backbone : Backbone
         Images to features.
     decoder : nn.Module
         These, low and high, to logits.
     """
 
-    def __init__(self, backbone: Features, decoder: nn.Module):
+    def __init__(self, backbone: Backbone, decoder: nn.Module):
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
@@ -68,7 +68,7 @@ def build(architecture: str, classes: int) -> EncoderDecoder:
 class LinearDecoder(nn.Module):
     """Logits that are linear in the features, as in linear probing (Alain and Bengio 2016).
 
-    On features that rest the loss is convex in its weights, so what it is trained to does not
+    With a frozen backbone the loss is convex in its weights, so what it is trained to does not
     depend on where it began. Features are brought to one scale by a BatchNorm without weights (as
     by He et al. 2022, arXiv:2111.06377); all weights begin as 0.
     """
@@ -240,7 +240,7 @@ def _features(x: Tensor, blocks: nn.ModuleList, low_at: int) -> tuple[Tensor, Te
     return low, x
 
 
-class EfficientNetLite0(Features):
+class EfficientNetLite0(Backbone):
     """EfficientNet-Lite0 without its classifier, and the convolution that is for that alone.
 
     EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, with ReLU6
@@ -297,7 +297,7 @@ def _lite_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=_TF_EPSILON)
 
 
-class MobileNetV2(Features):
+class MobileNetV2(Backbone):
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) without its classifier.
 
     Without the convolution that is for that alone, too. `tf` computes as TensorFlow does.
@@ -350,7 +350,7 @@ def _relu6(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6(inplace=True))
 
 
-class ResNet(Features):
+class ResNet(Backbone):
     """A ResNet of bottleneck blocks (He et al. 2015, arXiv:1512.03385) without its classifier.
 
     With the stride in the convolution of 3 x 3 pixels, as torchvision has it. `blocks` says how
@@ -406,7 +406,7 @@ class _Bottleneck(nn.Module):
         return activated
 
 
-_MAKERS: Final[Mapping[Name, Callable[[], Features]]] = {
+_MAKERS: Final[Mapping[Name, Callable[[], Backbone]]] = {
     "efficientnet-lite0": EfficientNetLite0,
     "mobilenetv2": MobileNetV2,
     "mobilenetv2-tf": lambda: MobileNetV2(tf=True),

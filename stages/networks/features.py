@@ -1,4 +1,4 @@
-"""What a backbone that rests makes of each image: computed once, kept, and read by memory map.
+"""What a frozen backbone makes of each image: computed once, kept, and read by memory map.
 
 A cache below the workspace, shared by all trainings (`train: decoder`) whose backbone is the same:
 features enter no fingerprint, and what is missing or not whole is computed. Always by one thread
@@ -35,7 +35,7 @@ from ensdistill.pipeline.ownership import is_own, require_no_link
 from ensdistill.stages.functional.unify import View, whole
 from ensdistill.stages.local import FEATURES_MARK, Running
 from ensdistill.stages.networks.backbones import ARCHITECTURES, STRIDES
-from ensdistill.stages.networks.deeplab import EncoderDecoder, Features
+from ensdistill.stages.networks.deeplab import Backbone, EncoderDecoder
 from ensdistill.stages.networks.folders import read_description
 from ensdistill.stages.networks.frozen import (
     FrozenNetwork,
@@ -157,18 +157,18 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A backbone at rest, and what it wants to see.
+    """A frozen backbone, and what it wants to see.
 
     Attributes
     ----------
     name : str
         The backbone's.
-    backbone : Features
+    backbone : Backbone
         In evaluation mode, on `device`.
     """
 
     name: str
-    backbone: Features
+    backbone: Backbone
     preprocessing: Preprocessing
     device: torch.device
 

@@ -113,8 +113,8 @@ def train(job: Job[Told, Learning]) -> dict[str, Any]:
             f"there is nothing to train on{_FOLDS if 'fold' in job.work.recipe.to_json() else ''}"
         )
     recipe, local = job.work.recipe.to_json(), job.work.local
-    # a backbone that rests sees an image once: that is not worth keeping its pixels
-    again = replace(local, pictures=()) if _rests(recipe) else local
+    # a frozen backbone sees an image once: that is not worth keeping its pixels
+    again = replace(local, pictures=()) if _backbone_frozen(recipe) else local
     pixels = prepare(again, job.node.id, job.progress)
     order = Order(job.node.id, recipe, local, job.inputs, pixels)
     give(order)
@@ -168,7 +168,7 @@ class Training:
                 self.network, self.initialised = initial_network(recipe, local)
             self._placed(self.network)
             self.learner = self._of_learner(self.network)
-            if _rests(recipe):
+            if _backbone_frozen(recipe):
                 self.network.eval().backbone.requires_grad_(False)
             self._training_mode()
             self.optimizer = build_optimizer(self.network, recipe)
@@ -187,7 +187,7 @@ class Training:
             recipe["hard_share"],
             self.device,
             self.ranks.total,
-            STRIDES[0] ** 2 if _rests(recipe) else 1,
+            STRIDES[0] ** 2 if _backbone_frozen(recipe) else 1,
         )
         self.log = Log(folder, local.tensorboard)
         self.best_weights: dict[str, Tensor] = {}
@@ -206,7 +206,7 @@ class Training:
             self.order.pixels,
             LabelMaps(inputs["pixel_weights"]) if "pixel_weights" in inputs else None,
         )
-        if not _rests(self.recipe):
+        if not _backbone_frozen(self.recipe):
             return Samples(*given)
         store, order = None, self.order
         if self.folder is not None:  # rank 0 alone computes
@@ -216,7 +216,7 @@ class Training:
         return FeatureSamples(*given, features=self.ranks.share(store))
 
     def encoder(self) -> Encoder:
-        """Return the backbone that rests."""
+        """Return the frozen backbone."""
         assert isinstance(self.network, EncoderDecoder)
         return Encoder.of(self.network, self.recipe["network"], self.preprocessing, self.device)
 
@@ -230,7 +230,7 @@ class Training:
             self._say(describe_initial(self.initialised, self.local))
         if self.read is not None:
             self._say(self.read)
-        if _rests(recipe) and self.local.init is None:
+        if _backbone_frozen(recipe) and self.local.init is None:
             self._say(
                 "`init: none`: the backbone is random, and `train: decoder` leaves it so; little "
                 "can be learnt from its features"
@@ -536,13 +536,13 @@ class Training:
         """Return the whole network, with what was trained of it or that one's average."""
         if self.average is None:
             return self.network
-        if _rests(self.recipe):
+        if _backbone_frozen(self.recipe):
             return EncoderDecoder(self.network.backbone, self.average.network)  # type: ignore[arg-type]
         return self.average.network
 
     def _of_learner(self, network: nn.Module) -> nn.Module:
         """Return what is trained of a network, or would be: all of it, or its decoder."""
-        return network.get_submodule("decoder") if _rests(self.recipe) else network
+        return network.get_submodule("decoder") if _backbone_frozen(self.recipe) else network
 
     def _watch(self, step: int) -> None:
         """Log the mIoU on the watched split, and keep the weights if it is the best so far."""
@@ -588,8 +588,8 @@ class Training:
         self.progress.message(f"{self.order.node}: {text}")
 
 
-def _rests(recipe: Mapping[str, Any]) -> bool:
-    """Whether a training leaves its backbone as it is."""
+def _backbone_frozen(recipe: Mapping[str, Any]) -> bool:
+    """Whether a training freezes its backbone."""
     return recipe.get("train") == "decoder"
 
 

@@ -62,8 +62,8 @@ class FeatureSample(NamedTuple):
     ----------
     low, high : (h / 4, w / 4, C) and (h / 16, w / 16, C') float16
         Features.
-    label, weight : (h, w) uint8
-        As of a `Sample`.
+    label, weight : (h / 4, w / 4) uint8
+        As of a `Sample`, in the middle of each low-level feature; weight (0, 0) where none counts.
     """
 
     low: Tensor

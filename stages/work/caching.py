@@ -40,8 +40,8 @@ def whole_of(
     workers: int,
     progress: Progress,
     say: Callable[[str], object],
-    what: str = "cached images",
-    again: str = "decoding them again",
+    what: str,
+    again: str,
 ) -> set[str]:
     """Return what is whole of what is present, and say what is not."""
     found: dict[str, str | None] = {}

@@ -66,7 +66,8 @@ def prepare(local: Learning, name: str, progress: Progress) -> Pixels:
     try:
         present = sorted(opened(cache, PIXELS_MARK) & paths.keys())
         if present:
-            whole |= whole_of(cache, present, local.workers, progress, say)
+            what, again = "cached images", "decoding them again"
+            whole |= whole_of(cache, present, local.workers, progress, say, what, again)
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in whole}
         if missing and _has_room(cache, missing, say):
             _fill(cache, missing, whole, local.workers, progress)

@@ -68,7 +68,7 @@ def run(job: Job[Reached, Running]) -> Certainty:
 def _ask(
     job: Job[Reached, Running], probe: Path, asked: Set[str], done: Callable[..., object]
 ) -> None:
-    """Let a probe see images; where its backbone rests, by the features that are stored."""
+    """Let a probe see images; where its backbone is frozen, by the features that are stored."""
     local = job.work.local
     if local.features is None:
         see_all(job, open_network(probe, {"source": "student"}, local), asked, "both", done)

@@ -204,13 +204,13 @@ def test_first_weights_are_loaded_and_said(world):
     assert found(world)["student"]["init"].startswith(f"36 tensors of {world.root}/start.pt;")
 
 
-def test_batch_norm_that_rests_is_not_trained(world):
+def test_frozen_batch_norm_is_not_trained(world):
     world.settings["student"]["batch_norm"] = "frozen"
     world.write()
-    all_of_it, resting = (found(world)[section] for section in ("probe", "student"))
+    all_of_it, frozen = (found(world)[section] for section in ("probe", "student"))
     assert (all_of_it["tensors"], all_of_it["frozen"]) == (20, [])
-    assert resting["tensors"] == 20 - 2 * 6
-    assert resting["frozen"][-1] == f"and {2 * 6 - 4} more"
+    assert frozen["tensors"] == 20 - 2 * 6
+    assert frozen["frozen"][-1] == f"and {2 * 6 - 4} more"
     assert all_of_it["weights"] == sum(p.numel() for p in Tiny(19).parameters())
 
 
