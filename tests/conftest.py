@@ -57,6 +57,17 @@ def on_step(monkeypatch):
     return hear
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks this small wait for threads longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def lenient():
     """Warnings are no errors."""

@@ -10,11 +10,13 @@ import fnmatch
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import os
 import pickle
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,20 +416,61 @@ class Reference:
             assert found[name] == wanted, name
 
 
+def assert_every_kill_is_made_good(start, room, *arguments, every):
+    """Kill a command at each so-manieth touch of a stage's files, and run it again.
+
+    `start` is a world where it is done, of which all in the folder `room` is made again. It
+    must end in the same bytes.
+    """
+    right, call = proofs(start.root / "work"), "faults:command"
+    with quick_folder() as folder, Forks("faults:warm_stages") as forks:
+        world = folder / "world"
+        arguments = (call, str(world / "experiment.yaml"), *arguments)
+        for at in itertools.count(1, every):
+            shutil.rmtree(world, ignore_errors=True)
+            shutil.copytree(start.root, world)
+            shutil.rmtree(world / "work" / room)
+            outcome = forks.call(*arguments, fault=Fault(at), root=world / "work" / room)
+            if not outcome.killed:
+                break
+            forks.call(*arguments).require_done()
+            assert proofs(world / "work") == right
+        outcome.require_done()
+    assert forks.kills > 10
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it and tidy up."""
+
+
+def killing_after(times):
+    """Return what may be called so many times, with anything, and is killed at the next."""
+    left = itertools.count(times, -1)
+
+    def count(*_):
+        if next(left) <= 0:
+            raise Killed
+
+    return count
+
+
 # a small graph without torch, zarr and numpy:
 # maps[a] -> score[a] -> policy (by content) -> fused -> student
 
 
 class Said:
-    """A progress that keeps its messages."""
+    """A progress that keeps its messages, what was begun (total and unit), and how much is done."""
 
     def __init__(self):
-        self.messages = []
+        self.messages, self.totals, self.done = [], [], 0
 
-    def start(self, *_):
-        pass
+    def start(self, total, done, unit):
+        self.totals.append((total, unit))
+        self.done = done
 
-    advance = start
+    def advance(self, count=1, note=""):
+        self.done += count
+        assert self.done <= self.totals[-1][0]
 
     def message(self, text):
         self.messages.append(text)

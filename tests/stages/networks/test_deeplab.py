@@ -24,14 +24,7 @@ CLASSES = TABLES["camvid11"]
 PADDED = ("efficientnet-lite0", "mobilenetv2-tf")  # as TensorFlow does
 SIZES = [(64, 96), (65, 97), (50, 70), (33, 48)]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small wait for threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(module, seed=0):

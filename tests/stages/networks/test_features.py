@@ -1,4 +1,4 @@
-"""Features that a backbone at rest computes once: which, and what becomes of the store."""
+"""Features that a frozen backbone computes once: which, and what becomes of the store."""
 
 import errno
 import shutil
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from faults import Killed, Said, killing_after
 from PIL import Image
 
 from ensdistill.data.decoded import Pixels
@@ -28,23 +29,6 @@ from ensdistill.stages.work.caching import opened
 LITE = "deeplabv3plus-efficientnet-lite0"
 CPU = torch.device("cpu")
 Usage = namedtuple("Usage", "total used free")
-
-
-class Told:
-    """Progress that remembers."""
-
-    def __init__(self):
-        self.texts, self.totals, self.done = [], [], 0
-
-    def start(self, total, done, unit):
-        self.totals.append((total, unit))
-        self.done = 0
-
-    def advance(self, count=1, note=""):
-        self.done += count
-
-    def message(self, text):
-        self.texts.append(text)
 
 
 def network_of(classes=3):
@@ -82,7 +66,7 @@ def known(root):
 
 
 def prepared(local, encoder=None, told=None):
-    encoder, told = encoder or encoder_of(), told or Told()
+    encoder, told = encoder or encoder_of(), told or Said()
     return prepare_features(encoder, local, Pixels(), "student", told)
 
 
@@ -204,16 +188,18 @@ def test_a_folder_that_another_process_is_about_to_mark_is_waited_for(local):
 
 
 def test_each_image_is_seen_once(local, encoded):
-    told = Told()
+    told = Said()
     store = prepared(local, told=told)
     assert len(encoded) == 3  # of four files, two are equal
     size = sum(map(len, bytes_of(store).values()))
-    assert told.texts[0].startswith(f"student: the features of 3 images take {size / 1e9:.3g} GB")
+    assert told.messages[0].startswith(
+        f"student: the features of 3 images take {size / 1e9:.3g} GB"
+    )
     assert told.totals == [(3, "images")] and told.done == 3
-    told = Told()
+    told = Said()
     prepared(local, told=told)
     assert len(encoded) == 3
-    assert told.totals == [(3, "stored features")] and told.texts == []
+    assert told.totals == [(3, "stored features")] and told.messages == []
 
 
 def spoil(file, how):
@@ -229,24 +215,18 @@ def test_what_is_damaged_or_missing_is_computed_anew(local, encoded, how):
     file = min(store.folder.glob("*.f16"))
     file.unlink() if how == "missing" else spoil(file, how)
     encoded.clear()
-    told = Told()
+    told = Said()
     assert bytes_of(prepared(local, told=told)) == before
     assert len(encoded) == 1
     if how != "missing":
-        assert f"1 of 3 stored features are not used, such as {file} (it" in told.texts[0]
+        assert f"1 of 3 stored features are not used, such as {file} (it" in told.messages[0]
 
 
 def test_what_was_computed_before_a_kill_is_used(local, encoded, monkeypatch):
-    keep, left = FeatureCache.keep, 2
-
-    class Killed(BaseException):
-        pass
+    keep, count = FeatureCache.keep, killing_after(2)
 
     def die(self, *arguments):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
+        count()
         keep(self, *arguments)
 
     with monkeypatch.context() as patched:

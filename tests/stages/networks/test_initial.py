@@ -95,14 +95,7 @@ code = {}
 exec(CODE, code)  # the same classes here, to write checkpoints of them
 Encoder, build = code["Encoder"], code["build"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small wait for threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import itertools
 import json
 import pickle
 import shutil
@@ -11,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from faults import Fault, Forks, proofs, quick_folder
+from faults import assert_every_kill_is_made_good
 from PIL import Image
 from told import Told
 from worlds import World
@@ -412,23 +411,7 @@ def test_progress_counts_compositions(compositions, steps):
 
 @pytest.mark.slow
 def test_a_kill_at_any_step_ends_in_the_same_bytes(ablated):
-    start, _ = ablated
-    right, kills = proofs(start.root / "work"), 0
-    with quick_folder() as folder, Forks("faults:warm_stages") as forks:
-        world = folder / "world"
-        for at in itertools.count(1, 3):
-            shutil.rmtree(world, ignore_errors=True)
-            shutil.copytree(start.root, world)
-            shutil.rmtree(world / "work" / "ablation")
-            call = ("faults:command", str(world / "experiment.yaml"), "ablate")
-            outcome = forks.call(*call, fault=Fault(at), root=world / "work" / "ablation")
-            if not outcome.killed:
-                break
-            kills += 1
-            forks.call(*call).require_done()
-            assert proofs(world / "work") == right
-        outcome.require_done()
-    assert kills > 10
+    assert_every_kill_is_made_good(ablated[0], "ablation", "ablate", every=3)
 
 
 @pytest.mark.parametrize("teachers", range(1, 7))

@@ -1,7 +1,6 @@
 """Noise in a teacher's labels: against maps spoilt by hand, and what a user sees of it."""
 
 import hashlib
-import itertools
 import json
 import shutil
 from collections import Counter
@@ -11,7 +10,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from faults import Fault, Forks, proofs, quick_folder
+from faults import assert_every_kill_is_made_good, proofs
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -323,23 +322,7 @@ def test_what_was_done_before_an_interruption_is_kept(done, world, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_kill_at_any_step_ends_in_the_same_bytes(done):
-    start, kills = done[0], 0
-    right = proofs(start.root / "work")
-    with quick_folder() as folder, Forks("faults:warm_stages") as forks:
-        world = folder / "world"
-        for at in itertools.count(1, 7):
-            shutil.rmtree(world, ignore_errors=True)
-            shutil.copytree(start.root, world)
-            shutil.rmtree(world / "work" / "noisy")
-            call = ("faults:command", str(world / "experiment.yaml"), "ablate", "--noise", "a")
-            outcome = forks.call(*call, fault=Fault(at), root=world / "work" / "noisy")
-            if not outcome.killed:
-                break
-            kills += 1
-            forks.call(*call).require_done()
-            assert proofs(world / "work") == right
-        outcome.require_done()
-    assert kills > 10
+    assert_every_kill_is_made_good(done[0], "noisy", "ablate", "--noise", "a", every=7)
 
 
 names = st.from_regex(NAME, fullmatch=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from faults import Killed, killing_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -61,10 +62,6 @@ def stores(world):
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it and tidy up."""
-
-
 # --- the network -----------------------------------------------------------------------------
 
 
@@ -115,15 +112,7 @@ def test_killed_at_every_step_and_whatever_becomes_of_the_store(tmp_path, on_ste
     expected = result(world)
     shutil.rmtree(tmp_path / "work" / "student")
     for round_, workers in zip(range(7), [0, 2, 0, 1, 0, 0, 0], strict=True):
-        left = 3
-
-        def count(_):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-
-        on_step(count)
+        on_step(killing_after(3))
         world.settings["runtime"] |= {"workers": workers}
         world.write()
         files = sorted(stores(world)[0].glob("*.f16"))

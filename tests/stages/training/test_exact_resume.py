@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import Forks
+from faults import Forks, Killed, killing_after
 from worlds import EVERYTHING, TINY, World, files_of
 
 from ensdistill.stages.training import records
@@ -61,10 +61,6 @@ def assert_the_same(world, expected):
     assert found == expected
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing may catch it and tidy up."""
-
-
 @pytest.mark.parametrize("network", ["tiny", pytest.param("segformer", marks=pytest.mark.slow)])
 def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step, network):
     segformer(tmp_path / "segformer")
@@ -74,15 +70,7 @@ def test_interrupted_at_random_steps_it_ends_in_the_same_bits(tmp_path, on_step,
     shutil.rmtree(world.root / "work" / "student")
     numbers, killed = random.Random(0), 0
     for _ in range(20):
-        left = numbers.randrange(1, 8)
-
-        def count(_):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-
-        on_step(count)
+        on_step(killing_after(numbers.randrange(1, 8)))
         world.settings["runtime"] |= {"checkpoint_every": numbers.choice([1, 2, 5])}
         world.write()
         try:

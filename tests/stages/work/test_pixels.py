@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from faults import Said
 from PIL import Image
 
 from ensdistill.data import decoded as cached
@@ -26,24 +27,6 @@ from ensdistill.stages.work import pixels
 from ensdistill.stages.work.pixels import prepare, reader
 
 Usage = namedtuple("Usage", "total used free")
-
-
-class Told:
-    """Progress that remembers."""
-
-    def __init__(self):
-        self.texts, self.totals, self.done = [], [], 0
-
-    def start(self, total, done, unit):
-        self.totals.append((total, unit))
-        self.done = 0
-
-    def advance(self, count=1, note=""):
-        self.done += count
-        assert self.done <= self.totals[-1][0]
-
-    def message(self, text):
-        self.texts.append(text)
 
 
 def local_of(root, workers=0, folder=".pixels"):
@@ -87,27 +70,27 @@ def right(reader, local):
 
 
 def test_each_image_is_decoded_once(images, decoded):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     right(prepare(local, "student", told), local)
     assert len(decoded) == 5  # of six files, two are equal
     assert told.totals == [(5, "images")] and told.done == 5
     size = sum(f.stat().st_size for f in local.pixels.glob("*.rgb"))
     assert size == 5 * (30 * 40 * 3 + 92)
-    assert told.texts[0].startswith(f"student: 5 decoded images take {size / 1e9:.3g} GB in ")
-    told = Told()
+    assert told.messages[0].startswith(f"student: 5 decoded images take {size / 1e9:.3g} GB in ")
+    told = Said()
     right(prepare(local, "student", told), local)
     assert len(decoded) == 5
-    assert told.totals == [(5, "cached images")] and told.texts == []
+    assert told.totals == [(5, "cached images")] and told.messages == []
 
 
 def test_without_a_folder_nothing_is_kept(images, decoded):
-    local, told = local_of(images, folder=None), Told()
+    local, told = local_of(images, folder=None), Said()
     right(prepare(local, "student", told), local)
-    assert len(decoded) == 6 and told.totals == [] and told.texts == []
+    assert len(decoded) == 6 and told.totals == [] and told.messages == []
 
 
 def test_workers_do_it_too(images, decoded, eager):
-    local, told = local_of(images, workers=2), Told()
+    local, told = local_of(images, workers=2), Said()
     right(prepare(local, "student", told), local)
     assert len(decoded) == 2  # the first two here, the others elsewhere
     right(prepare(local, "student", told), local)
@@ -123,7 +106,7 @@ def spoil(file, how):
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "empty"])
 def test_what_is_damaged_is_decoded_again(images, decoded, how):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     prepare(local, "student", told)
     file = min(local.pixels.glob("*.rgb"))
     before = file.read_bytes()
@@ -131,12 +114,12 @@ def test_what_is_damaged_is_decoded_again(images, decoded, how):
     decoded.clear()
     right(prepare(local, "student", told), local)
     assert len(decoded) == 1
-    assert f"1 of 5 cached images are not used, such as {file} (it" in told.texts[1]
+    assert f"1 of 5 cached images are not used, such as {file} (it" in told.messages[1]
     assert file.read_bytes() == before
 
 
 def test_what_is_damaged_and_cannot_be_replaced_is_not_used(images, decoded, monkeypatch):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     prepare(local, "student", told)
     spoil(min(local.pixels.glob("*.rgb")), "flipped")
     decoded.clear()
@@ -148,17 +131,17 @@ def test_what_is_damaged_and_cannot_be_replaced_is_not_used(images, decoded, mon
     monkeypatch.setattr(Path, "unlink", refuse)
     right(prepare(local, "student", told), local)
     assert len(decoded) == 1 + ("0.png" in str(decoded[0]))  # 5.png is equal
-    assert "Permission denied" in told.texts[-1]
+    assert "Permission denied" in told.messages[-1]
 
 
 def test_too_little_room_is_said_and_no_failure(images, decoded, monkeypatch):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     need = 5 * (30 * 40 * 3 + 92)
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, need))
     right(prepare(local, "student", told), local)
     assert list(local.pixels.glob("*.rgb")) == []
     assert len(decoded) == 6  # for every read
-    assert "too much, so each is decoded whenever it is read" in told.texts[0]
+    assert "too much, so each is decoded whenever it is read" in told.messages[0]
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, 2 * need))
     prepare(local, "student", told)
     assert len(list(local.pixels.glob("*.rgb"))) == 5
@@ -168,7 +151,7 @@ def test_too_little_room_is_said_and_no_failure(images, decoded, monkeypatch):
 def test_a_disk_that_gets_full_is_left_as_it_was(images, eager, monkeypatch, workers):
     monkeypatch.setattr(pixels.random, "Random", lambda: SimpleNamespace(shuffle=lambda _: None))
     Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(images / "4.png")
-    local, told = local_of(images, workers), Told()
+    local, told = local_of(images, workers), Said()
     kept = {local.digests[str(local.pictures[0].image)]}
     cache = PixelCache(local.pixels)
     cache.open()
@@ -181,34 +164,34 @@ def test_a_disk_that_gets_full_is_left_as_it_was(images, eager, monkeypatch, wor
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     right(reader, local)
     assert told.done >= 2  # images that were written, and are not kept
-    assert "File too large" in told.texts[-1] and "runtime: {cache: false}" in told.texts[-1]
+    assert "File too large" in told.messages[-1] and "runtime: {cache: false}" in told.messages[-1]
     assert cache.open() == kept
     assert len(list(local.pixels.glob("*.rgb"))) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_said_and_no_failure(images, decoded):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     local.pixels.write_bytes(b"a file")
     right(prepare(local, "student", told), local)
     assert len(decoded) == 6
-    assert "cannot hold decoded images" in told.texts[0]
+    assert "cannot hold decoded images" in told.messages[0]
 
 
 def test_another_image_than_planned_is_refused(images):
     local = local_of(images)
     shutil.copy(images / "1.png", images / "2.png")
     with pytest.raises(DataError, match="changed since"):
-        prepare(local, "student", Told())
+        prepare(local, "student", Said())
 
 
 _FILL = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_pixels import Told, local_of, prepare, right
+sys.path[:0] = sys.argv[2:]
+from test_pixels import Said, local_of, prepare, right
 local = local_of(Path(sys.argv[1]))
 print("ready", flush=True)
-reader = prepare(local, "student", Told())
+reader = prepare(local, "student", Said())
 right(reader, local)
 """
 
@@ -226,7 +209,8 @@ def fill(tmp_path):
     started = []
 
     def start():
-        code = [sys.executable, "-c", _FILL, str(root), str(Path(__file__).parent)]
+        here = Path(__file__).parent
+        code = [sys.executable, "-c", _FILL, root, here, here.parent.parent]
         process = subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -253,7 +237,7 @@ def test_killed_while_filling_only_what_was_in_work_is_lost(fill, decoded):
     assert len(left) <= 1
     for file in left:
         os.utime(file, (time.time() - 4000,) * 2)
-    right(prepare(local, "student", Told()), local)
+    right(prepare(local, "student", Said()), local)
     assert len(decoded) == 40 - done
     assert len(list(local.pixels.glob("*.rgb"))) == 40
 
@@ -305,7 +289,7 @@ def test_a_training_is_the_same_with_and_without(world, monkeypatch):
 
 
 def test_watched_images_are_decoded_once_too(images, decoded):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     local.pictures, local.watch = local.pictures[:2], local.pictures[2:4]
     right(prepare(local, "student", told), local)
     assert len(decoded) == 4 and told.totals == [(4, "images")]
@@ -313,34 +297,34 @@ def test_watched_images_are_decoded_once_too(images, decoded):
 
 def reading(local, told=None):
     """Return what reads the images of a node that decodes none before it begins."""
-    return reader(local.pixels, local.digests.items(), (told or Told()).message)
+    return reader(local.pixels, local.digests.items(), (told or Said()).message)
 
 
 def test_what_is_read_one_after_another_is_kept(images, decoded):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     found = reading(local, told)
-    assert decoded == [] and len(told.texts) == 1
-    assert told.texts[0].startswith("5 decoded images take ")
+    assert decoded == [] and len(told.messages) == 1
+    assert told.messages[0].startswith("5 decoded images take ")
     right(found, local)
     assert len(decoded) == 5  # of six files, two are equal
-    told = Told()
+    told = Said()
     right(reading(local, told), local)
     right(prepare(local, "student", told), local)
-    assert len(decoded) == 5 and told.texts == []
+    assert len(decoded) == 5 and told.messages == []
 
 
 def test_only_what_is_going_to_be_read_has_to_have_room(images):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     reader(local.pixels, [*local.digests.items()][:2], told.message)
-    assert told.texts[0].startswith("2 decoded images take ")
+    assert told.messages[0].startswith("2 decoded images take ")
 
 
 def test_without_room_or_a_folder_nothing_read_is_kept(images, decoded, monkeypatch):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
     right(reading(local, told), local)
     assert list(local.pixels.glob("*.rgb")) == []
-    assert "too much, so each is decoded whenever it is read" in told.texts[0]
+    assert "too much, so each is decoded whenever it is read" in told.messages[0]
     local.pixels = None
     right(reading(local), local)
     assert len(decoded) == 12
@@ -348,14 +332,14 @@ def test_without_room_or_a_folder_nothing_read_is_kept(images, decoded, monkeypa
 
 @pytest.mark.parametrize("what", ["file", "others"])
 def test_a_folder_that_is_not_ours_gets_nothing_that_is_read(images, what):
-    local, told = local_of(images), Told()
+    local, told = local_of(images), Said()
     if what == "file":
         local.pixels.write_bytes(b"a file")
     else:
         local.pixels.mkdir()
         (local.pixels / "photo.raw").write_bytes(b"raw")
     right(reading(local, told), local)
-    assert "cannot hold decoded images" in told.texts[0]
+    assert "cannot hold decoded images" in told.messages[0]
     assert what == "file" or [p.name for p in local.pixels.iterdir()] == ["photo.raw"]
 
 
