@@ -123,6 +123,11 @@ def _training(section: str, training: Mapping[str, Any]) -> None:
         f"  a step takes {step} s here, on {training['device']}, {most}{training['steps']} steps "
         f"about {duration(seconds * training['steps'])}{each}"
     )
+    if (features := training["features"]) is not None and features["images"]:
+        echo(
+            f"  the features of {features['images']} images take {features['bytes'] / 1e9:.3g} GB "
+            f"in {features['folder']}, and about {duration(features['seconds'])}, once"
+        )
     if training["frozen"]:
         echo(f"  not trained: {', '.join(training['frozen'])}")
     own = "the weights it is built with (random, unless its code loads some)"

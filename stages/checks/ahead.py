@@ -157,12 +157,16 @@ def _seconds(
     }
     asked = [d.node.id for d in todo.values() if d.node.stage == certainty.STAGE.name]
     own = _own_passes(experiment) | dict.fromkeys(asked, ("probe", TRAIN))
+    # by folder: whoever comes first computes them, for all that share them
+    features = {f["folder"]: f["seconds"] for t in trained.values() if (f := t["features"])}
     found: dict[NodeId, float] = {}
     for d in todo.values():
         node_id = d.node.id
         if d.node.stage in trained:
             of = trained[d.node.stage]
             found[node_id] = of["steps"] * of["seconds_per_step"]
+            if of["features"] is not None:
+                found[node_id] += features.pop(of["features"]["folder"], 0.0)
         elif node_id in each:
             trial = each[node_id]
             found[node_id] = trial["starting"] + (d.total - d.done) * trial["seconds"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
@@ -30,6 +31,12 @@ from ensdistill.stages.functional.augmentation import draw_look
 from ensdistill.stages.graph import VERSIONS, build, build_all
 from ensdistill.stages.local import Learning, local_of
 from ensdistill.stages.networks.backbones import STRIDES
+from ensdistill.stages.networks.features import (
+    Encoder,
+    FeatureCache,
+    bytes_of,
+    require_room,
+)
 from ensdistill.stages.networks.fitting import beginnings
 from ensdistill.stages.networks.foreign import reason
 from ensdistill.stages.networks.frozen import (
@@ -56,7 +63,7 @@ from ensdistill.stages.training.samples import (
 from ensdistill.stages.work.items import Silence, portable, processes
 from ensdistill.stages.work.warned import Warned, issue, kept, taken
 
-_KIND: Final = "training"  # in the memory of facts; change it when what is found out changes
+_KIND: Final = "training 2"  # in the memory of facts; change it when what is found out changes
 _CROPS: Final = 2  # of which every batch has as many, whatever it is cut into
 
 
@@ -95,7 +102,8 @@ def try_trainings(
         trained), ``body`` and ``head`` (``lr``, ``tensors`` and ``names``), ``frozen`` (names of
         what is not trained), ``init`` (what was loaded, as a sentence), ``device``, ``steps``,
         ``settles`` (whether these are the most), ``folds``, ``seconds_per_step`` (of a whole batch,
-        on this machine) and ``warnings``.
+        on this machine), ``features`` (None, or of a frozen backbone: ``folder``, and of those
+        that are not stored there ``images``, ``bytes`` and ``seconds``) and ``warnings``.
     problems : list of str
         What is wrong, each with its key.
     """
@@ -200,7 +208,8 @@ def tried(
     try:
         with redirect_stdout(sys.stderr):  # what its code prints must not get into our results
             attempt = loop.Training(order, Silence(), None, Ranks())
-            channels = attempt.encoder().backbone.channels if local.features else None
+            features = _of_encoder(attempt.encoder(), local, recipe) if local.features else None
+            channels = None if features is None else features["channels"]
             seconds = attempt.rehearse(_noise(smaller, len(local.classes), channels))
     except EnsdistillError:
         raise
@@ -220,11 +229,27 @@ def tried(
     return {
         **_facts(attempt.network, recipe),
         "init": attempt.initialised,
+        "features": features,
         "said": [
             f"{section}: {text}" for text in (attempt.read, attempt.doubt) if text is not None
         ],
         "device": str(device),
         "seconds_per_step": seconds * cast("int", recipe["batch_size"]) / _CROPS,
+    }
+
+
+def _of_encoder(encoder: Encoder, local: Learning, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where a frozen backbone's features lie, and what those of an image cost."""
+    assert local.features is not None
+    size = recipe["input_size"] or image_size(local.pictures[0].image)
+    photograph = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    encoder.encode("noise", photograph)  # the first warms up
+    begin = time.perf_counter()
+    encoder.encode("noise", photograph)
+    return {
+        "folder": encoder.cache(local.features).folder.name,
+        "channels": encoder.backbone.channels,
+        "seconds": time.perf_counter() - begin,
     }
 
 
@@ -293,7 +318,28 @@ def _told(
         "steps": settings.steps,
         "settles": settings.settle is not None,
         "folds": settings.folds if isinstance(settings, Probe) else 1,
+        "features": facts["features"] and _missing(experiment, section, local, facts["features"]),
         "warnings": [*facts["said"], *_too_large(experiment, section, settings)],
+    }
+
+
+def _missing(
+    experiment: Experiment, section: str, local: Learning, features: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the features cost that are not stored yet, and refuse what has no room."""
+    assert local.features is not None
+    cache, given = FeatureCache(local.features / features["folder"]), local.digests
+    size = getattr(experiment.config, section).input_size
+    paths = {given[str(p.image)]: p.image for p in local.pictures}
+    missing = [path for sha256, path in paths.items() if not cache.file(sha256).exists()]
+    need = sum(bytes_of(size or image_size(path), features["channels"]) for path in missing)
+    if missing:
+        require_room(cache.folder, len(missing), need, section)
+    return {
+        "folder": str(cache.folder),
+        "images": len(missing),
+        "bytes": need,
+        "seconds": len(missing) * features["seconds"],
     }
 
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -198,10 +198,15 @@ class Encoder:
             "preprocess": _plain(asdict(self.preprocessing)),
         }
 
-    def platform(self) -> list[Json]:
-        """Return what decides these."""
+    def described(self) -> bytes:
+        """Return what decides its features to the last bit, as their folder has it."""
         facts = platform_facts(self.device)
-        return [self.device.type, facts["hardware"], facts["torch"]]
+        platform: list[Json] = [self.device.type, facts["hardware"], facts["torch"]]
+        return canonical_json(self.about() | {"platform": platform})
+
+    def cache(self, root: Path) -> FeatureCache:
+        """Return that of its features, below a workspace's folder of features."""
+        return FeatureCache(root / hashlib.sha256(self.described()).hexdigest())
 
     @torch.inference_mode()
     def encode(self, image: str, photograph: UInt8) -> Stored:
@@ -230,13 +235,39 @@ class Encoder:
         low, high = (np.ascontiguousarray(x.cpu().numpy()) for x in found)
         return Seen(low, high)
 
-    def bytes_of(self, size: tuple[int, int]) -> int:
-        """Return the bytes that features of a photograph of (H, W) pixels take."""
-        seen = self.preprocessing.size or size
-        grids = [[ceil(side / stride) for side in seen] for stride in STRIDES]
-        shapes = zip(grids, self.backbone.channels, strict=True)
-        sizes = [*size, *(n for grid, channels in shapes for n in (*grid, channels))]
-        return FeatureCache.start() + 4 * sum(_counts(sizes))
+
+def bytes_of(size: tuple[int, int], channels: tuple[int, int]) -> int:
+    """Return the bytes that features of so many channels take, of a photograph seen at (H, W)."""
+    grids = (prod(ceil(side / stride) for side in size) for stride in STRIDES)
+    return FeatureCache.start() + 4 * sum(n * c for n, c in zip(grids, channels, strict=True))
+
+
+def require_room(folder: Path, images: int, need: int, name: str) -> str:
+    """Say what features of so many images take, and refuse what the disk has no room for.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are going to lie; it need not be there yet.
+    need : int
+        The bytes that they take.
+    name : str
+        What needs them, for the message.
+
+    Raises
+    ------
+    DataError
+        If that is more than nine tenths of what is free.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    takes = f"the features of {images} images take {need / 1e9:.3g} GB"
+    if need > _SHARE * free:
+        raise DataError(
+            f"{name}: {takes} of the {free / 1e9:.3g} GB that are free where {folder} is: too "
+            f"much; {_WAYS}"
+        )
+    return f"{takes} in {folder} ({free / 1e9:.3g} GB are free)"
 
 
 def prepare_features(
@@ -258,8 +289,7 @@ def prepare_features(
         of float16, the disk has no room for them, or the cache's folder is a link.
     """
     assert local.features is not None
-    about = canonical_json(encoder.about() | {"platform": encoder.platform()})
-    cache = FeatureCache(local.features / hashlib.sha256(about).hexdigest())
+    cache = encoder.cache(local.features)
     paths = {local.digests[path]: path for path in (str(p.image) for p in local.pictures)}
 
     def say(text: str) -> None:
@@ -269,14 +299,16 @@ def prepare_features(
         require_no_link(local.features)
         present = sorted(opened(cache, FEATURES_MARK) & paths.keys())
         if not (cache.folder / ABOUT).exists():
-            atomic.write_bytes(cache.folder / ABOUT, about)
+            atomic.write_bytes(cache.folder / ABOUT, encoder.described())
         found: set[str] = set()
         if present:
             what, again = "stored features", "computing them again"
             found = whole_of(cache, present, local.workers, progress, say, what, again)
         missing = [(path, sha256) for sha256, path in paths.items() if sha256 not in found]
         if missing:
-            _require_room(cache, encoder, missing, name, say)
+            sizes = [encoder.preprocessing.size or image_size(Path(path)) for path, _ in missing]
+            need = sum(bytes_of(size, encoder.backbone.channels) for size in sizes)
+            say(require_room(cache.folder, len(missing), need, name))
             _fill(cache, encoder, missing, pixels, progress)
     except OSError as error:
         raise DataError(
@@ -284,25 +316,6 @@ def prepare_features(
             f"({error}); {_WAYS}"
         ) from error
     return FeatureStore(cache.folder)
-
-
-def _require_room(
-    cache: FeatureCache,
-    encoder: Encoder,
-    missing: Sequence[tuple[str, str]],
-    name: str,
-    say: Callable[[str], object],
-) -> None:
-    """Say what the features take that are missing, and refuse what the disk has no room for."""
-    need = sum(encoder.bytes_of(image_size(Path(path))) for path, _ in missing)
-    free = shutil.disk_usage(cache.folder).free
-    takes = f"the features of {len(missing)} images take {need / 1e9:.3g} GB"
-    if need > _SHARE * free:
-        raise DataError(
-            f"{name}: {takes} of the {free / 1e9:.3g} GB that are free where {cache.folder} is: "
-            f"too much; {_WAYS}"
-        )
-    say(f"{takes} in {cache.folder} ({free / 1e9:.3g} GB are free)")
 
 
 def _fill(

@@ -168,6 +168,7 @@ def test_what_is_trained_is_known_before_any_work(code_world):
         "steps": 6,
         "settles": False,
         "folds": 1,
+        "features": None,
         "warnings": [],
     }
     text = code_world.call("check")

@@ -247,9 +247,8 @@ def test_what_vanishes_meanwhile_is_said(local):
 
 
 def test_too_little_room_is_refused_with_figures_and_ways_out(local, encoded, monkeypatch):
-    need = sum(
-        encoder_of().bytes_of(np.asarray(Image.open(p.image)).shape[:2]) for p in local.pictures[:3]
-    )
+    sizes = [np.asarray(Image.open(p.image)).shape[:2] for p in local.pictures[:3]]
+    need = sum(features.bytes_of(size, (24, 320)) for size in sizes)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: Usage(10**9, 0, need))
     with pytest.raises(DataError) as refused:
         prepared(local)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,18 +21,23 @@ from ensdistill.data.decoded import Pixels
 from ensdistill.data.decoding import read_image
 from ensdistill.data.splits import Picture
 from ensdistill.pipeline.errors import ConfigError
+from ensdistill.pipeline.plan import plan
+from ensdistill.stages.checks import trainings
+from ensdistill.stages.checks.ahead import look_ahead
 from ensdistill.stages.experiment.presets import LINEAR
 from ensdistill.stages.experiment.schema import Probe, Student
-from ensdistill.stages.graph import load
+from ensdistill.stages.graph import build, load
 from ensdistill.stages.local import Running
+from ensdistill.stages.networks import features
 from ensdistill.stages.networks.backbones import imagenet_weights
-from ensdistill.stages.networks.features import Encoder, Seen, Stored
+from ensdistill.stages.networks.features import Encoder, FeatureCache, Seen, Stored
 from ensdistill.stages.networks.frozen import FrozenNetwork, load_student
 from ensdistill.stages.networks.preprocessing import Preprocessing
 from ensdistill.stages.nodes.given import Given
 from ensdistill.stages.nodes.learning import training_recipe
 from ensdistill.stages.training.checkpoints import checkpoints
 from ensdistill.stages.training.samples import FeatureSamples
+from ensdistill.stages.work.items import Silence
 
 LITE = {"network": {"arch": "deeplabv3plus", "backbone": "efficientnet-lite0"}}
 DECODER = TINY | LITE | {"train": "decoder", "steps": 8, "lr": 0.005}
@@ -413,6 +419,53 @@ def test_check_tries_its_step_and_keeps_nothing(tmp_path):
     assert training["weights"] < 500_000 and training["body"]["tensors"] == 0
     assert training["frozen"][0].startswith("backbone.")
     assert stores(world) == []
+
+
+def test_check_tells_what_the_features_take_that_are_missing(tmp_path):
+    world = decoder_world(tmp_path, input_size=[40, 56])
+    told = world.json("check")["trainings"]["student"]["features"]
+    assert told["images"] == 5 and told["seconds"] > 0
+    # a header, and of 10 x 14 and 3 x 4 pixels, as they are and mirrored, in two bytes
+    assert told["bytes"] == 5 * (FeatureCache.start() + 4 * (10 * 14 * 24 + 3 * 4 * 320))
+    assert "the features of 5 images take" in world.call("check")
+    world.call("train-student", "--upstream")
+    [folder] = stores(world)
+    assert Path(told["folder"]) == folder
+    assert sum(file.stat().st_size for file in folder.glob("*.f16")) == told["bytes"]
+    there = world.json("check")["trainings"]["student"]["features"]
+    assert (there["images"], there["bytes"], there["seconds"]) == (0, 0, 0)
+    assert "the features of" not in world.call("check")
+    next(folder.glob("*.f16")).unlink()
+    assert world.json("check")["trainings"]["student"]["features"]["images"] == 1
+
+
+def test_features_that_have_no_room_are_refused_before_any_work(tmp_path, monkeypatch):
+    world = decoder_world(tmp_path)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    for command in (["check"], ["run", "--no-evaluate"], ["train-student", "--upstream"]):
+        text = world.refuse(*command)
+        assert "student: the features of 5 images take 0.000" in text and "too much" in text
+        assert "`train: all` keeps no features" in text
+    assert not any((tmp_path / "work").glob("*/*/manifest.json"))
+
+
+def test_features_that_are_shared_are_counted_once(tmp_path, monkeypatch):
+    world = World(tmp_path)
+    world.settings["probe"] = world.settings["student"] = dict(DECODER)
+    world.write()
+    tried = trainings.tried
+
+    def known(*arguments):
+        found = tried(*arguments)
+        return found | {"seconds_per_step": 1.0, "features": found["features"] | {"seconds": 7.0}}
+
+    monkeypatch.setattr(trainings, "tried", known)
+    experiment = load(world.file)
+    decisions = plan(build(experiment), experiment.workspace.scan())
+    found = look_ahead(experiment, decisions, decisions.keys(), lambda _: Silence())["seconds"]
+    steps = world.settings["probe"]["steps"]
+    assert found["probe[a]"] == steps + 5 * 7
+    assert found["probe[b]"] == found["student"] == steps
 
 
 def test_a_probe_is_linear_unless_another_network_is_said():
